@@ -1,0 +1,1 @@
+//! The bytes that the kernel programs and user space agree on.

@@ -1,0 +1,1 @@
+//! The node agent: watches the apiserver and programs the kernel.

@@ -1,0 +1,3 @@
+//! The node agent: watches the apiserver and programs the kernel.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The CNI plugin: wires the network namespace of a Pod.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A small Kubernetes-compatible apiserver that knows nothing of networking.

@@ -1,0 +1,1 @@
+//! Cluster-wide reconcilers and the binary that embeds the apiserver.

@@ -1,0 +1,3 @@
+//! Cluster-wide reconcilers and the binary that embeds the apiserver.
+
+fn main() {}

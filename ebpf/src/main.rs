@@ -1,0 +1,3 @@
+//! The kernel side: entry points and glue (BPF target only).
+
+fn main() {}

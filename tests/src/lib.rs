@@ -1,0 +1,1 @@
+//! Test harness: clusters of network namespaces on one machine.

@@ -1,0 +1,3 @@
+//! Every developer and CI command.
+
+fn main() {}
