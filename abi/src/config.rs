@@ -1,0 +1,56 @@
+//! `config`: one row, everything about this node that is neither a Service nor an endpoint.
+//!
+//! In a map and not in read-only data, so that a running program follows a change without being replaced. Whoever
+//! writes it bumps [`crate::epoch::GLOBAL`] afterwards.
+
+use crate::address::Mac;
+use crate::plain;
+
+/// The only row of `config`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// [`crate::version::SCHEMA`] of whoever wrote the row.
+    pub schema: u32,
+    /// [`flag`]
+    pub flags: u32,
+    /// The uplink.
+    pub uplink_ifindex: u32,
+    /// The collect-metadata VXLAN device.
+    pub overlay_ifindex: u32,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Seed of the flow hash: backend selection of a tuple is stable while it and the slots are.
+    pub hash_seed: u32,
+    /// First source port that masquerading may use, machine order. The range is disjoint from the host's own.
+    pub snat_port_min: u16,
+    /// Last one, inclusive.
+    pub snat_port_max: u16,
+    /// Masquerade address.
+    pub host_ipv4: [u8; 4],
+    /// Masquerade address.
+    pub host_ipv6: [u8; 16],
+    /// The Pods' gateway: the first address of the Pod CIDR, an address of this node; source of hairpin flows.
+    pub gateway_ipv4: [u8; 4],
+    /// The same for IPv6.
+    pub gateway_ipv6: [u8; 16],
+    /// Ethernet address of the overlay device.
+    pub vtep_mac: Mac,
+    /// Always 0.
+    pub pad: u16,
+}
+
+/// Bits of [`Config::flags`].
+pub mod flag {
+    /// Masquerade IPv4 that leaves the cluster (needs `host_ipv4`).
+    pub const MASQUERADE_V4: u32 = 1 << 0;
+    /// Masquerade IPv6 that leaves the cluster (needs `host_ipv6`).
+    pub const MASQUERADE_V6: u32 = 1 << 1;
+}
+
+/// Default of [`Config::snat_port_min`]: above the kernel's default ephemeral range (32768-60999).
+pub const SNAT_PORT_MIN: u16 = 61_000;
+/// Default of [`Config::snat_port_max`].
+pub const SNAT_PORT_MAX: u16 = 65_535;
+
+plain!(Config = 76);

@@ -1,0 +1,68 @@
+//! Names of the maps: the names in the object, of the pins, and in every tool's output.
+
+/// [`crate::flow`], LRU hash.
+pub const FLOWS_V4: &str = "flows_v4";
+/// [`crate::flow`], LRU hash.
+pub const FLOWS_V6: &str = "flows_v6";
+/// [`crate::service`], hash.
+pub const SERVICES_V4: &str = "services_v4";
+/// [`crate::service`], hash.
+pub const SERVICES_V6: &str = "services_v6";
+/// Array of backend ids (`u32`), shared by both families.
+pub const SLOTS: &str = "slots";
+/// [`crate::backend`], array by id.
+pub const BACKENDS_V4: &str = "backends_v4";
+/// [`crate::backend`], array by id.
+pub const BACKENDS_V6: &str = "backends_v6";
+/// [`crate::backend::Backend`] to id (`u32`), hash.
+pub const BACKEND_IDS_V4: &str = "backend_ids_v4";
+/// [`crate::backend::Backend`] to id (`u32`), hash.
+pub const BACKEND_IDS_V6: &str = "backend_ids_v6";
+/// Address to [`crate::endpoint::Endpoint`], hash.
+pub const ENDPOINTS_V4: &str = "endpoints_v4";
+/// Address to [`crate::endpoint::Endpoint`], hash.
+pub const ENDPOINTS_V6: &str = "endpoints_v6";
+/// ifindex (`u32`) to [`crate::endpoint::Interface`], hash.
+pub const INTERFACES: &str = "interfaces";
+/// [`crate::node::Node`] by slot, array.
+pub const NODES: &str = "nodes";
+/// [`crate::node::UnderlayAddress`] to slot (`u32`), hash.
+pub const NODE_SLOTS: &str = "node_slots";
+/// [`crate::route`], longest prefix match.
+pub const ROUTES_V4: &str = "routes_v4";
+/// [`crate::route`], longest prefix match.
+pub const ROUTES_V6: &str = "routes_v6";
+/// [`crate::epoch`], array of `u32`.
+pub const EPOCHS: &str = "epochs";
+/// [`crate::config`], array of one.
+pub const CONFIG: &str = "config";
+/// [`crate::counter::Counter`] by drop reason, per-CPU array.
+pub const DROPS: &str = "drops";
+/// [`crate::counter::Counter`] by path, per-CPU array.
+pub const FORWARDS: &str = "forwards";
+/// `u64` by helper kind, per-CPU array.
+pub const HELPERS: &str = "helpers";
+/// [`crate::fragment`], LRU hash.
+pub const FRAGMENTS_V4: &str = "fragments_v4";
+/// [`crate::fragment`], LRU hash.
+pub const FRAGMENTS_V6: &str = "fragments_v6";
+/// [`crate::socket`], LRU hash.
+pub const SOCKETS_V4: &str = "sockets_v4";
+/// [`crate::socket`], LRU hash.
+pub const SOCKETS_V6: &str = "sockets_v6";
+
+/// Default capacities, in entries. The loader may change those of hashes; arrays are part of the ABI.
+pub mod capacity {
+    /// Of each `flows_*`.
+    pub const FLOWS: u32 = 262_144;
+    /// Of each `services_*`.
+    pub const SERVICES: u32 = 65_536;
+    /// Of `slots`.
+    pub const SLOTS: u32 = 1_048_576;
+    /// Of each `routes_*`.
+    pub const ROUTES: u32 = 32_768;
+    /// Of each `fragments_*`.
+    pub const FRAGMENTS: u32 = 8_192;
+    /// Of each `sockets_*`.
+    pub const SOCKETS: u32 = 65_536;
+}
