@@ -42,10 +42,7 @@ pub struct Dep {
 
 impl Dep {
     /// Depends on nothing.
-    pub const NONE: Self = Self {
-        index: NEVER,
-        epoch: 0,
-    };
+    pub const NONE: Self = Self { index: NEVER, epoch: 0 };
 }
 
 plain!(Dep = 8);

@@ -35,13 +35,7 @@ impl<A: Address> FlowKey<A> {
     /// The tuple of the answer to a packet with this tuple.
     #[must_use]
     pub fn mirrored(&self) -> Self {
-        Self {
-            src: self.dst,
-            dst: self.src,
-            sport: self.dport,
-            dport: self.sport,
-            ..*self
-        }
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self }
     }
 }
 

@@ -13,14 +13,7 @@ pub const FROM_OVERLAY: &str = "from_overlay";
 /// tcx egress on the overlay device: what the host's stack sends to Pods of other nodes.
 pub const TO_OVERLAY: &str = "to_overlay";
 /// All tc programs.
-pub const TC: [&str; 6] = [
-    FROM_POD,
-    TO_POD,
-    FROM_UPLINK,
-    TO_UPLINK,
-    FROM_OVERLAY,
-    TO_OVERLAY,
-];
+pub const TC: [&str; 6] = [FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK, FROM_OVERLAY, TO_OVERLAY];
 
 /// All `cgroup/sock_addr` programs.
 pub const SOCK_ADDR: [&str; 8] = [
