@@ -36,8 +36,8 @@ pub struct Config {
     pub gateway_ipv6: [u8; 16],
     /// Ethernet address of the overlay device.
     pub vtep_mac: Mac,
-    /// Always 0.
-    pub pad: u16,
+    /// UDP port of the overlay, machine order: what Pods may not send to a node (E19, E20).
+    pub overlay_port: u16,
 }
 
 /// Bits of [`Config::flags`].
@@ -52,5 +52,8 @@ pub mod flag {
 pub const SNAT_PORT_MIN: u16 = 61_000;
 /// Default of [`Config::snat_port_max`].
 pub const SNAT_PORT_MAX: u16 = 65_535;
+
+/// Default of [`Config::overlay_port`].
+pub const OVERLAY_PORT: u16 = 8472;
 
 plain!(Config = 76);

@@ -51,6 +51,13 @@ pub const SOCKETS_V4: &str = "sockets_v4";
 /// [`crate::socket`], LRU hash.
 pub const SOCKETS_V6: &str = "sockets_v6";
 
+/// Per-CPU working memory of the slow path; private to a loaded object, never pinned.
+pub const SCRATCH_V4: &str = "scratch_v4";
+/// The same for IPv6.
+pub const SCRATCH_V6: &str = "scratch_v6";
+/// When the kernel last asked an endpoint's flows to restore their replies (E12), by endpoint id; never pinned.
+pub const RESTORES: &str = "restores";
+
 /// Default capacities, in entries. The loader may change those of hashes; arrays are part of the ABI.
 pub mod capacity {
     /// Of each `flows_*`.

@@ -37,6 +37,9 @@ pub const CLOCK: &str = "clock";
 pub mod rodata {
     /// `u32`: jiffies per second.
     pub const HZ: &str = "HZ";
+    /// `u32`: flag for `bpf_l4_csum_replace` on IPv6 packets: `BPF_F_IPV6` (128) where the kernel has it (6.16), else
+    /// 0. With it a complete checksum from the NIC stays valid through a translation.
+    pub const IPV6_CHECKSUM_FLAG: &str = "IPV6_CHECKSUM_FLAG";
     /// `u32`: not 0 = write the verdict into `__sk_buff.cb`; see [`crate::trace`].
     pub const TRACE: &str = "TRACE";
     /// `u32`: not 0 = count helper calls into `helpers`.
