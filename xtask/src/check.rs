@@ -1,0 +1,80 @@
+//! `check`: everything that can be judged without running the product. Cheap steps first.
+
+use anyhow::{Context, Result};
+
+use crate::ebpf::{self, cargo_bpf};
+use crate::process::run;
+use crate::workspace::Workspace;
+use crate::{setup, tidy};
+
+/// The kernel crate is linted for its own target; for the host it is an empty `main`.
+const HOST: [&str; 3] = ["--workspace", "--exclude", "quilla-ebpf"];
+
+type Step = (&'static str, fn(&Workspace) -> Result<()>);
+
+const STEPS: [Step; 10] = [
+    ("format", format),
+    ("tidy", tidy::tidy),
+    ("spelling", spelling),
+    ("toml", toml),
+    ("unused dependencies", unused),
+    ("licences and sources", licences),
+    ("kernel object", ebpf::check),
+    ("lints, BPF target", lints_bpf),
+    ("lints, host", lints_host),
+    ("documentation", documentation),
+];
+
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    setup::linters(workspace)?;
+    setup::bpf_toolchain(workspace)?;
+    for (name, step) in STEPS {
+        println!("\n== {name}");
+        step(workspace).with_context(|| format!("check failed: {name}"))?;
+    }
+    println!("\nall {} checks passed", STEPS.len());
+    Ok(())
+}
+
+fn format(workspace: &Workspace) -> Result<()> {
+    run(&mut workspace.cargo(&["fmt", "--all", "--check"]))
+}
+
+fn spelling(workspace: &Workspace) -> Result<()> {
+    run(&mut workspace.command("typos"))
+}
+
+fn toml(workspace: &Workspace) -> Result<()> {
+    run(workspace.command("taplo").args(["fmt", "--check"]).env("RUST_LOG", "warn"))
+}
+
+fn unused(workspace: &Workspace) -> Result<()> {
+    run(&mut workspace.cargo(&["machete"]))
+}
+
+/// Not the advisories: their database is a git repository, and CI has crates.io and nothing else.
+fn licences(workspace: &Workspace) -> Result<()> {
+    run(&mut workspace.cargo(&[
+        "deny",
+        "--offline",
+        "--log-level",
+        "error",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+fn lints_bpf(workspace: &Workspace) -> Result<()> {
+    run(cargo_bpf(workspace, "clippy")?.args(["--", "-D", "warnings"]))
+}
+
+fn lints_host(workspace: &Workspace) -> Result<()> {
+    run(workspace.cargo(&["clippy"]).args(HOST).args(["--all-targets", "--", "-D", "warnings"]))
+}
+
+fn documentation(workspace: &Workspace) -> Result<()> {
+    let mut cargo = workspace.cargo(&["doc", "--no-deps", "--document-private-items"]);
+    run(cargo.args(HOST).env("RUSTDOCFLAGS", "-D warnings"))
+}

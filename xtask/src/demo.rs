@@ -1,0 +1,26 @@
+//! `demo` and `dev`: build the product, then hand over to `quilla-demo`, which owns the cluster in namespaces.
+
+use std::os::unix::process::CommandExt;
+
+use anyhow::{Context, Result};
+
+use crate::workspace::Workspace;
+use crate::{product, setup};
+
+pub(crate) fn demo(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    hand_over(workspace, arguments)
+}
+
+pub(crate) fn dev(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    let words: Vec<String> = std::iter::once("dev".to_owned()).chain(arguments.iter().cloned()).collect();
+    hand_over(workspace, &words)
+}
+
+/// Replaces this process, so that signals and the exit code are the demo's own.
+fn hand_over(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    setup::commands(workspace)?;
+    product::build(workspace, false)?;
+    let binary = workspace.target().join("debug/quilla-demo");
+    let failure = workspace.command(&binary).args(arguments).exec();
+    Err(failure).with_context(|| format!("start {}", binary.display()))
+}

@@ -1,0 +1,110 @@
+//! What the committed object was made from: one hash over the sources, so that a machine without the BPF toolchain
+//! can still tell that the object is stale.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use super::compile::{FLAGS, RUSTC};
+use crate::process::read;
+use crate::setup::BPF_LINKER;
+use crate::workspace::Workspace;
+
+/// The content of `quilla.bpf.sha256`; `sha256sum --check` understands it too.
+pub(super) struct Record {
+    pub(super) object: String,
+    sources: String,
+}
+
+impl Record {
+    pub(super) fn of(workspace: &Workspace, object: &[u8]) -> Result<Self> {
+        Ok(Self { object: hex(&Sha256::digest(object)), sources: sources(workspace)? })
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}  quilla.bpf.o", self.object)?;
+        writeln!(f, "# sources {}", self.sources)
+    }
+}
+
+fn sources(workspace: &Workspace) -> Result<String> {
+    let mut hash = Sha256::new();
+    for line in [FLAGS.join(" "), format!("rustc {RUSTC}"), format!("bpf-linker {BPF_LINKER}")] {
+        field(&mut hash, line.as_bytes());
+    }
+    field(&mut hash, profile(workspace)?.as_bytes());
+    field(&mut hash, dependencies(workspace)?.as_bytes());
+    for file in files(workspace)? {
+        field(&mut hash, file.to_string_lossy().as_bytes());
+        field(
+            &mut hash,
+            &fs::read(workspace.root().join(&file)).with_context(|| format!("read {}", file.display()))?,
+        );
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Length first, so that no two lists of fields give the same bytes.
+fn field(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+/// Only what the kernel crate uses: a new dependency of the agent does not make the object stale.
+fn dependencies(workspace: &Workspace) -> Result<String> {
+    let mut cargo = workspace.cargo(&["tree", "--package", "quilla-ebpf", "--target", "bpfel-unknown-none"]);
+    cargo.args(["--edges", "normal,build", "--prefix", "none", "--format", "{p} {f}"]);
+    let tree = read(&mut cargo)?;
+    let root = format!("({}", workspace.root().display());
+    let mut lines: Vec<String> = tree
+        .lines()
+        .map(|line| match line.split_once(&root) {
+            Some((package, rest)) => {
+                format!("{package}{}", rest.split_once(')').map_or("", |(_, features)| features))
+            }
+            None => line.to_owned(),
+        })
+        .map(|line| line.replace("(*)", "").replace("(proc-macro)", "").trim().to_owned())
+        .collect();
+    lines.sort();
+    lines.dedup();
+    Ok(lines.join("\n"))
+}
+
+fn profile(workspace: &Workspace) -> Result<String> {
+    let manifest = fs::read_to_string(workspace.path("Cargo.toml")).context("read Cargo.toml")?;
+    let section = manifest.lines().skip_while(|line| *line != "[profile.bpf]").skip(1);
+    Ok(section.take_while(|line| line.contains('=')).collect::<Vec<_>>().join("\n"))
+}
+
+/// Rust sources and manifests of the crates in the object, relative to the root, in order.
+fn files(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for folder in ["abi", "ebpf"] {
+        walk(workspace.root(), Path::new(folder), &mut found)?;
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn walk(root: &Path, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(root.join(folder)).with_context(|| format!("list {}", folder.display()))? {
+        let entry = entry.with_context(|| format!("list {}", folder.display()))?;
+        let path = folder.join(entry.file_name());
+        if entry.file_type().context("type of a source file")?.is_dir() {
+            walk(root, &path, found)?;
+        } else if path.extension().is_some_and(|end| end == "rs") || path.ends_with("Cargo.toml") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}

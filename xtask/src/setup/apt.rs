@@ -1,0 +1,118 @@
+//! Debian packages: those of the machine's own release through `apt-get install`, and single packages of another
+//! suite, unpacked beside the build and never installed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{read, run};
+use crate::workspace::Workspace;
+
+/// The command that tests or demos run, and the package that brings it.
+const COMMANDS: [(&str, &str); 11] = [
+    ("curl", "curl"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("jq", "jq"),
+    ("ncat", "ncat"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
+    ("python3", "python3-pip"),
+    ("tc", "iproute2"),
+    ("tcpdump", "tcpdump"),
+];
+
+/// Packages whose commands are not on this machine.
+pub(crate) fn missing(workspace: &Workspace) -> Vec<&'static str> {
+    let absent = COMMANDS.iter().filter(|(command, _)| workspace.which(command).is_none());
+    let mut packages: Vec<&str> = absent.map(|(_, package)| *package).collect();
+    packages.dedup();
+    packages
+}
+
+pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
+    let packages = missing(workspace);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    println!("installing Debian packages: {}", packages.join(" "));
+    run(workspace.command("apt-get").args(["update", "-qq"]))?;
+    let mut install = workspace.command("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-qq", "--no-install-recommends"]);
+    run(install.args(packages))
+}
+
+/// bookworm's kubectl is of 2020 and cannot talk to a present apiserver; trixie's is one static file.
+pub(super) fn ensure_kubectl(workspace: &Workspace) -> Result<()> {
+    if workspace.which("kubectl").is_some() {
+        return Ok(());
+    }
+    println!("unpacking kubectl from Debian trixie into {}", workspace.debian().display());
+    unpack(workspace, "trixie", "kubernetes-client", "", &workspace.debian())
+}
+
+/// Downloads one package of `suite` whose version starts with `version`, and unpacks it into `into`. A private apt
+/// configuration leaves the machine's own alone; apt checks the suite's signature and the package's hash.
+pub(super) fn unpack(
+    workspace: &Workspace,
+    suite: &str,
+    package: &str,
+    version: &str,
+    into: &Path,
+) -> Result<()> {
+    let home = workspace.tools().join("apt").join(suite);
+    let config = configure(&home, suite)?;
+    let apt = |program: &str| -> Command {
+        let mut command = workspace.command(program);
+        command.env("APT_CONFIG", &config).current_dir(&home);
+        command
+    };
+    run(apt("apt-get").args(["update", "-qq"]))?;
+    let candidates = read(apt("apt-cache").args(["madison", package]))?;
+    let Some(chosen) = candidates
+        .lines()
+        .filter_map(|line| line.split('|').nth(1))
+        .map(str::trim)
+        .find(|candidate| candidate.starts_with(version))
+    else {
+        bail!("Debian {suite} has no {package} of version {version}");
+    };
+    run(apt("apt-get").args(["download", "-qq", &format!("{package}={chosen}")]))?;
+    let archive = downloaded(&home, package)?;
+    fs::create_dir_all(into).with_context(|| format!("create {}", into.display()))?;
+    run(workspace.command("dpkg-deb").arg("--extract").arg(&archive).arg(into))?;
+    fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))
+}
+
+fn configure(home: &Path, suite: &str) -> Result<std::path::PathBuf> {
+    for folder in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(home.join(folder)).with_context(|| format!("create {folder} for apt"))?;
+    }
+    let source = format!(
+        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
+    );
+    fs::write(home.join("sources.list"), source).context("write sources.list for apt")?;
+    let home = home.display();
+    let settings = format!(
+        "Dir::State::Lists \"{home}/lists\";\nDir::State::status \"/dev/null\";\nDir::Cache \"{home}/cache\";\n\
+         Dir::Etc::sourcelist \"{home}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
+         Acquire::Languages \"none\";\nAPT::Sandbox::User \"root\";\n"
+    );
+    let config = format!("{home}/apt.conf");
+    fs::write(&config, settings).context("write apt.conf")?;
+    Ok(config.into())
+}
+
+fn downloaded(home: &Path, package: &str) -> Result<std::path::PathBuf> {
+    for entry in fs::read_dir(home).context("list downloads")? {
+        let path = entry.context("list downloads")?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(&format!("{package}_")) && path.extension().is_some_and(|end| end == "deb") {
+            return Ok(path);
+        }
+    }
+    bail!("apt-get downloaded no {package}")
+}
