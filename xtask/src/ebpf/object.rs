@@ -3,9 +3,9 @@
 //! Each check is about a fault that is otherwise silent, or that a kernel reports with a message about something else.
 
 use anyhow::{Context, Result, bail, ensure};
-use object::build::elf::Builder;
+use object::build::elf::{Builder, SectionData};
 use object::read::elf::ElfFile64;
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _, elf};
 
 /// Removes DWARF. bpf-linker has made BTF from it, loaders read only BTF, and it is nine tenths of the file.
 pub(super) fn strip(linked: &[u8]) -> Result<Vec<u8>> {
@@ -17,14 +17,19 @@ pub(super) fn strip(linked: &[u8]) -> Result<Vec<u8>> {
         }
     }
     builder.delete_orphans();
+    // LLVM keeps the names of sections and symbols in one table; the writer wants two.
+    let names = builder.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = elf::SHT_STRTAB;
+    names.data = SectionData::SectionString;
     let mut stripped = Vec::new();
     builder.write(&mut stripped).context("write the stripped object")?;
     Ok(stripped)
 }
 
 pub(super) fn inspect(bytes: &[u8]) -> Result<()> {
-    let elf: ElfFile64 = ElfFile64::parse(bytes).context("parse the object")?;
-    for symbol in elf.symbols() {
+    let object: ElfFile64 = ElfFile64::parse(bytes).context("parse the object")?;
+    for symbol in object.symbols() {
         let name = symbol.name().context("name of a symbol")?;
         ensure!(
             !symbol.is_undefined() || name.is_empty(),
@@ -34,11 +39,11 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<()> {
         ensure!(!name.starts_with("AYA_LOG"), "`{name}`: aya-log belongs in debug objects only");
     }
     ensure!(
-        elf.section_by_name("license").is_some(),
+        object.section_by_name("license").is_some(),
         "no licence section: the kernel would refuse its helpers"
     );
     let btf =
-        elf.section_by_name(".BTF").context("no .BTF section: map-in-map and line information need it")?;
+        object.section_by_name(".BTF").context("no .BTF section: map-in-map and line information need it")?;
     inspect_btf(btf.data().context("content of .BTF")?)
 }
 
