@@ -1,0 +1,104 @@
+//! Address families, and reading addresses as leniently as Kubernetes does. Called by the watch and the planner.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// Parses an address; IPv4 octets may have leading zeros, which are decimal (S2), as in objects stored long ago.
+/// An IPv4-mapped IPv6 address is the IPv4 address.
+pub fn parse_lenient(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|address| address.to_canonical()).or_else(|| parse_padded(text))
+}
+
+fn parse_padded(text: &str) -> Option<IpAddr> {
+    let mut octets = [0u8; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        let part = parts.next()?;
+        if !part.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        *octet = part.parse().ok()?;
+    }
+    parts.next().is_none().then(|| Ipv4Addr::from(octets).into())
+}
+
+/// Why an address cannot stand for an endpoint, or `None` if it can.
+pub fn unusable(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if address.is_unspecified() {
+        Some("unspecified address")
+    } else if address.is_loopback() {
+        Some("loopback address")
+    } else if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some("multicast or broadcast address")
+    } else if link_local {
+        Some("link-local address")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parse_lenient, unusable};
+
+    #[test]
+    fn s2_leading_zeros_are_decimal_and_the_rest_is_refused() {
+        for (text, expected) in [
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("010.000.001.08", Some("10.0.1.8")),
+            ("fd00::1", Some("fd00::1")),
+            ("::ffff:10.0.0.1", Some("10.0.0.1")),
+            ("10.0.0", None),
+            ("10.0.0.0.1", None),
+            ("10.0.0.256", None),
+            ("10.0.0.+1", None),
+            ("10.0..1", None),
+            (" 10.0.0.1", None),
+            ("", None),
+            ("None", None),
+        ] {
+            assert_eq!(parse_lenient(text), expected.map(|e| e.parse().unwrap()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_unicast_and_routed() {
+        for bad in [
+            "0.0.0.0",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "169.254.1.1",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+        ] {
+            assert!(unusable(bad.parse().unwrap()).is_some(), "{bad}");
+        }
+        for good in ["10.0.0.1", "192.0.2.1", "fd00::1", "2001:db8::1"] {
+            assert_eq!(unusable(good.parse().unwrap()), None, "{good}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Endpoints of Services, in the slices the API gives them in.
+//!
+//! Slices are kept as they are and not merged here: one changed endpoint changes one slice, and ports are stored once.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Family, ObjectName, Protocol};
+
+/// A slice: endpoints of one Service and family that share their ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSlice {
+    /// Its name.
+    pub name: ObjectName,
+    /// The Service it belongs to, in the same namespace.
+    pub service: ObjectName,
+    /// The family of all its addresses.
+    pub family: Family,
+    /// What every endpoint listens on.
+    pub ports: Vec<EndpointPort>,
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port that the endpoints of a slice listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointPort {
+    /// Name of the Service port it serves; empty if that has none.
+    pub name: String,
+    /// Number.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// A Pod or host behind a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// May get new connections.
+    pub ready: bool,
+    /// Can answer, even if it is about to go.
+    pub serving: bool,
+    /// Is about to go.
+    pub terminating: bool,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+    /// Which clients it is meant for, if the controller said so.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Topology hints (S14).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hints {
+    /// For clients on these nodes.
+    pub nodes: Vec<Arc<str>>,
+    /// For clients in these zones.
+    pub zones: Vec<Arc<str>>,
+}
