@@ -54,16 +54,7 @@ fn unused(workspace: &Workspace) -> Result<()> {
 
 /// Not the advisories: their database is a git repository, and CI has crates.io and nothing else.
 fn licences(workspace: &Workspace) -> Result<()> {
-    run(&mut workspace.cargo(&[
-        "deny",
-        "--offline",
-        "--log-level",
-        "error",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))
+    run(&mut workspace.cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))
 }
 
 fn lints_bpf(workspace: &Workspace) -> Result<()> {

@@ -20,7 +20,7 @@ const COMMANDS: [(&str, &str); 11] = [
     ("ncat", "ncat"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
-    ("python3", "python3-pip"),
+    ("pip3", "python3-pip"),
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
 ];
@@ -51,7 +51,7 @@ pub(super) fn ensure_kubectl(workspace: &Workspace) -> Result<()> {
         return Ok(());
     }
     println!("unpacking kubectl from Debian trixie into {}", workspace.debian().display());
-    unpack(workspace, "trixie", "kubernetes-client", "", &workspace.debian())
+    unpack(workspace, "trixie", "kubectl", "", &workspace.debian())
 }
 
 /// Downloads one package of `suite` whose version starts with `version`, and unpacks it into `into`. A private apt

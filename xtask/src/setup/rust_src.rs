@@ -27,8 +27,9 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
         return Ok(());
     }
     println!("installing rust-src: the sources of `core`, for the BPF target");
-    let rustup = run_within(workspace.command("rustup").args(["component", "add", "rust-src"]), RUSTUP_LIMIT);
-    if let Err(error) = rustup {
+    let mut rustup = workspace.command("rustup");
+    rustup.args(["component", "add", "rust-src"]).env("RUST_BACKTRACE", "0");
+    if let Err(error) = run_within(&mut rustup, RUSTUP_LIMIT) {
         println!("rustup could not ({error:#}); taking Debian's package");
     }
     if !complete(&library) {

@@ -24,6 +24,8 @@ pub(super) fn ensure(workspace: &Workspace, tools: &[(&str, &str)]) -> Result<()
         "pip",
         "install",
         "--quiet",
+        "--root-user-action",
+        "ignore",
         "--no-deps",
         "--only-binary",
         ":all:",
