@@ -1,0 +1,207 @@
+//! The network configuration on the plugin's standard input. Parsed once per invocation; unknown keys are accepted,
+//! because runtimes and later versions of the specification add their own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::attachment::{Attachment, validate_network_name};
+use crate::{CniError, DEFAULT_DATA_DIR, DEFAULT_SOCKET, Dns, ErrorCode, SpecVersion};
+
+/// Everything the plugin reads from its configuration.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// Version of the request, and so of the answer.
+    pub version: SpecVersion,
+    /// Name of the network.
+    pub name: String,
+    /// The agent's socket.
+    pub agent_socket: PathBuf,
+    /// How long one request to the agent may take.
+    pub agent_timeout: Duration,
+    /// MTU of the Pod's interface, when the agent's own is not wanted.
+    pub mtu: Option<u32>,
+    /// A file that gets a line per failed operation.
+    pub log_file: Option<PathBuf>,
+    /// Where DEL leaves its records while the agent is away.
+    pub data_dir: PathBuf,
+    /// Name resolution to report in the result.
+    pub dns: Option<Dns>,
+    /// The result of the previous plugin (ADD) or of the whole ADD (CHECK, DEL), not yet decoded: DEL must not care.
+    pub prev_result: Option<Value>,
+    /// GC: the attachments to keep.
+    pub valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// An attachment the runtime still knows.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
+    /// The sandbox.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// Its interface.
+    pub ifname: String,
+}
+
+impl From<ValidAttachment> for Attachment {
+    fn from(valid: ValidAttachment) -> Self {
+        Self { container_id: valid.container_id, ifname: valid.ifname }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    #[serde(default)]
+    name: String,
+    agent_socket: Option<PathBuf>,
+    agent_timeout_seconds: Option<u64>,
+    mtu: Option<u32>,
+    log_file: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
+    dns: Option<Dns>,
+    prev_result: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+    // The key libcni sent before the specification settled on the other.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<ValidAttachment>>,
+}
+
+impl NetworkConfig {
+    /// The version a document asks for, as written; `None` when it is not JSON or names none.
+    pub fn requested_version(input: &[u8]) -> Option<String> {
+        let document: Value = serde_json::from_slice(input).ok()?;
+        Some(document.get("cniVersion")?.as_str()?.to_owned())
+    }
+
+    /// Parses and validates the document.
+    pub fn parse(input: &[u8]) -> Result<Self, CniError> {
+        let undecodable = |error: serde_json::Error| {
+            CniError::new(ErrorCode::DECODE_FAILURE, "decode network config", error.to_string())
+        };
+        let document: Value = serde_json::from_slice(input).map_err(undecodable)?;
+        if !document.is_object() {
+            return Err(CniError::new(
+                ErrorCode::DECODE_FAILURE,
+                "decode network config",
+                "not a json object",
+            ));
+        }
+        let version = parse_version(&document)?;
+        let raw: Raw = serde_json::from_value(document).map_err(undecodable)?;
+        raw.validate()?;
+        Ok(Self {
+            version,
+            name: raw.name,
+            agent_socket: raw.agent_socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            agent_timeout: Duration::from_secs(raw.agent_timeout_seconds.unwrap_or(10)),
+            mtu: raw.mtu,
+            log_file: raw.log_file,
+            data_dir: raw.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
+            dns: raw.dns,
+            prev_result: raw.prev_result,
+            valid_attachments: raw.valid_attachments.or(raw.attachments),
+        })
+    }
+}
+
+fn parse_version(document: &Value) -> Result<SpecVersion, CniError> {
+    let text = match document.get("cniVersion") {
+        None => "",
+        Some(Value::String(text)) => text,
+        Some(other) => {
+            let details = format!("cniVersion is not a string: {other}");
+            return Err(CniError::new(ErrorCode::DECODE_FAILURE, "decode network config", details));
+        }
+    };
+    SpecVersion::parse(text).ok_or_else(|| {
+        let supported = SpecVersion::ALL.map(SpecVersion::as_str).join(", ");
+        let details = format!("config asks for {text:?}, supported are {supported}");
+        CniError::new(ErrorCode::INCOMPATIBLE_VERSION, "incompatible cni version", details)
+    })
+}
+
+impl Raw {
+    fn validate(&self) -> Result<(), CniError> {
+        let refuse = |details: String| {
+            Err(CniError::new(ErrorCode::INVALID_CONFIG, "invalid network config", details))
+        };
+        if !validate_network_name(&self.name) {
+            return refuse(format!("name {:?} is empty or malformed", self.name));
+        }
+        if self.mtu.is_some_and(|mtu| !(68..=65_535).contains(&mtu)) {
+            return refuse(format!("mtu {:?} is outside 68 to 65535", self.mtu));
+        }
+        if self.agent_timeout_seconds.is_some_and(|seconds| !(1..=300).contains(&seconds)) {
+            return refuse(format!(
+                "agentTimeoutSeconds {:?} is outside 1 to 300",
+                self.agent_timeout_seconds
+            ));
+        }
+        let paths =
+            [("agentSocket", &self.agent_socket), ("logFile", &self.log_file), ("dataDir", &self.data_dir)];
+        for (key, path) in paths {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                return refuse(format!("{key} {path:?} is not absolute"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NetworkConfig;
+    use crate::{ErrorCode, SpecVersion};
+
+    fn code(input: &str) -> ErrorCode {
+        NetworkConfig::parse(input.as_bytes()).expect_err("must be refused").code
+    }
+
+    /// CNI-3, CNI-9: each kind of bad input has its code.
+    #[test]
+    fn bad_input_has_its_code() {
+        for input in ["", "{", "[]", "7", r#"{"cniVersion":1,"name":"n"}"#] {
+            assert_eq!(code(input), ErrorCode::DECODE_FAILURE, "{input:?}");
+        }
+        for input in [r#"{"name":"n"}"#, r#"{"cniVersion":"0.2.0","name":"n"}"#, r#"{"cniVersion":"9.9.9"}"#]
+        {
+            assert_eq!(code(input), ErrorCode::INCOMPATIBLE_VERSION, "{input:?}");
+        }
+        for keys in [
+            r#""type":"quilla""#,
+            r#""name":"-n""#,
+            r#""name":"n","mtu":1"#,
+            r#""name":"n","dataDir":"relative""#,
+            r#""name":"n","agentTimeoutSeconds":0"#,
+        ] {
+            let input = format!(r#"{{"cniVersion":"1.1.0",{keys}}}"#);
+            assert_eq!(code(&input), ErrorCode::INVALID_CONFIG, "{input:?}");
+        }
+    }
+
+    /// CNI-6, CNI-10: unknown keys are accepted.
+    #[test]
+    fn unknown_keys_are_accepted() {
+        let input = br#"{"cniVersion":"0.4.0","name":"n","type":"quilla","args":{"cni":{}},"future":[1]}"#;
+        let config = NetworkConfig::parse(input).expect("valid");
+        assert_eq!(config.version, SpecVersion::V0_4_0);
+        assert_eq!(config.agent_socket.to_str(), Some("/run/quilla/cni.sock"));
+    }
+
+    /// CNI-25: both spellings of the key, and a missing key is not an empty list.
+    #[test]
+    fn valid_attachments() {
+        let parse = |rest: &str| {
+            let input = format!(r#"{{"cniVersion":"1.1.0","name":"n"{rest}}}"#);
+            NetworkConfig::parse(input.as_bytes()).expect("valid").valid_attachments
+        };
+        assert_eq!(parse(""), None);
+        assert_eq!(parse(r#","cni.dev/valid-attachments":[]"#), Some(vec![]));
+        let old = parse(r#","cni.dev/attachments":[{"containerID":"c","ifname":"eth0"}]"#).expect("present");
+        assert_eq!((old[0].container_id.as_str(), old[0].ifname.as_str()), ("c", "eth0"));
+    }
+}

@@ -1,0 +1,36 @@
+//! GC: detach what the agent records for this network and the runtime no longer knows. Other networks are never
+//! touched; a missing list is an error, only an empty one means all.
+
+use std::collections::BTreeSet;
+
+use quilla_cni_protocol::{Attachment, CniError, ErrorCode, NetworkConfig, Request, Response};
+
+use crate::agent::{Agent, unexpected};
+use crate::del;
+
+/// Detaches everything stale, and reports what failed at the end.
+pub(crate) fn run(config: &NetworkConfig) -> Result<(), CniError> {
+    let Some(valid) = &config.valid_attachments else {
+        let details = "GC needs cni.dev/valid-attachments";
+        return Err(CniError::new(ErrorCode::INVALID_CONFIG, "invalid network config", details));
+    };
+    let valid: BTreeSet<Attachment> = valid.iter().cloned().map(Attachment::from).collect();
+    let request = Request::List { network: config.name.clone() };
+    let recorded = match Agent::connect(config)?.ask(request)? {
+        Response::Endpoints { endpoints } => endpoints,
+        other => return Err(unexpected(&other)),
+    };
+    let failures: Vec<String> = recorded
+        .into_iter()
+        .map(|endpoint| endpoint.attachment)
+        .filter(|attachment| !valid.contains(attachment))
+        .filter_map(|attachment| {
+            let error = del::run(&attachment, config).err()?;
+            Some(format!("{attachment}: {error}"))
+        })
+        .collect();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(ErrorCode::WIRING_FAILED, "detach stale attachments", failures.join("; ")))
+}

@@ -1,0 +1,84 @@
+//! The host's side of an attachment: the pair itself, and how the host reaches the Pod. Called by ADD, DEL and CHECK
+//! in the host's namespace.
+
+use std::os::fd::AsFd;
+
+use quilla_cni_protocol::{CniError, ErrorCode, Reservation};
+
+use crate::netlink::{Link, Netlink, VethPair};
+use crate::netns::Netns;
+use crate::sysctl::{self, Family, Setting};
+
+/// The host side is a router's port without an address of its own: it forwards, and neither filters by reverse path,
+/// answers for others, listens to advertisements nor makes itself a link-local address.
+const SETTINGS: &[Setting] = &[
+    (Family::Ipv4, "rp_filter", "0"),
+    (Family::Ipv4, "proxy_arp", "0"),
+    (Family::Ipv4, "forwarding", "1"),
+    (Family::Ipv6, "addr_gen_mode", "1"),
+    (Family::Ipv6, "accept_ra", "0"),
+    (Family::Ipv6, "proxy_ndp", "0"),
+    (Family::Ipv6, "forwarding", "1"),
+];
+
+/// Creates the pair, the Pod's side directly in its namespace.
+pub(crate) fn create(
+    netlink: &mut Netlink,
+    netns: &Netns,
+    ifname: &str,
+    mtu: u32,
+    reservation: &Reservation,
+) -> Result<(), CniError> {
+    // What an ADD that was killed half-way left: its reservation is gone, so nobody uses it.
+    netlink.delete_link(&reservation.host_ifname)?;
+    let pair = VethPair {
+        host_name: &reservation.host_ifname,
+        host_mac: reservation.host_mac,
+        pod_name: ifname,
+        pod_mac: reservation.pod_mac,
+        netns: netns.as_fd(),
+        mtu,
+    };
+    netlink.create_veth(&pair).map_err(|error| {
+        if error.is_exists() {
+            let details = format!("{ifname} exists in the container: {error}");
+            CniError::new(ErrorCode::WIRING_FAILED, "interface exists", details)
+        } else {
+            error.into()
+        }
+    })
+}
+
+/// Settings, routes and neighbours of the host's side; returns its index.
+pub(crate) fn configure(netlink: &mut Netlink, reservation: &Reservation) -> Result<u32, CniError> {
+    sysctl::apply(&reservation.host_ifname, SETTINGS)?;
+    let link = netlink.link(&reservation.host_ifname)?;
+    netlink.set_up(link.index)?;
+    for lease in &reservation.leases {
+        netlink.add_host_route(link.index, lease.address)?;
+        netlink.pin_neighbour(link.index, lease.address, reservation.pod_mac)?;
+    }
+    Ok(link.index)
+}
+
+/// What of the reservation is missing on the host, in words.
+pub(crate) fn differences(netlink: &mut Netlink, reservation: &Reservation) -> Result<Vec<String>, CniError> {
+    let name = &reservation.host_ifname;
+    let link: Link = match netlink.link(name) {
+        Err(error) if error.is_missing() => return Ok(vec![format!("host interface {name} is missing")]),
+        link => link?,
+    };
+    let mut differences = Vec::new();
+    if !link.up {
+        differences.push(format!("host interface {name} is down"));
+    }
+    if link.mac != Some(reservation.host_mac) {
+        differences.push(format!("host interface {name} has another mac than {}", reservation.host_mac));
+    }
+    for lease in &reservation.leases {
+        if !netlink.has_host_route(link.index, lease.address)? {
+            differences.push(format!("host route to {} is missing", lease.address));
+        }
+    }
+    Ok(differences)
+}

@@ -1,0 +1,184 @@
+//! A blocking rtnetlink socket, and the few requests the plugin makes. A socket stays in the namespace it was opened
+//! in; every request is acknowledged by the kernel before the call returns.
+
+mod address;
+mod link;
+mod route;
+
+use std::fmt;
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use quilla_cni_protocol::{CniError, ErrorCode};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
+};
+
+pub(crate) use self::link::{Link, VethPair};
+
+/// The kernel answers at once; only a lost answer takes longer.
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Larger than any message of a dump (the kernel uses at most 32 KiB).
+const RECEIVE_BYTES: usize = 64 * 1024;
+
+/// An open socket.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+/// A request the kernel refused or could not be asked.
+#[derive(Debug)]
+pub(crate) struct NetlinkError {
+    operation: &'static str,
+    object: String,
+    source: io::Error,
+}
+
+impl NetlinkError {
+    /// Whether the object exists already.
+    pub(crate) fn is_exists(&self) -> bool {
+        self.is(Errno::EXIST)
+    }
+
+    /// Whether the object does not exist.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.is(Errno::NODEV) || self.is(Errno::NOENT)
+    }
+
+    fn is(&self, errno: Errno) -> bool {
+        self.source.raw_os_error() == Some(errno.raw_os_error())
+    }
+}
+
+impl fmt::Display for NetlinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.operation, self.object, self.source)
+    }
+}
+
+impl From<NetlinkError> for CniError {
+    fn from(error: NetlinkError) -> Self {
+        Self::new(ErrorCode::WIRING_FAILED, "wire interface", error.to_string())
+    }
+}
+
+/// What to do when the object exists already.
+#[derive(Debug, Clone, Copy)]
+enum Existing {
+    /// Refuse.
+    Refuse,
+    /// Overwrite.
+    Replace,
+}
+
+impl Existing {
+    const fn flags(self) -> u16 {
+        match self {
+            Self::Refuse => NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK,
+            Self::Replace => NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK,
+        }
+    }
+}
+
+impl Netlink {
+    /// Opens a socket in the namespace of the calling thread.
+    pub(crate) fn open() -> Result<Self, NetlinkError> {
+        let open = || {
+            // Protocol 0 of this family is rtnetlink.
+            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+            set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT))?;
+            bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+            Ok(socket)
+        };
+        open().map(|socket| Self { socket, sequence: 0 }).map_err(|errno: Errno| NetlinkError {
+            operation: "open",
+            object: "netlink socket".to_owned(),
+            source: errno.into(),
+        })
+    }
+
+    /// A request that changes something.
+    fn change(
+        &mut self,
+        operation: &'static str,
+        object: impl fmt::Display,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), NetlinkError> {
+        self.exchange(message, flags | NLM_F_ACK).map(drop).map_err(|source| NetlinkError {
+            operation,
+            object: object.to_string(),
+            source,
+        })
+    }
+
+    /// A request for everything of a kind.
+    fn dump(
+        &mut self,
+        operation: &'static str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.exchange(message, NLM_F_DUMP).map_err(|source| NetlinkError {
+            operation,
+            object: "all".to_owned(),
+            source,
+        })
+    }
+
+    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = flags | NLM_F_REQUEST;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        sendto(&self.socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        self.collect()
+    }
+
+    /// Reads until the kernel says the request is done.
+    fn collect(&self) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut answers = Vec::new();
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        loop {
+            let (received, _) = recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+            let mut rest = &buffer[..received];
+            while !rest.is_empty() {
+                let message =
+                    NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                let length = (message.header.length as usize).next_multiple_of(4).min(rest.len());
+                if length == 0 {
+                    return Err(io::Error::other("empty netlink message"));
+                }
+                rest = &rest[length..];
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(answers),
+                            Some(_) => Err(error.to_io()),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Addresses and neighbours of a link.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use quilla_cni_protocol::MacAddress;
+
+use super::{Existing, Netlink, NetlinkError};
+
+impl Netlink {
+    /// Gives a link one address, alone in its prefix. Duplicate detection is off: the agent hands out no duplicates,
+    /// and a Pod must be able to use its address at once.
+    pub(crate) fn add_address(&mut self, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address);
+        message.header.prefix_len = host_prefix(address);
+        message.header.index = index;
+        message.attributes.push(AddressAttribute::Address(address));
+        if address.is_ipv4() {
+            message.attributes.push(AddressAttribute::Local(address));
+        } else {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        let request = RouteNetlinkMessage::NewAddress(message);
+        self.change("add address", address, request, Existing::Refuse.flags())
+    }
+
+    /// The addresses of a link.
+    pub(crate) fn addresses(&mut self, index: u32) -> Result<Vec<IpAddr>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.dump("list addresses", request)?;
+        let of_link = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => Some(message),
+            _ => None,
+        });
+        Ok(of_link.filter_map(|message| local_address(&message)).collect())
+    }
+
+    /// Pins a neighbour, so that it is never asked for.
+    pub(crate) fn pin_neighbour(
+        &mut self,
+        index: u32,
+        address: IpAddr,
+        mac: MacAddress,
+    ) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(address);
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(address.into()));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let request = RouteNetlinkMessage::NewNeighbour(message);
+        self.change("pin neighbour", address, request, Existing::Replace.flags())
+    }
+}
+
+/// IPv4 has the link's own address in `Local`, IPv6 in `Address`.
+fn local_address(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    find(true).or_else(|| find(false))
+}
+
+/// The kernel's family of an address.
+pub(super) const fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// The prefix length that holds one address.
+pub(super) const fn host_prefix(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
