@@ -15,7 +15,7 @@ use crate::setup;
 use crate::test::tally::Tally;
 use crate::workspace::Workspace;
 
-/// Everything beside the code; the other tiers are the test binaries of `quilla-tests`, in the order of its manifest.
+/// Everything beside the code; the other tiers are the test binaries of `quilla-tests`.
 const UNIT: &str = "unit";
 
 pub(crate) fn test(workspace: &Workspace, tier: Option<&str>, filter: Option<&str>) -> Result<()> {

@@ -26,7 +26,10 @@ pub(super) struct Suite {
     folder: PathBuf,
 }
 
-/// Cheapest first: `unit`, then the test binaries of the harness crate in the order of its manifest.
+/// Cheapest first; a tier that is not named here comes last.
+const ORDER: [&str; 7] = ["verifier", "packet", "spec", "api", "cni", "netns", "e2e"];
+
+/// `unit`, then the test binaries of the harness crate.
 pub(super) fn tiers(workspace: &Workspace) -> Result<Vec<String>> {
     let metadata = read(&mut workspace.cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("parse cargo metadata")?;
@@ -36,7 +39,9 @@ pub(super) fn tiers(workspace: &Workspace) -> Result<Vec<String>> {
     let targets = harness["targets"].as_array().context("targets in cargo metadata")?;
     let tests = targets.iter().filter(|target| target["kind"][0] == "test");
     let names = tests.filter_map(|target| target["name"].as_str().map(str::to_owned));
-    Ok(std::iter::once(UNIT.to_owned()).chain(names).collect())
+    let mut tiers: Vec<String> = std::iter::once(UNIT.to_owned()).chain(names).collect();
+    tiers[1..].sort_by_key(|tier| ORDER.iter().position(|name| name == tier).unwrap_or(ORDER.len()));
+    Ok(tiers)
 }
 
 /// One cargo call for binaries and tests alike, so that dependencies are compiled with one set of features.
@@ -97,6 +102,7 @@ impl Suite {
         // Dead without a closing line, or a failure that the line does not show: one more failed.
         let mut tally = tally.unwrap_or_default();
         if !succeeded && tally.failed == 0 {
+            println!("{} died without a closing line", self.name);
             tally.failed = 1;
         }
         Ok(tally)
