@@ -1,0 +1,147 @@
+//! TCP load with a conscience: every byte sent must come back, every connection counts.
+//!
+//! Holds long flows open, each echoing a numbered message over and over, and opens new connections at a steady rate.
+//! Runs inside the namespace of a Pod against an echo server; prints one JSON object; fails if anything was lost.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Echo servers; flows are spread over them in turn.
+    #[arg(long, required = true)]
+    target: Vec<SocketAddr>,
+    /// Flows that live for the whole run.
+    #[arg(long, default_value_t = 200)]
+    long: usize,
+    /// New connections per second.
+    #[arg(long, default_value_t = 1000)]
+    rate: u64,
+    /// Length of the run.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// An answer later than this counts as lost.
+    #[arg(long, default_value_t = 5)]
+    patience_seconds: u64,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    long_messages: AtomicU64,
+    long_broken: AtomicU64,
+    connections: AtomicU64,
+    connections_lost: AtomicU64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let options = Arc::new(Options::parse());
+    let tally = Arc::new(Tally::default());
+    let end = Instant::now() + Duration::from_secs(options.seconds);
+
+    let mut tasks = JoinSet::new();
+    for number in 0..options.long {
+        let (options, tally) = (Arc::clone(&options), Arc::clone(&tally));
+        tasks.spawn(async move {
+            let target = options.target[number % options.target.len()];
+            if let Err(error) = long_flow(target, &options, &tally, end).await {
+                tally.long_broken.fetch_add(1, Ordering::Relaxed);
+                eprintln!("long flow {number} to {target}: {error:#}");
+            }
+        });
+    }
+    arrivals(&options, &tally, end, &mut tasks).await;
+    while tasks.join_next().await.transpose()?.is_some() {}
+    report(&options, &tally)
+}
+
+/// Opens connections at the rate asked for, each for one message.
+async fn arrivals(options: &Arc<Options>, tally: &Arc<Tally>, end: Instant, tasks: &mut JoinSet<()>) {
+    if options.rate == 0 {
+        return;
+    }
+    let mut tick = interval(Duration::from_secs(1) / u32::try_from(options.rate).unwrap_or(u32::MAX));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for number in 0.. {
+        tick.tick().await;
+        if Instant::now() >= end {
+            return;
+        }
+        let (options, tally) = (Arc::clone(options), Arc::clone(tally));
+        tasks.spawn(async move {
+            let target = options.target[number % options.target.len()];
+            tally.connections.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = one_message(target, &options, number as u64).await {
+                tally.connections_lost.fetch_add(1, Ordering::Relaxed);
+                eprintln!("connection {number} to {target}: {error:#}");
+            }
+        });
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn long_flow(target: SocketAddr, options: &Options, tally: &Tally, end: Instant) -> Result<()> {
+    let mut stream = connect(target, options).await?;
+    let mut number = 0u64;
+    while Instant::now() < end {
+        echo(&mut stream, options, number).await?;
+        tally.long_messages.fetch_add(1, Ordering::Relaxed);
+        number += 1;
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn one_message(target: SocketAddr, options: &Options, number: u64) -> Result<()> {
+    let mut stream = connect(target, options).await?;
+    echo(&mut stream, options, number).await?;
+    stream.shutdown().await.context("shutdown")
+}
+
+async fn connect(target: SocketAddr, options: &Options) -> Result<TcpStream> {
+    let stream = timeout(Duration::from_secs(options.patience_seconds), TcpStream::connect(target))
+        .await
+        .context("connect: no answer")?
+        .context("connect")?;
+    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    Ok(stream)
+}
+
+async fn echo(stream: &mut TcpStream, options: &Options, number: u64) -> Result<()> {
+    let sent = number.to_be_bytes();
+    stream.write_all(&sent).await.context("send")?;
+    let mut received = [0; 8];
+    timeout(Duration::from_secs(options.patience_seconds), stream.read_exact(&mut received))
+        .await
+        .context("receive: no answer")?
+        .context("receive")?;
+    ensure!(received == sent, "sent {sent:?}, received {received:?}");
+    Ok(())
+}
+
+fn report(options: &Options, tally: &Tally) -> Result<()> {
+    let [messages, broken, connections, lost] =
+        [&tally.long_messages, &tally.long_broken, &tally.connections, &tally.connections_lost]
+            .map(|counter| counter.load(Ordering::Relaxed));
+    println!(
+        "{}",
+        serde_json::json!({
+            "longFlows": options.long,
+            "longFlowsBroken": broken,
+            "longMessages": messages,
+            "connections": connections,
+            "connectionsLost": lost,
+        })
+    );
+    ensure!(broken == 0 && lost == 0, "{broken} flows broken, {lost} connections lost");
+    Ok(())
+}
