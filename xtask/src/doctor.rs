@@ -79,11 +79,6 @@ fn kernel(workspace: &Workspace) -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     let at_least = |major: u32, minor: u32| version(&release) >= (major, minor);
     let root = read(workspace.command("id").arg("-u")).unwrap_or_default().trim() == "0";
-    let mounted = |kind: &str| {
-        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        mounts.lines().any(|line| line.split_whitespace().nth(2) == Some(kind))
-    };
-    let needs_root = "only the unit and api tiers run: namespaces and BPF need root";
     vec![
         Finding {
             what: format!("kernel 6.1 or later ({release})"),
@@ -95,23 +90,50 @@ fn kernel(workspace: &Workspace) -> Vec<Finding> {
             fine: at_least(6, 6),
             without: "no tcx: programs are attached by clsact and cannot be replaced atomically",
         },
-        Finding { what: "root".to_owned(), fine: root, without: needs_root },
+        Finding {
+            what: "root".to_owned(),
+            fine: root,
+            without: "namespaces and BPF need it: most tiers skip their tests",
+        },
         Finding {
             what: "kernel type information (/sys/kernel/btf/vmlinux)".to_owned(),
             fine: Path::new("/sys/kernel/btf/vmlinux").exists(),
             without: "no program can be loaded",
         },
         Finding {
-            what: "cgroup v2".to_owned(),
-            fine: mounted("cgroup2"),
-            without: "no Services at the socket",
+            what: "bpf file system".to_owned(),
+            fine: listed("/proc/filesystems", "bpf"),
+            without: "nothing can be pinned",
         },
         Finding {
-            what: "bpf file system".to_owned(),
-            fine: mounted("bpf"),
-            without: "the agent mounts one at /sys/fs/bpf",
+            what: "cgroup v2, mounted".to_owned(),
+            fine: listed("/proc/mounts", "cgroup2"),
+            without: "Services are translated per packet only, not at the socket",
+        },
+        Finding {
+            what: "veth devices".to_owned(),
+            fine: link(workspace, &["type", "veth"]),
+            without: "no Pods",
+        },
+        Finding {
+            what: "VXLAN devices".to_owned(),
+            fine: link(workspace, &["type", "vxlan", "external", "dstport", "8472"]),
+            without: "no overlay: Pods reach Pods of their own node only",
         },
     ]
+}
+
+/// Whether one of the lines of a table in `/proc` has this word.
+fn listed(table: &str, word: &str) -> bool {
+    let table = fs::read_to_string(table).unwrap_or_default();
+    table.lines().any(|line| line.split_whitespace().any(|found| found == word))
+}
+
+/// Tries to create such a device, in a namespace that ends with the command.
+fn link(workspace: &Workspace, kind: &[&str]) -> bool {
+    let mut unshare = workspace.command("unshare");
+    unshare.args(["--net", "ip", "link", "add", "probe"]).args(kind);
+    unshare.output().is_ok_and(|output| output.status.success())
 }
 
 /// The two first numbers of a release such as `6.18.44-custom`.
