@@ -1,0 +1,89 @@
+//! The border between the CNI server and the data path: what an endpoint is, and what is asked for it.
+
+use std::error::Error;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use quilla_cni_protocol::Attachment;
+use serde::{Deserialize, Serialize};
+
+/// What the CNI server asks of the data path. Implemented by the agent's wiring; by a recorder in tests.
+pub trait Attacher: Send + Sync + 'static {
+    /// Attaches programs to the host side and makes the endpoint effective before returning. May be called again for
+    /// an endpoint that is attached.
+    fn attach(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
+
+    /// Removes what `attach` made, flows of the endpoint's addresses included. The link may be gone already.
+    fn detach(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
+
+    /// Whether the endpoint is still effective.
+    fn check(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
+}
+
+/// One interface of one Pod, as the journal remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedEndpoint {
+    /// The runtime's identifier of the Pod sandbox.
+    pub container_id: String,
+    /// The interface name inside the Pod.
+    pub ifname: String,
+    /// The CNI network it was attached by.
+    pub network: String,
+    /// The Pod's namespace file as the runtime named it.
+    pub netns: PathBuf,
+    /// Namespace of the Pod; empty when the runtime named no Pod.
+    pub pod_namespace: String,
+    /// Name of the Pod; empty when the runtime named no Pod.
+    pub pod_name: String,
+    /// Uid of the Pod, when the runtime said it.
+    pub pod_uid: Option<String>,
+    /// Name of the host side of the veth pair.
+    pub host_ifname: String,
+    /// Index of the host side.
+    pub host_ifindex: u32,
+    /// `SO_NETNS_COOKIE` of the Pod's namespace.
+    pub netns_cookie: u64,
+    /// Hardware address of the host side.
+    pub host_mac: [u8; 6],
+    /// Hardware address of the Pod's side.
+    pub pod_mac: [u8; 6],
+    /// The Pod's IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The Pod's IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl AttachedEndpoint {
+    /// What names the endpoint.
+    pub fn attachment(&self) -> Attachment {
+        Attachment { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
+    }
+
+    /// Its addresses, at most one per family.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ipv4 = self.ipv4.map(IpAddr::V4);
+        ipv4.into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+/// Why the data path did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// Not now: the data path is starting or lacks what it needs. The runtime tries again.
+    #[error("data path is not ready: {reason}")]
+    NotReady {
+        /// What it waits for.
+        reason: String,
+    },
+    /// A step failed.
+    #[error("{operation} {object}")]
+    Failed {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// Why it failed.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}

@@ -1,0 +1,234 @@
+//! One conversation with a plugin. The connection is a lease: a reservation it made and did not turn into an attachment
+//! is given back when it ends, however it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quilla_cni_protocol::{
+    Attachment, CniError, ErrorCode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Request, RequestEnvelope, Response,
+    decode, encode,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::cni::lock::AttachmentLock;
+use crate::cni::server::Shared;
+use crate::cni::store::{Entry, NewAttachment, Store};
+use crate::cni::{AttachError, Attacher, StoreError};
+
+/// How long a plugin may be silent between two requests, its netlink work included.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long a request waits for another plugin that works on the same attachment: less than the plugin's own patience.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves one connection to its end.
+pub(super) async fn serve<A: Attacher>(shared: Arc<Shared<A>>, stream: UnixStream) {
+    let mut session = Session { shared, lock: None, reserved: None };
+    let mut stream = BufReader::new(stream);
+    while let Some(line) = read_line(&mut stream).await {
+        let response = match decode::<RequestEnvelope>(&line) {
+            Ok(envelope) if envelope.version == PROTOCOL_VERSION => session.answer(envelope.request).await,
+            Ok(envelope) => {
+                let details = format!("plugin speaks {}, agent {PROTOCOL_VERSION}", envelope.version);
+                Err(CniError::new(ErrorCode::INCOMPATIBLE_VERSION, "agent protocol version", details))
+            }
+            Err(error) => {
+                let details = describe(&error);
+                Err(CniError::new(ErrorCode::DECODE_FAILURE, "agent cannot read the request", details))
+            }
+        };
+        let response = response.unwrap_or_else(|error| {
+            tracing::warn!(error = %error, "cni request failed");
+            Response::Error(error)
+        });
+        if write(&mut stream, &response).await.is_err() {
+            break;
+        }
+    }
+    session.end().await;
+}
+
+/// A complete line; `None` at the end of the conversation, or when the plugin is silent or says too much.
+async fn read_line(stream: &mut BufReader<UnixStream>) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut limited = stream.take(MAX_MESSAGE_BYTES as u64);
+    timeout(SILENCE, limited.read_until(b'\n', &mut line)).await.ok()?.ok()?;
+    (line.last() == Some(&b'\n')).then_some(line)
+}
+
+async fn write(stream: &mut BufReader<UnixStream>, response: &Response) -> std::io::Result<()> {
+    let line = encode(response).map_err(std::io::Error::other)?;
+    timeout(SILENCE, stream.get_mut().write_all(&line)).await?
+}
+
+struct Session<A> {
+    shared: Arc<Shared<A>>,
+    lock: Option<AttachmentLock>,
+    /// A reservation of this connection that is not attached yet.
+    reserved: Option<Attachment>,
+}
+
+impl<A: Attacher> Session<A> {
+    async fn answer(&mut self, request: Request) -> Result<Response, CniError> {
+        match request {
+            Request::Reserve { attachment, network, netns, pod } => {
+                self.lock(&attachment).await?;
+                self.shared.consume_record(&attachment).await?;
+                self.reserve(NewAttachment { attachment, network, netns, pod }).await
+            }
+            Request::Attach { attachment, host_ifindex, netns_cookie } => {
+                self.lock(&attachment).await?;
+                self.attach(&attachment, host_ifindex, netns_cookie).await
+            }
+            Request::Release { attachment } => {
+                self.lock(&attachment).await?;
+                self.shared.release(&attachment).await?;
+                self.reserved = None;
+                Ok(Response::Done)
+            }
+            Request::Check { attachment } => {
+                self.lock(&attachment).await?;
+                self.check(&attachment).await
+            }
+            Request::List { network } => {
+                let endpoints = self.shared.with_store(move |store| store.list(&network)).await;
+                Ok(Response::Endpoints { endpoints })
+            }
+            Request::Status => {
+                self.shared.with_store(Store::ready).await.map_err(|error| refusal(&error))?;
+                Ok(Response::Done)
+            }
+        }
+    }
+
+    /// Takes the lock of an attachment, giving up the one of another.
+    async fn lock(&mut self, attachment: &Attachment) -> Result<(), CniError> {
+        if self.lock.as_ref().is_some_and(|lock| lock.is_for(attachment)) {
+            return Ok(());
+        }
+        self.end().await;
+        self.lock = self.shared.locks.acquire(attachment, LOCK_PATIENCE).await;
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        Err(CniError::try_again("attachment is busy", format!("another plugin works on {attachment}")))
+    }
+
+    async fn reserve(&mut self, new: NewAttachment) -> Result<Response, CniError> {
+        let (attachment, mtu) = (new.attachment.clone(), self.shared.mtu());
+        let reserve = move |store: &mut Store| {
+            store.reserve(new).map(|entry| match &entry {
+                Entry::Reserved(endpoint) => Response::Reserved(store.reservation(endpoint, mtu)),
+                Entry::Attached(endpoint) => Response::Attached(store.reservation(endpoint, mtu)),
+            })
+        };
+        let response = self.shared.with_store(reserve).await.map_err(|error| refusal(&error))?;
+        if matches!(response, Response::Reserved(_)) {
+            self.reserved = Some(attachment);
+        }
+        Ok(response)
+    }
+
+    async fn attach(
+        &mut self,
+        attachment: &Attachment,
+        host_ifindex: u32,
+        netns_cookie: u64,
+    ) -> Result<Response, CniError> {
+        let key = attachment.clone();
+        let candidate = move |store: &mut Store| store.candidate(&key, host_ifindex, netns_cookie);
+        let endpoint = self.shared.with_store(candidate).await.map_err(|error| refusal(&error))?;
+        // The data path first: what the journal calls attached must be attached.
+        let attached = match self.shared.attacher.attach(&endpoint).await {
+            Ok(()) => {
+                let record = endpoint.clone();
+                self.shared
+                    .with_store(move |store| store.commit(record))
+                    .await
+                    .map_err(|error| refusal(&error))
+            }
+            Err(error) => Err(attach_refusal("attach endpoint", &error)),
+        };
+        if let Err(error) = attached {
+            if let Err(error) = self.shared.attacher.detach(&endpoint).await {
+                tracing::warn!(attachment = %attachment, error = %describe(&error), "undo of a failed attach failed");
+            }
+            return Err(error);
+        }
+        self.reserved = None;
+        tracing::info!(
+            pod.namespace = endpoint.pod_namespace,
+            pod.name = endpoint.pod_name,
+            ifname = endpoint.host_ifname,
+            "endpoint attached"
+        );
+        Ok(Response::Done)
+    }
+
+    async fn check(&self, attachment: &Attachment) -> Result<Response, CniError> {
+        let (key, mtu) = (attachment.clone(), self.shared.mtu());
+        let known = self
+            .shared
+            .with_store(move |store| match store.entry(&key) {
+                Some(Entry::Attached(endpoint)) => Some((store.reservation(&endpoint, mtu), endpoint)),
+                _ => None,
+            })
+            .await;
+        let Some((reservation, endpoint)) = known else {
+            let details = format!("the agent does not know {attachment}");
+            return Err(CniError::new(ErrorCode::CHECK_FAILED, "unknown attachment", details));
+        };
+        match self.shared.attacher.check(&endpoint).await {
+            Ok(()) => Ok(Response::Attached(reservation)),
+            Err(AttachError::NotReady { reason }) => Err(CniError::try_again("check endpoint", reason)),
+            Err(error) => {
+                Err(CniError::new(ErrorCode::CHECK_FAILED, "endpoint is not effective", describe(&error)))
+            }
+        }
+    }
+
+    /// Gives back what this connection reserved and did not attach.
+    async fn end(&mut self) {
+        if let Some(attachment) = self.reserved.take() {
+            tracing::info!(attachment = %attachment, "reservation given back");
+            if let Err(error) = self.shared.release(&attachment).await {
+                tracing::warn!(attachment = %attachment, error = %error, "give back reservation");
+            }
+        }
+        self.lock = None;
+    }
+}
+
+/// A store's refusal in the runtime's terms. What may pass is told as such.
+pub(super) fn refusal(error: &StoreError) -> CniError {
+    let details = describe(error);
+    match error {
+        StoreError::Addresses { .. } => CniError::try_again("no address", details),
+        StoreError::Io { .. } | StoreError::Journal(_) => CniError::try_again("journal", details),
+        StoreError::InUse { .. } | StoreError::NotReserved { .. } | StoreError::NameTaken { .. } => {
+            CniError::new(ErrorCode::AGENT_REFUSED, "agent refused", details)
+        }
+    }
+}
+
+/// The data path's refusal in the runtime's terms.
+pub(super) fn attach_refusal(operation: &'static str, error: &AttachError) -> CniError {
+    match error {
+        AttachError::NotReady { reason } => CniError::try_again(operation, reason),
+        AttachError::Failed { .. } => CniError::new(ErrorCode::AGENT_REFUSED, operation, describe(error)),
+    }
+}
+
+/// An error with what caused it, in one line.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

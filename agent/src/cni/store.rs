@@ -1,0 +1,328 @@
+//! Who holds which address: the decisions of the CNI server, in memory and in the journal. Called by sessions under one
+//! lock; nothing here waits. The journal has a change before anybody hears of it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quilla_cni_protocol::{Attachment, EndpointSummary, Lease, MacAddress, PodRef, Reservation};
+
+use crate::cni::AttachedEndpoint;
+use crate::cni::ipam::{Ipam, IpamError, Pools, Seconds};
+use crate::cni::journal::{Durability, Journal, JournalError, Record};
+
+/// Why the store refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state directory cannot be used.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another agent uses the state directory.
+    #[error("state directory {} is in use by another agent", path.display())]
+    InUse {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// The journal refused.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// No address can be given now.
+    #[error("allocate addresses: {reason}")]
+    Addresses {
+        /// Why not.
+        reason: String,
+    },
+    /// The attachment has no reservation.
+    #[error("attachment {attachment} has no reservation")]
+    NotReserved {
+        /// Which.
+        attachment: Attachment,
+    },
+    /// Two attachments would share a host interface name.
+    #[error("attachments {attachment} and {other} have the same host interface name")]
+    NameTaken {
+        /// The new one.
+        attachment: Attachment,
+        /// Its holder.
+        other: Attachment,
+    },
+}
+
+impl From<IpamError> for StoreError {
+    fn from(error: IpamError) -> Self {
+        Self::Addresses { reason: error.to_string() }
+    }
+}
+
+/// How far an attachment has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// It has addresses; index and cookie are not known yet.
+    Reserved(AttachedEndpoint),
+    /// The data path has it.
+    Attached(AttachedEndpoint),
+}
+
+impl Entry {
+    const fn endpoint(&self) -> &AttachedEndpoint {
+        match self {
+            Self::Reserved(endpoint) | Self::Attached(endpoint) => endpoint,
+        }
+    }
+}
+
+/// What an ADD brings.
+#[derive(Debug, Clone)]
+pub(super) struct NewAttachment {
+    pub(super) attachment: Attachment,
+    pub(super) network: String,
+    pub(super) netns: PathBuf,
+    pub(super) pod: Option<PodRef>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    journal: Journal,
+    ipam: Ipam,
+    entries: BTreeMap<Attachment, Entry>,
+    /// Held as long as the store, so that no second agent writes the journal.
+    _lock: File,
+}
+
+impl Store {
+    /// Reads the journal. A reservation that was never attached belongs to a plugin whose connection ended with the
+    /// last agent: its addresses go back.
+    pub(super) fn open(dir: &Path, cool_down: Duration) -> Result<Self, StoreError> {
+        fs::create_dir_all(dir).map_err(io_error("create directory", dir))?;
+        let lock = lock(dir)?;
+        let recovered = Journal::recover(dir)?;
+        if recovered.cut_bytes > 0 {
+            tracing::warn!(bytes = recovered.cut_bytes, "cut a torn end off the cni journal");
+        }
+        let mut ipam = Ipam::new(cool_down);
+        let mut entries = BTreeMap::new();
+        for record in recovered.records {
+            replay(&mut ipam, &mut entries, record);
+        }
+        let now = now();
+        entries.retain(|_, entry| {
+            if let Entry::Reserved(endpoint) = &*entry {
+                endpoint.addresses().for_each(|address| ipam.release(address, now));
+            }
+            matches!(entry, Entry::Attached(_))
+        });
+        let journal = Journal::rewrite(dir, &snapshot(&ipam, &entries))?;
+        Ok(Self { dir: dir.into(), journal, ipam, entries, _lock: lock })
+    }
+
+    /// Takes the node's Pod CIDRs.
+    pub(super) fn set_pools(&mut self, pools: Pools) {
+        self.ipam.set_pools(pools);
+    }
+
+    /// Whether an ADD could be served now.
+    pub(super) fn ready(&mut self) -> Result<(), StoreError> {
+        Ok(self.ipam.ready(now())?)
+    }
+
+    /// Addresses for an attachment: new ones, or those it has.
+    pub(super) fn reserve(&mut self, new: NewAttachment) -> Result<Entry, StoreError> {
+        if let Some(entry) = self.entries.get(&new.attachment) {
+            return Ok(entry.clone());
+        }
+        let endpoint = self.new_endpoint(new)?;
+        let attachment = endpoint.attachment();
+        let record = Record::Reserved { endpoint: endpoint.clone() };
+        if let Err(error) = self.append(&record, Durability::Process) {
+            endpoint.addresses().for_each(|address| self.ipam.release(address, now()));
+            return Err(error);
+        }
+        let entry = Entry::Reserved(endpoint);
+        self.entries.insert(attachment, entry.clone());
+        Ok(entry)
+    }
+
+    fn new_endpoint(&mut self, new: NewAttachment) -> Result<AttachedEndpoint, StoreError> {
+        let host_ifname = new.attachment.host_ifname();
+        if let Some(other) = self.entries.values().find(|entry| entry.endpoint().host_ifname == host_ifname) {
+            let other = other.endpoint().attachment();
+            return Err(StoreError::NameTaken { attachment: new.attachment, other });
+        }
+        let addresses = self.ipam.allocate(now())?;
+        let pod = new.pod.unwrap_or(PodRef { namespace: String::new(), name: String::new(), uid: None });
+        Ok(AttachedEndpoint {
+            host_mac: local_mac(&new.attachment, Side::Host),
+            pod_mac: local_mac(&new.attachment, Side::Pod),
+            container_id: new.attachment.container_id,
+            ifname: new.attachment.ifname,
+            network: new.network,
+            netns: new.netns,
+            pod_namespace: pod.namespace,
+            pod_name: pod.name,
+            pod_uid: pod.uid,
+            host_ifname,
+            host_ifindex: 0,
+            netns_cookie: 0,
+            ipv4: addresses.ipv4,
+            ipv6: addresses.ipv6,
+        })
+    }
+
+    /// The endpoint a reservation becomes; nothing changes yet.
+    pub(super) fn candidate(
+        &self,
+        attachment: &Attachment,
+        host_ifindex: u32,
+        netns_cookie: u64,
+    ) -> Result<AttachedEndpoint, StoreError> {
+        match self.entries.get(attachment) {
+            Some(Entry::Reserved(endpoint)) => {
+                Ok(AttachedEndpoint { host_ifindex, netns_cookie, ..endpoint.clone() })
+            }
+            _ => Err(StoreError::NotReserved { attachment: attachment.clone() }),
+        }
+    }
+
+    /// Remembers that an endpoint is effective.
+    pub(super) fn commit(&mut self, endpoint: AttachedEndpoint) -> Result<(), StoreError> {
+        self.append(&Record::Attached { endpoint: endpoint.clone() }, Durability::Machine)?;
+        self.entries.insert(endpoint.attachment(), Entry::Attached(endpoint));
+        Ok(())
+    }
+
+    /// Forgets an attachment; its addresses cool down. Nothing to do for an unknown one.
+    pub(super) fn release(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+        let Some(entry) = self.entries.get(attachment) else { return Ok(()) };
+        let (addresses, at) = (entry.endpoint().addresses(), now());
+        self.append(&Record::Released { attachment: attachment.clone(), at }, Durability::Machine)?;
+        addresses.for_each(|address| self.ipam.release(address, at));
+        self.entries.remove(attachment);
+        Ok(())
+    }
+
+    /// What is known of an attachment.
+    pub(super) fn entry(&self, attachment: &Attachment) -> Option<Entry> {
+        self.entries.get(attachment).cloned()
+    }
+
+    /// Every endpoint the data path has.
+    pub(super) fn attached(&self) -> Vec<AttachedEndpoint> {
+        let attached = |entry: &Entry| match entry {
+            Entry::Attached(endpoint) => Some(endpoint.clone()),
+            Entry::Reserved(_) => None,
+        };
+        self.entries.values().filter_map(attached).collect()
+    }
+
+    /// Every attachment of a network.
+    pub(super) fn list(&self, network: &str) -> Vec<EndpointSummary> {
+        self.entries
+            .values()
+            .map(Entry::endpoint)
+            .filter(|endpoint| endpoint.network == network)
+            .map(|endpoint| EndpointSummary {
+                attachment: endpoint.attachment(),
+                host_ifname: endpoint.host_ifname.clone(),
+            })
+            .collect()
+    }
+
+    /// What the plugin needs to know of an endpoint. An address from a former Pod CIDR has no gateway any more, and so
+    /// no lease: CHECK then says what is missing.
+    pub(super) fn reservation(&self, endpoint: &AttachedEndpoint, mtu: u32) -> Reservation {
+        let lease = |address: IpAddr| Some(Lease { address, gateway: self.ipam.gateway(address)? });
+        Reservation {
+            host_ifname: endpoint.host_ifname.clone(),
+            host_mac: MacAddress(endpoint.host_mac),
+            pod_mac: MacAddress(endpoint.pod_mac),
+            mtu,
+            leases: endpoint.addresses().filter_map(lease).collect(),
+        }
+    }
+
+    /// Writes a record, and the whole file anew once most of its lines are history.
+    fn append(&mut self, record: &Record, durability: Durability) -> Result<(), StoreError> {
+        if self.journal.lines() > 1024 + 4 * (self.entries.len() + self.ipam.cooling().count()) {
+            self.journal = Journal::rewrite(&self.dir, &snapshot(&self.ipam, &self.entries))?;
+        }
+        Ok(self.journal.append(record, durability)?)
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let file = File::create(&path).map_err(io_error("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: dir.into() }),
+        Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
+    }
+}
+
+fn replay(ipam: &mut Ipam, entries: &mut BTreeMap<Attachment, Entry>, record: Record) {
+    match record {
+        Record::Journal { .. } => {}
+        Record::Reserved { endpoint } => {
+            endpoint.addresses().for_each(|address| ipam.hold(address));
+            entries.insert(endpoint.attachment(), Entry::Reserved(endpoint));
+        }
+        Record::Attached { endpoint } => {
+            endpoint.addresses().for_each(|address| ipam.hold(address));
+            entries.insert(endpoint.attachment(), Entry::Attached(endpoint));
+        }
+        Record::Released { attachment, at } => {
+            if let Some(entry) = entries.remove(&attachment) {
+                entry.endpoint().addresses().for_each(|address| ipam.release(address, at));
+            }
+        }
+        Record::Cooling { address, at } => ipam.release(address, at),
+    }
+}
+
+fn snapshot(ipam: &Ipam, entries: &BTreeMap<Attachment, Entry>) -> Vec<Record> {
+    let cooling = ipam.cooling().map(|(address, at)| Record::Cooling { address, at });
+    let held = entries.values().cloned().map(|entry| match entry {
+        Entry::Reserved(endpoint) => Record::Reserved { endpoint },
+        Entry::Attached(endpoint) => Record::Attached { endpoint },
+    });
+    cooling.chain(held).collect()
+}
+
+#[derive(Hash)]
+enum Side {
+    Host,
+    Pod,
+}
+
+/// A locally administered unicast address that differs between attachments and between the sides of one.
+fn local_mac(attachment: &Attachment, side: Side) -> [u8; 6] {
+    let mut hasher = DefaultHasher::new();
+    (attachment, side).hash(&mut hasher);
+    let [first, second, third, fourth, fifth, sixth, ..] = hasher.finish().to_be_bytes();
+    [(first & 0xfc) | 0x02, second, third, fourth, fifth, sixth]
+}
+
+fn now() -> Seconds {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_path_buf();
+    move |source| StoreError::Io { operation, path, source }
+}
+
+#[cfg(test)]
+mod tests;
