@@ -1,12 +1,13 @@
 //! Test binaries: which there are, how they are built, how one is run.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::UNIT;
@@ -18,6 +19,9 @@ const HARNESS: &str = "quilla-tests";
 
 /// A binary still running after this is stuck: the whole suite takes minutes.
 const LIMIT: Duration = Duration::from_mins(15);
+
+/// How long the output of a binary that has ended may stay open.
+const DRAIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Suite {
     pub(super) tier: String,
@@ -69,7 +73,7 @@ fn suite(line: &str) -> Option<Suite> {
     let executable = PathBuf::from(message["executable"].as_str()?);
     let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
     let (target, kind) = (message["target"]["name"].as_str()?, message["target"]["kind"][0].as_str()?);
-    let harness = message["package_id"].as_str()?.contains(HARNESS) || folder.ends_with("tests");
+    let harness = message["package_id"].as_str()?.contains(&format!("#{HARNESS}@"));
     let tier = if harness && kind == "test" { target } else { UNIT };
     Some(Suite { tier: tier.to_owned(), name: format!("{target} ({kind})"), executable, folder })
 }
@@ -87,24 +91,89 @@ impl Suite {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {}", self.executable.display()))?;
-        let lines = BufReader::new(child.stdout.take().context("output of the tests")?).lines();
-        let reader = thread::spawn(move || {
-            lines
-                .map_while(Result::ok)
-                .inspect(|line| println!("{line}"))
-                .filter_map(|line| Tally::parse(&line))
-                .last()
-        });
+        let output = child.stdout.take().context("output of the tests")?;
+        let tallies = echo(output);
         let succeeded =
             wait_within(&mut child, LIMIT).with_context(|| format!("{} of {}", self.name, self.tier))?;
-        let tally = reader.join().ok().flatten();
-        ensure!(!succeeded || tally.is_some(), "{} ended without a closing line", self.name);
-        // Dead without a closing line, or a failure that the line does not show: one more failed.
-        let mut tally = tally.unwrap_or_default();
+        let mut tally = match last(&tallies) {
+            Ok(Some(tally)) => tally,
+            Ok(None) => {
+                println!("{} died without a closing line", self.name);
+                Tally { failed: 1, ..Tally::default() }
+            }
+            Err(LeftBehind) => {
+                println!("{} left a process behind, which still holds its output", self.name);
+                Tally { failed: 1, ..Tally::default() }
+            }
+        };
         if !succeeded && tally.failed == 0 {
-            println!("{} died without a closing line", self.name);
+            println!("{} failed after its closing line", self.name);
             tally.failed = 1;
         }
         Ok(tally)
+    }
+}
+
+/// Prints what the tests print, and hands on each closing line. The channel closes at the end of the output.
+fn echo(output: impl Read + Send + 'static) -> Receiver<Tally> {
+    let (sender, tallies) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            if Tally::parse(&line).is_some_and(|tally| sender.send(tally).is_err()) {
+                return;
+            }
+        }
+    });
+    tallies
+}
+
+struct LeftBehind;
+
+/// The last closing line of a binary that has ended.
+fn last(tallies: &Receiver<Tally>) -> Result<Option<Tally>, LeftBehind> {
+    let mut last = None;
+    loop {
+        match tallies.recv_timeout(DRAIN) {
+            Ok(tally) => last = Some(tally),
+            Err(RecvTimeoutError::Disconnected) => return Ok(last),
+            Err(RecvTimeoutError::Timeout) => return Err(LeftBehind),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOSING: &str = "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+
+    #[test]
+    fn the_last_closing_line_counts() {
+        let output = format!("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\n{CLOSING}\n");
+        let tally = last(&echo(std::io::Cursor::new(output))).ok().flatten();
+        assert_eq!(tally, Some(Tally { passed: 2, failed: 0, skipped: 0 }));
+    }
+
+    #[test]
+    fn output_that_is_not_text_does_not_hide_the_closing_line() {
+        let output = [b"\xff\xfe\n", CLOSING.as_bytes()].concat();
+        let tally = last(&echo(std::io::Cursor::new(output))).ok().flatten();
+        assert_eq!(tally.map(|tally| tally.passed), Some(2));
+    }
+
+    #[test]
+    fn only_the_harness_has_tiers() {
+        let line = |package: &str, kind: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","package_id":"path+file:///q/{package}@0.1.0","manifest_path":"/q/x/Cargo.toml",
+                "target":{{"name":"netns","kind":["{kind}"]}},"profile":{{"test":true}},"executable":"/q/target/x"}}"#
+            )
+        };
+        let tier = |package, kind| suite(&line(package, kind)).map(|suite| suite.tier);
+        assert_eq!(tier("tests#quilla-tests", "test").as_deref(), Some("netns"));
+        assert_eq!(tier("tests#quilla-tests", "lib").as_deref(), Some(UNIT));
+        assert_eq!(tier("agent/datapath#quilla-datapath", "test").as_deref(), Some(UNIT));
     }
 }
