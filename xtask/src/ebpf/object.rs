@@ -7,12 +7,16 @@ use object::build::elf::{Builder, SectionData};
 use object::read::elf::ElfFile64;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, elf};
 
-/// Removes DWARF. bpf-linker has made BTF from it, loaders read only BTF, and it is nine tenths of the file.
+/// What no loader reads: DWARF, from which bpf-linker has made BTF, and relocations of BTF, whose values are in place
+/// already because they refer to the begin of sections.
+const DEAD: [&str; 3] = [".debug_", ".rel.debug_", ".rel.BTF"];
+
+/// Removes the dead sections: most of the file, which is committed.
 pub(super) fn strip(linked: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(linked).context("read the linked object")?;
     for section in &mut builder.sections {
         let name = section.name.to_string();
-        if name.starts_with(".debug_") || name.starts_with(".rel.debug_") {
+        if DEAD.iter().any(|dead| name.starts_with(dead)) {
             section.delete = true;
         }
     }
