@@ -1,0 +1,84 @@
+//! Times a plan, a layout and a difference of a large cluster: 10,000 Services of two ports, 100,000 endpoints.
+//!
+//! `cargo run --release -p quilla-plan --example scale`
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use quilla_model::{
+    Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, ServiceType,
+    Snapshot, TrafficPolicy,
+};
+use quilla_plan::{Layout, NodeFacts, Step, Tables, diff, plan};
+
+const SERVICES: u32 = 10_000;
+const ENDPOINTS: u32 = 10;
+
+fn main() {
+    let mut snapshot = Snapshot::default();
+    for number in 0..SERVICES {
+        add(&mut snapshot, number, ENDPOINTS);
+    }
+    let mut layout = Layout::default();
+    let empty = Tables::default();
+    let old = round("first", &snapshot, &mut layout, &empty);
+    add(&mut snapshot, SERVICES / 2, ENDPOINTS - 1);
+    let new = round("one endpoint less", &snapshot, &mut layout, &old);
+    round("nothing", &snapshot, &mut layout, &new);
+}
+
+fn round(what: &str, snapshot: &Snapshot, layout: &mut Layout, old: &Tables) -> Arc<Tables> {
+    let start = Instant::now();
+    let (desired, problems) = plan(snapshot, &NodeFacts::new("here"));
+    let planned = start.elapsed();
+    let (new, more) = layout.lay_out(&desired);
+    let laid_out = start.elapsed();
+    let steps = diff(old, &new);
+    let done = start.elapsed();
+    let rows: usize = steps.iter().map(Step::rows).sum();
+    println!(
+        "{what}: plan {planned:.1?}, layout {:.1?}, diff {:.1?}, {rows} rows in {} steps, {} problems",
+        laid_out - planned,
+        done - laid_out,
+        steps.len(),
+        problems.len() + more.len(),
+    );
+    new
+}
+
+fn add(snapshot: &mut Snapshot, number: u32, endpoints: u32) {
+    let name = ObjectName::new("scale", format!("service-{number}"));
+    let port =
+        |name: &str, port| ServicePort { name: name.into(), port, protocol: Protocol::Tcp, node_port: None };
+    let service = Service {
+        name: name.clone(),
+        kind: ServiceType::ClusterIp,
+        cluster_ips: vec![std::net::Ipv4Addr::from_bits(0x0a60_0000 + number).into()],
+        ports: vec![port("http", 80), port("admin", 81)],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity_seconds: None,
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
+        health_check_node_port: None,
+    };
+    let target = |name: &str, port| EndpointPort { name: name.into(), port, protocol: Protocol::Tcp };
+    let endpoint = |index: u32| Endpoint {
+        address: std::net::Ipv4Addr::from_bits(0x0b00_0000 + number * 100 + index).into(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some("elsewhere".into()),
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        name: name.clone(),
+        service: name.clone(),
+        family: Family::V4,
+        ports: vec![target("http", 8080), target("admin", 9090)],
+        endpoints: (0..endpoints).map(endpoint).collect(),
+    };
+    snapshot.services.insert(name.clone(), Arc::new(service));
+    snapshot.slices.entry(name.clone()).or_default().insert(name.name, Arc::new(slice));
+}

@@ -1,0 +1,233 @@
+//! The steps from one state of the kernel to another, in an order that never shows half a change.
+//!
+//! Additions go from what is pointed at to what points: backends, slots, Services; nodes, routes. Removals go the other
+//! way. Epochs of what changed are bumped when the maps hold the new truth. Backend ids are the last thing to go: a run
+//! that dies between freeing a backend and starting its id's new generation leaves the id behind, and the next run
+//! starts that generation. Invariant: every prefix of the steps, and of the rows within a step, is consistent.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use quilla_abi::backend::Backend;
+use quilla_abi::endpoint::Endpoint;
+use quilla_abi::epoch;
+use quilla_abi::node::Node;
+
+use crate::family::AddressFamily;
+use crate::step::{FamilyStep, Step};
+use crate::tables::{FamilyTables, LaidService, Tables};
+
+/// The steps from `old` to `new`; none if they are equal.
+pub fn diff(old: &Tables, new: &Tables) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let (v4, v6) = (FamilyChange::between(&old.v4, &new.v4), FamilyChange::between(&old.v6, &new.v6));
+    add_services(&mut steps, &v4, &v6);
+    remove_services(&mut steps, &v4, &v6);
+    let mut bumps = BTreeSet::new();
+    change_reachability(&mut steps, &mut bumps, (old, new), &v4, &v6);
+    if old.config != new.config {
+        steps.push(Step::SetConfig(new.config));
+        bumps.insert(epoch::GLOBAL);
+    }
+    steps.push(Step::Bump(bumps.into_iter().collect()));
+    steps.retain(|step| step.rows() > 0);
+    steps
+}
+
+/// The step that makes every flow look again, whatever it was computed from: after a start, when nobody knows what a
+/// previous run left unsaid.
+pub fn refresh() -> Step {
+    Step::Bump(vec![epoch::GLOBAL])
+}
+
+fn add_services(steps: &mut Vec<Step>, v4: &FamilyChange<'_, [u8; 4]>, v6: &FamilyChange<'_, [u8; 16]>) {
+    steps.extend([v4.set_backends(), v6.set_backends()]);
+    steps.extend([v4.set_backend_ids(), v6.set_backend_ids()]);
+    steps.push(Step::SetSlots(v4.slots().chain(v6.slots()).collect()));
+    steps.extend([v4.set_services(), v6.set_services()]);
+}
+
+fn remove_services(steps: &mut Vec<Step>, v4: &FamilyChange<'_, [u8; 4]>, v6: &FamilyChange<'_, [u8; 16]>) {
+    steps.extend([v4.remove_services(), v6.remove_services()]);
+    steps.extend([v4.free_backends(), v6.free_backends()]);
+    steps.push(Step::Bump(v4.ended_generations().chain(v6.ended_generations()).collect()));
+    steps.extend([v4.remove_backend_ids(), v6.remove_backend_ids()]);
+}
+
+/// Nodes, endpoints and routes, and the epochs of those that changed.
+fn change_reachability(
+    steps: &mut Vec<Step>,
+    bumps: &mut BTreeSet<u32>,
+    (old, new): (&Tables, &Tables),
+    v4: &FamilyChange<'_, [u8; 4]>,
+    v6: &FamilyChange<'_, [u8; 16]>,
+) {
+    let nodes = Change::between(&old.nodes, &new.nodes);
+    let node_slots = Change::between(&old.node_slots, &new.node_slots);
+    let interfaces = Change::between(&old.interfaces, &new.interfaces);
+
+    steps.push(Step::SetNodes(nodes.set_rows().collect()));
+    steps.push(Step::SetNodeSlots(node_slots.set_rows().collect()));
+    steps.push(Step::SetInterfaces(interfaces.set_rows().collect()));
+    steps.extend([v4.set_endpoints(), v6.set_endpoints()]);
+    steps.extend([v4.set_routes(), v6.set_routes()]);
+
+    steps.extend([v4.remove_routes(), v6.remove_routes()]);
+    steps.extend([v4.remove_endpoints(), v6.remove_endpoints()]);
+    steps.push(Step::RemoveInterfaces(interfaces.removed_keys().collect()));
+    steps.push(Step::RemoveNodeSlots(node_slots.removed_keys().collect()));
+    steps.push(Step::SetNodes(nodes.removed_keys().map(|slot| (slot, Node::default())).collect()));
+
+    if !(v4.routes.is_empty() && v6.routes.is_empty()) {
+        bumps.insert(epoch::GLOBAL);
+    }
+    bumps.extend(nodes.keys().map(|slot| epoch::NODES + slot));
+    let endpoints = v4.endpoints.values().chain(v6.endpoints.values()).map(|endpoint: &Endpoint| endpoint.id);
+    bumps.extend(
+        endpoints.chain(interfaces.values().map(|interface| interface.id)).map(|id| epoch::ENDPOINTS + id),
+    );
+}
+
+/// What differs between two maps. Rows are borrowed: most of both maps is equal.
+struct Change<'a, K, V> {
+    /// Key, new value, old value.
+    set: Vec<(&'a K, &'a V, Option<&'a V>)>,
+    removed: Vec<(&'a K, &'a V)>,
+}
+
+impl<'a, K: Ord + Copy, V: PartialEq> Change<'a, K, V> {
+    /// Walks both maps once, side by side.
+    fn between(old: &'a BTreeMap<K, V>, new: &'a BTreeMap<K, V>) -> Self {
+        let mut change = Self { set: Vec::new(), removed: Vec::new() };
+        let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => return change,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((old_key, _)), Some((new_key, _))) => old_key.cmp(new_key),
+            };
+            let before = if order.is_le() { old.next() } else { None };
+            let after = if order.is_ge() { new.next() } else { None };
+            match (before, after) {
+                (Some(gone), None) => change.removed.push(gone),
+                (before, Some((key, value))) if before.is_none_or(|(_, old_value)| old_value != value) => {
+                    change.set.push((key, value, before.map(|(_, old_value)| old_value)));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.removed.is_empty()
+    }
+
+    fn set_rows(&self) -> impl Iterator<Item = (K, V)>
+    where
+        V: Clone,
+    {
+        self.set.iter().map(|&(key, value, _)| (*key, value.clone()))
+    }
+
+    fn removed_keys(&self) -> impl Iterator<Item = K> {
+        self.removed.iter().map(|&(key, _)| *key)
+    }
+
+    fn keys(&self) -> impl Iterator<Item = K> {
+        self.set.iter().map(|&(key, ..)| *key).chain(self.removed_keys())
+    }
+
+    /// Every value that came or went.
+    fn values(&self) -> impl Iterator<Item = &'a V> {
+        let set = self.set.iter().flat_map(|&(_, new, old)| [Some(new), old]);
+        set.chain(self.removed.iter().map(|&(_, old)| Some(old))).flatten()
+    }
+}
+
+/// What differs between the maps of one family.
+struct FamilyChange<'a, A> {
+    backends: Change<'a, u32, Backend<A>>,
+    backend_ids: Change<'a, Backend<A>, u32>,
+    services: Change<'a, quilla_abi::service::ServiceKey<A>, LaidService>,
+    endpoints: Change<'a, A, Endpoint>,
+    routes: Change<'a, quilla_abi::route::RouteKey<A>, quilla_abi::route::Route>,
+    new: &'a FamilyTables<A>,
+}
+
+impl<'a, A: AddressFamily> FamilyChange<'a, A> {
+    fn between(old: &'a FamilyTables<A>, new: &'a FamilyTables<A>) -> Self {
+        Self {
+            backends: Change::between(&old.backends, &new.backends),
+            backend_ids: Change::between(&old.backend_ids, &new.backend_ids),
+            services: Change::between(&old.services, &new.services),
+            endpoints: Change::between(&old.endpoints, &new.endpoints),
+            routes: Change::between(&old.routes, &new.routes),
+            new,
+        }
+    }
+
+    fn set_backends(&self) -> Step {
+        A::step(FamilyStep::SetBackends(self.backends.set_rows().collect()))
+    }
+
+    fn set_backend_ids(&self) -> Step {
+        A::step(FamilyStep::SetBackendIds(self.backend_ids.set_rows().collect()))
+    }
+
+    /// The slots of every Service whose range or contents are not what they were.
+    fn slots(&self) -> impl Iterator<Item = (u32, u32)> {
+        let moved = self.services.set.iter().filter(|(_, new, old)| {
+            old.is_none_or(|old| {
+                old.row.slot_base != new.row.slot_base
+                    || !(Arc::ptr_eq(&old.slots, &new.slots) || old.slots == new.slots)
+            })
+        });
+        moved.flat_map(|(_, new, _)| (new.row.slot_base..).zip(new.slots.iter().copied()))
+    }
+
+    fn set_services(&self) -> Step {
+        let rows = self.services.set.iter().map(|&(key, laid, _)| (*key, laid.row));
+        A::step(FamilyStep::SetServices(rows.collect()))
+    }
+
+    fn remove_services(&self) -> Step {
+        A::step(FamilyStep::RemoveServices(self.services.removed_keys().collect()))
+    }
+
+    fn free_backends(&self) -> Step {
+        let rows = self.backends.removed_keys().map(|id| (id, Backend::default()));
+        A::step(FamilyStep::SetBackends(rows.collect()))
+    }
+
+    /// Counters of the backends that are gone or replaced, whether their row or only their id was still there.
+    fn ended_generations(&self) -> impl Iterator<Item = u32> {
+        let replaced = self.backends.set.iter().filter(|(.., old)| old.is_some()).map(|&(id, ..)| *id);
+        let renamed = self.backend_ids.set.iter().filter_map(|&(.., old)| old.copied());
+        let named = self.backend_ids.removed.iter().map(|&(_, id)| *id).chain(renamed);
+        let orphaned = named.filter(|id| !self.new.backends.contains_key(id));
+        let ended: BTreeSet<u32> = self.backends.removed_keys().chain(replaced).chain(orphaned).collect();
+        ended.into_iter().filter(|&id| id < epoch::MAX_BACKENDS).map(|id| A::GENERATIONS + id)
+    }
+
+    fn remove_backend_ids(&self) -> Step {
+        A::step(FamilyStep::RemoveBackendIds(self.backend_ids.removed_keys().collect()))
+    }
+
+    fn set_endpoints(&self) -> Step {
+        A::step(FamilyStep::SetEndpoints(self.endpoints.set_rows().collect()))
+    }
+
+    fn remove_endpoints(&self) -> Step {
+        A::step(FamilyStep::RemoveEndpoints(self.endpoints.removed_keys().collect()))
+    }
+
+    fn set_routes(&self) -> Step {
+        A::step(FamilyStep::SetRoutes(self.routes.set_rows().collect()))
+    }
+
+    fn remove_routes(&self) -> Step {
+        A::step(FamilyStep::RemoveRoutes(self.routes.removed_keys().collect()))
+    }
+}

@@ -1,0 +1,108 @@
+//! What the planner must know about the node itself; the agent collects it from the kernel and its own journal.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use quilla_abi::Mac;
+use quilla_abi::config::{Config, OVERLAY_PORT, SNAT_PORT_MAX, SNAT_PORT_MIN, flag};
+use quilla_abi::version::SCHEMA;
+use quilla_model::{ObjectName, Snapshot};
+
+use crate::route::gateways;
+
+/// The node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its name in the API.
+    pub name: String,
+    /// The uplink.
+    pub uplink_ifindex: u32,
+    /// The overlay device.
+    pub overlay_ifindex: u32,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of the overlay.
+    pub overlay_port: u16,
+    /// The uplink's address that Pods leave the cluster with.
+    pub host_ipv4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub host_ipv6: Option<Ipv6Addr>,
+    /// All addresses of the node.
+    pub addresses: Vec<IpAddr>,
+    /// Ranges outside the cluster that Pods reach with their own address.
+    pub native: Vec<IpNet>,
+    /// Whether Pods leave the cluster with the node's address.
+    pub masquerade: bool,
+    /// Seed of the flow hash; random once, then kept for as long as the maps live.
+    pub hash_seed: u32,
+    /// The attached Pods.
+    pub endpoints: Vec<LocalEndpoint>,
+}
+
+impl NodeFacts {
+    /// Facts of a node that has nothing yet.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            uplink_ifindex: 0,
+            overlay_ifindex: 0,
+            vni: DEFAULT_VNI,
+            overlay_port: OVERLAY_PORT,
+            host_ipv4: None,
+            host_ipv6: None,
+            addresses: Vec::new(),
+            native: Vec::new(),
+            masquerade: true,
+            hash_seed: 0,
+            endpoints: Vec::new(),
+        }
+    }
+
+    /// The node's row of the `config` map.
+    pub(crate) fn config(&self, snapshot: &Snapshot) -> Config {
+        let (gateway_ipv4, gateway_ipv6) = gateways(snapshot, &self.name);
+        let mut flags = 0;
+        if self.masquerade && self.host_ipv4.is_some() {
+            flags |= flag::MASQUERADE_V4;
+        }
+        if self.masquerade && self.host_ipv6.is_some() {
+            flags |= flag::MASQUERADE_V6;
+        }
+        Config {
+            schema: SCHEMA,
+            flags,
+            uplink_ifindex: self.uplink_ifindex,
+            overlay_ifindex: self.overlay_ifindex,
+            vni: self.vni,
+            hash_seed: self.hash_seed,
+            snat_port_min: SNAT_PORT_MIN,
+            snat_port_max: SNAT_PORT_MAX,
+            host_ipv4: self.host_ipv4.map_or([0; 4], |address| address.octets()),
+            host_ipv6: self.host_ipv6.map_or([0; 16], |address| address.octets()),
+            gateway_ipv4: gateway_ipv4.map_or([0; 4], |address| address.octets()),
+            gateway_ipv6: gateway_ipv6.map_or([0; 16], |address| address.octets()),
+            vtep_mac: crate::tunnel::mac_of(&self.name),
+            overlay_port: self.overlay_port,
+        }
+    }
+}
+
+/// The overlay's network identifier where nobody chose one.
+pub const DEFAULT_VNI: u32 = 1;
+
+/// A Pod that the CNI server attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// The Pod.
+    pub pod: ObjectName,
+    /// Host side of its veth.
+    pub ifindex: u32,
+    /// The Pod's Ethernet address.
+    pub pod_mac: Mac,
+    /// The host side's Ethernet address.
+    pub host_mac: Mac,
+    /// Its IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+}

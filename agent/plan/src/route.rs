@@ -1,0 +1,109 @@
+//! What each range of addresses is to this node. Called by [`crate::plan()`] and by whoever configures the gateways.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use quilla_model::{ObjectRef, Problem, Reason, Snapshot};
+
+use crate::desired::Target;
+use crate::facts::NodeFacts;
+
+type Routes = BTreeMap<IpNet, Target>;
+
+/// Ranges that are never delivered from a Pod (E19): this network, loopback, link-local, multicast, reserved.
+const UNROUTABLE: [&str; 10] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/128",
+    "::1/128",
+    "::ffff:0:0/96",
+    "fe80::/10",
+    "ff00::/8",
+];
+
+/// All routes; a more particular source of truth replaces a more general one of the same prefix.
+pub(crate) fn plan(snapshot: &Snapshot, facts: &NodeFacts, problems: &mut Vec<Problem>) -> Routes {
+    let mut routes = Routes::new();
+    routes.extend(UNROUTABLE.iter().filter_map(|net| Some((net.parse().ok()?, Target::Unroutable))));
+    for (name, cidrs) in &snapshot.service_cidrs {
+        for cidr in cidrs {
+            claim(&mut routes, *cidr, Target::Services, || ObjectRef::cluster("ServiceCIDR", name), problems);
+        }
+    }
+    add_pod_cidrs(&mut routes, snapshot, facts, problems);
+    for net in &facts.native {
+        routes.entry(net.trunc()).or_insert(Target::Native);
+    }
+    let (gateway_ipv4, gateway_ipv6) = gateways(snapshot, &facts.name);
+    let gateways = gateway_ipv4.map(IpAddr::V4).into_iter().chain(gateway_ipv6.map(IpAddr::V6));
+    routes
+        .extend(facts.addresses.iter().copied().chain(gateways).map(|own| (IpNet::from(own), Target::Host)));
+    routes
+}
+
+fn add_pod_cidrs(routes: &mut Routes, snapshot: &Snapshot, facts: &NodeFacts, problems: &mut Vec<Problem>) {
+    // This node first: whatever another node claims, its own Pods stay its own.
+    let (own, others): (Vec<_>, Vec<_>) = snapshot.nodes.values().partition(|node| node.name == facts.name);
+    for node in own.into_iter().chain(others) {
+        for cidr in &node.pod_cidrs {
+            let target = if node.name == facts.name {
+                Target::LocalPods
+            } else {
+                Target::RemotePods(node.name.clone())
+            };
+            claim(routes, *cidr, target, || ObjectRef::cluster("Node", &node.name), problems);
+        }
+    }
+}
+
+/// Adds a route of the cluster's, unless another object has an equal, wider or narrower one already.
+fn claim(
+    routes: &mut Routes,
+    cidr: IpNet,
+    target: Target,
+    object: impl Fn() -> ObjectRef,
+    problems: &mut Vec<Problem>,
+) {
+    let cidr = cidr.trunc();
+    let clash = overlapping(routes, cidr);
+    match clash {
+        None => {
+            routes.insert(cidr, target);
+        }
+        Some(other) => {
+            problems.push(Problem::new(object(), Reason::Conflict, format!("{cidr} overlaps {other}")));
+        }
+    }
+}
+
+/// A route that shares addresses with `cidr`. Prefixes nest or are disjoint: one that starts within `cidr` is inside it
+/// or around it, and any other one around it is found by shortening `cidr` bit by bit.
+fn overlapping(routes: &Routes, cidr: IpNet) -> Option<IpNet> {
+    let wider = std::iter::successors(cidr.supernet(), IpNet::supernet);
+    let start = IpNet::new(cidr.network(), 0).ok()?;
+    let next = routes.range(start..).next().map(|(net, _)| *net);
+    next.filter(|net| cidr.contains(&net.network()))
+        .or_else(|| wider.into_iter().find(|net| routes.contains_key(net)))
+}
+
+/// The gateways of a node's Pods: the first address of its first Pod CIDR of each family.
+pub fn gateways(snapshot: &Snapshot, node: &str) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let cidrs = snapshot.nodes.get(node).map_or(&[][..], |node| &node.pod_cidrs);
+    let ipv4 = cidrs.iter().find_map(|cidr| match cidr {
+        IpNet::V4(net) => net.network().to_bits().checked_add(1).map(Ipv4Addr::from_bits),
+        IpNet::V6(_) => None,
+    });
+    let ipv6 = cidrs.iter().find_map(|cidr| match cidr {
+        IpNet::V6(net) => net.network().to_bits().checked_add(1).map(Ipv6Addr::from_bits),
+        IpNet::V4(_) => None,
+    });
+    (ipv4, ipv6)
+}
+
+#[cfg(test)]
+#[path = "route_tests.rs"]
+mod tests;

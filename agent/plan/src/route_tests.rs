@@ -1,0 +1,89 @@
+use std::sync::Arc;
+
+use quilla_model::{Node, Problem, Reason, Snapshot};
+
+use crate::desired::{Desired, Target};
+use crate::facts::NodeFacts;
+
+fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Node {
+    Node {
+        name: name.into(),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        pod_cidrs: pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        zone: None,
+    }
+}
+
+fn planned(nodes: Vec<Node>, service_cidrs: &[&str]) -> (Desired, Vec<Problem>) {
+    let nodes = nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect();
+    let mut snapshot = Snapshot { nodes, ..Snapshot::default() };
+    let cidrs = service_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+    snapshot.service_cidrs.insert("kubernetes".into(), cidrs);
+    let mut facts = NodeFacts::new("here");
+    facts.addresses = vec!["192.0.2.1".parse().unwrap()];
+    crate::plan(&snapshot, &facts)
+}
+
+fn target(desired: &Desired, prefix: &str) -> Option<Target> {
+    desired.routes.get(&prefix.parse().unwrap()).cloned()
+}
+
+#[test]
+fn every_range_of_the_cluster_has_a_route() {
+    let here = node("here", &["192.0.2.1"], &["10.244.0.0/24", "fd00:244::/64"]);
+    let there = node("there", &["192.0.2.2"], &["10.244.1.0/24", "fd00:244:0:1::/64"]);
+    let (desired, problems) = planned(vec![here, there], &["10.96.0.0/16", "fd00:96::/112"]);
+    assert_eq!(problems, []);
+    let there = || Some(Target::RemotePods("there".into()));
+    for (prefix, expected) in [
+        ("10.244.0.0/24", Some(Target::LocalPods)),
+        ("fd00:244::/64", Some(Target::LocalPods)),
+        ("10.244.0.1/32", Some(Target::Host)),
+        ("fd00:244::1/128", Some(Target::Host)),
+        ("10.244.1.0/24", there()),
+        ("fd00:244:0:1::/64", there()),
+        ("10.96.0.0/16", Some(Target::Services)),
+        ("fd00:96::/112", Some(Target::Services)),
+        ("192.0.2.1/32", Some(Target::Host)),
+        ("169.254.0.0/16", Some(Target::Unroutable)),
+        ("192.0.2.2/32", None),
+    ] {
+        assert_eq!(target(&desired, prefix), expected, "{prefix}");
+    }
+    assert_eq!(desired.config.gateway_ipv4, [10, 244, 0, 1]);
+    assert_eq!(desired.tunnels.keys().collect::<Vec<_>>(), ["there"]);
+}
+
+#[test]
+fn overlapping_claims_are_refused_whichever_is_wider() {
+    let own = node("here", &[], &["10.244.0.0/24"]);
+    for (claimed, clash) in [
+        ("10.244.0.0/24", true),
+        ("10.244.0.128/25", true),
+        ("10.244.0.0/16", true),
+        ("10.0.0.0/8", true),
+        ("0.0.0.0/0", true),
+        ("127.1.0.0/16", true),
+        ("10.244.1.0/24", false),
+        ("10.243.255.0/24", false),
+    ] {
+        let (desired, problems) = planned(vec![own.clone(), node("a", &["192.0.2.9"], &[claimed])], &[]);
+        let reasons: Vec<_> = problems.iter().map(|problem| problem.reason).collect();
+        assert_eq!(reasons, if clash { vec![Reason::Conflict] } else { vec![] }, "{claimed}");
+        assert_eq!(target(&desired, "10.244.0.0/24"), Some(Target::LocalPods), "{claimed}");
+    }
+}
+
+#[test]
+fn e20_a_tunnel_address_belongs_to_one_node() {
+    let thief = node("thief", &["192.0.2.1", "192.0.2.2", "fe80::1"], &["10.244.2.0/24"]);
+    let (desired, problems) = planned(vec![node("b", &["192.0.2.2"], &[]), thief], &[]);
+    assert_eq!(desired.tunnels.keys().collect::<Vec<_>>(), ["b"]);
+    let reasons: Vec<_> = problems.iter().map(|problem| problem.reason).collect();
+    assert_eq!(reasons, [Reason::Conflict, Reason::Conflict, Reason::UnusableAddress, Reason::Missing]);
+    assert_eq!(
+        target(&desired, "10.244.2.0/24"),
+        Some(Target::RemotePods("thief".into())),
+        "dropped as unknown node"
+    );
+}
