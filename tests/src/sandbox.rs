@@ -1,0 +1,105 @@
+//! The outer namespace: a network without a way out, private mounts, a process tree that dies as one.
+//!
+//! A binary that builds topologies calls [`enter`] first thing in `main`. The first process becomes the supervisor: it
+//! starts the same binary again inside the sandbox, waits, and removes the cgroup. When the supervisor dies, however,
+//! the kernel kills everything inside, and with the last process go all namespaces, links and mounts. Invariant: code
+//! behind `enter` cannot change the machine's own network or mounts.
+
+use std::env;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+use anyhow::{Context, Result};
+use rustix::mount::MountFlags;
+
+use crate::cgroup::Cgroup;
+use crate::command::Run;
+
+/// Set inside to the sandbox's cgroup.
+const MARK: &str = "QUILLA_SANDBOX_CGROUP";
+
+/// Files of topologies: data directories, sockets, logs. A tmpfs that only the sandbox sees.
+pub const FILES: &str = "/run/quilla-sandbox";
+
+/// Where the sandbox has its own bpffs.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// The inside of a sandbox.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    cgroup: PathBuf,
+}
+
+impl Sandbox {
+    /// The cgroup that holds all of the sandbox's own.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// The sandbox this process is in.
+    pub fn current() -> Result<Self> {
+        let cgroup =
+            env::var_os(MARK).context("not inside a sandbox: main must call sandbox::enter first")?;
+        Ok(Self { cgroup: cgroup.into() })
+    }
+}
+
+/// Returns inside the sandbox; outside of it, never returns. Must be called before any thread is started.
+pub fn enter() -> Result<Sandbox> {
+    if env::var_os(MARK).is_none() {
+        exit(supervise()?);
+    }
+    let sandbox = Sandbox::current()?;
+    // Only the first process of the sandbox finds it bare; helpers that it starts find it ready.
+    if !Path::new(FILES).exists() {
+        furnish().context("furnish the sandbox")?;
+    }
+    Ok(sandbox)
+}
+
+/// The command that runs a program and its arguments, to be added, in a new sandbox which dies with the calling
+/// thread's process. The new namespaces are bare until the program calls [`enter`].
+pub fn wrapped(cgroup: &Cgroup, program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "sh", "-c", r#"echo $$ >"$0" && exec "$@""#]);
+    command.arg(cgroup.path().join("cgroup.procs"));
+    command.args([
+        "unshare",
+        "--mount",
+        "--net",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--",
+    ]);
+    command.arg(program).env(MARK, cgroup.path());
+    command
+}
+
+fn supervise() -> Result<i32> {
+    let cgroup = Cgroup::of_sandbox()?;
+    let program = env::current_exe().context("find this program")?;
+    let status = wrapped(&cgroup, &program).args(env::args_os().skip(1)).status();
+    let status = status.context("start the sandbox: needs setpriv and unshare of util-linux")?;
+    drop(cgroup);
+    Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+fn furnish() -> Result<()> {
+    mount("tmpfs", "/run")?;
+    mount("bpf", BPFFS)?;
+    for folder in ["/run/netns", FILES] {
+        fs::create_dir(folder).with_context(|| format!("create {folder}"))?;
+    }
+    Command::new("ip").args(["link", "set", "lo", "up"]).text()?;
+    Ok(())
+}
+
+fn mount(kind: &str, at: &str) -> Result<()> {
+    rustix::mount::mount("quilla", at, kind, MountFlags::empty(), None)
+        .with_context(|| format!("mount {kind} at {at}"))
+}
