@@ -3,7 +3,7 @@
 //! `cargo run --release -p quilla-plan --example scale`
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, ServiceType,
@@ -28,22 +28,21 @@ fn main() {
 }
 
 fn round(what: &str, snapshot: &Snapshot, layout: &mut Layout, old: &Tables) -> Arc<Tables> {
-    let start = Instant::now();
-    let (desired, problems) = plan(snapshot, &NodeFacts::new("here"));
-    let planned = start.elapsed();
-    let (new, more) = layout.lay_out(&desired);
-    let laid_out = start.elapsed();
-    let steps = diff(old, &new);
-    let done = start.elapsed();
+    let (planning, (desired, problems)) = timed(|| plan(snapshot, &NodeFacts::new("here")));
+    let (laying_out, (new, more)) = timed(|| layout.lay_out(&desired));
+    let (comparing, steps) = timed(|| diff(old, &new));
     let rows: usize = steps.iter().map(Step::rows).sum();
     println!(
-        "{what}: plan {planned:.1?}, layout {:.1?}, diff {:.1?}, {rows} rows in {} steps, {} problems",
-        laid_out - planned,
-        done - laid_out,
-        steps.len(),
+        "{what}: plan {planning:.1?}, layout {laying_out:.1?}, diff {comparing:.1?}, {rows} rows, {} problems",
         problems.len() + more.len(),
     );
     new
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed(), result)
 }
 
 fn add(snapshot: &mut Snapshot, number: u32, endpoints: u32) {
