@@ -1,6 +1,7 @@
-//! `check`: everything that can be judged without running the product. Cheap steps first.
+//! `check`: everything that can be judged without running the product. Cheap steps first; one that fails does not stop
+//! the others.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 
 use crate::ebpf::{self, cargo_bpf};
 use crate::process::run;
@@ -28,10 +29,15 @@ const STEPS: [Step; 10] = [
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     setup::linters(workspace)?;
     setup::bpf_toolchain(workspace)?;
+    let mut failed = Vec::new();
     for (name, step) in STEPS {
         println!("\n== {name}");
-        step(workspace).with_context(|| format!("check failed: {name}"))?;
+        if let Err(error) = step(workspace) {
+            println!("{error:#}");
+            failed.push(name);
+        }
     }
+    ensure!(failed.is_empty(), "{} of {} checks failed: {}", failed.len(), STEPS.len(), failed.join(", "));
     println!("\nall {} checks passed", STEPS.len());
     Ok(())
 }
