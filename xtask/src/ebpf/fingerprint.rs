@@ -1,6 +1,7 @@
 //! What the committed object was made from: one hash over the sources, so that a machine without the BPF toolchain
 //! can still tell that the object is stale.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,22 +59,17 @@ fn field(hash: &mut Sha256, bytes: &[u8]) {
 /// Only what the kernel crate uses: a new dependency of the agent does not make the object stale.
 fn dependencies(workspace: &Workspace) -> Result<String> {
     let mut cargo = workspace.cargo(&["tree", "--package", "quilla-ebpf", "--target", "bpfel-unknown-none"]);
-    cargo.args(["--edges", "normal,build", "--prefix", "none", "--format", "{p} {f}"]);
+    cargo.args(["--edges", "normal,build", "--prefix", "none", "--no-dedupe", "--format", "{p}|{f}"]);
     let tree = read(&mut cargo)?;
-    let root = format!("({}", workspace.root().display());
-    let mut lines: Vec<String> = tree
-        .lines()
-        .map(|line| match line.split_once(&root) {
-            Some((package, rest)) => {
-                format!("{package}{}", rest.split_once(')').map_or("", |(_, features)| features))
-            }
-            None => line.to_owned(),
-        })
-        .map(|line| line.replace("(*)", "").replace("(proc-macro)", "").trim().to_owned())
-        .collect();
-    lines.sort();
-    lines.dedup();
-    Ok(lines.join("\n"))
+    let lines: BTreeSet<String> = tree.lines().filter_map(dependency).collect();
+    Ok(lines.into_iter().collect::<Vec<_>>().join("\n"))
+}
+
+/// Name, version and features. What else cargo prints is where the crate lies, which differs between clones.
+fn dependency(line: &str) -> Option<String> {
+    let (package, features) = line.split_once('|')?;
+    let mut words = package.split(' ');
+    Some(format!("{} {} {features}", words.next()?, words.next()?))
 }
 
 fn profile(workspace: &Workspace) -> Result<String> {
@@ -107,4 +103,17 @@ fn walk(root: &Path, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dependency;
+
+    #[test]
+    fn where_a_crate_lies_does_not_matter() {
+        let here = dependency("quilla-abi v0.1.0 (/here/abi)|user");
+        assert_eq!(here.as_deref(), Some("quilla-abi v0.1.0 user"));
+        assert_eq!(here, dependency("quilla-abi v0.1.0 (/there/deep/abi)|user"));
+        assert_ne!(here, dependency("quilla-abi v0.1.0 (/here/abi)|"));
+    }
 }
