@@ -56,10 +56,10 @@ fn field(hash: &mut Sha256, bytes: &[u8]) {
     hash.update(bytes);
 }
 
-/// Only what the kernel crate uses: a new dependency of the agent does not make the object stale.
+/// Only what is linked into the object: a new dependency of the agent, or of a macro, does not make the object stale.
 fn dependencies(workspace: &Workspace) -> Result<String> {
     let mut cargo = workspace.cargo(&["tree", "--package", "quilla-ebpf", "--target", "bpfel-unknown-none"]);
-    cargo.args(["--edges", "normal,build", "--prefix", "none", "--no-dedupe", "--format", "{p}|{f}"]);
+    cargo.args(["--edges", "normal,no-proc-macro", "--prefix", "none", "--no-dedupe", "--format", "{p}|{f}"]);
     let tree = read(&mut cargo)?;
     let lines: BTreeSet<String> = tree.lines().filter_map(dependency).collect();
     Ok(lines.into_iter().collect::<Vec<_>>().join("\n"))
