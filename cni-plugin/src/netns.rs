@@ -1,12 +1,13 @@
 //! Entering a Pod's network namespace. Used by ADD and CHECK; the calling thread never changes namespace: the work
 //! runs on a short thread of its own.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use quilla_cni_protocol::{CniError, ErrorCode};
@@ -15,28 +16,28 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// An open network namespace that is not the host's.
 #[derive(Debug)]
-pub(crate) struct Netns(File);
+pub(crate) struct Netns {
+    file: File,
+    path: PathBuf,
+}
 
 impl Netns {
-    /// Opens the path the runtime named.
+    /// Opens the path the runtime named, and makes sure that it can be entered.
     pub(crate) fn open(path: &Path) -> Result<Self, CniError> {
-        let invalid = |details: String| {
-            let details = format!("CNI_NETNS {}: {details}", path.display());
-            CniError::new(ErrorCode::INVALID_NETNS, "invalid network namespace", details)
+        let open = |path: &Path| {
+            let file = File::open(path)?;
+            let metadata = file.metadata()?;
+            Ok((file, (metadata.dev(), metadata.ino())))
         };
-        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
-        let file = File::open(path).map_err(|error| invalid(error.to_string()))?;
-        let own = File::open("/proc/self/ns/net").map_err(|error| invalid(error.to_string()))?;
-        let pair = identity(&file).and_then(|theirs| Ok((theirs, identity(&own)?)));
-        let (theirs, ours) = pair.map_err(|error| invalid(error.to_string()))?;
+        let failed = |error: io::Error| invalid(path, error.to_string());
+        let (file, theirs) = open(path).map_err(failed)?;
+        let (_, ours) = open(Path::new("/proc/thread-self/ns/net")).map_err(failed)?;
         if theirs == ours {
-            return Err(invalid("is the plugin's own".to_owned()));
+            return Err(invalid(path, "is the plugin's own"));
         }
-        // Every namespace file lives on the one nsfs.
-        if theirs.0 != ours.0 {
-            return Err(invalid("is not a namespace".to_owned()));
-        }
-        Ok(Self(file))
+        let netns = Self { file, path: path.to_path_buf() };
+        netns.run(|| Ok(()))?;
+        Ok(netns)
     }
 
     /// Runs `work` inside the namespace.
@@ -44,23 +45,27 @@ impl Netns {
         &self,
         work: impl FnOnce() -> Result<T, CniError> + Send,
     ) -> Result<T, CniError> {
-        let failed =
-            |details: String| CniError::new(ErrorCode::INVALID_NETNS, "enter network namespace", details);
+        let failed = |error: io::Error| invalid(&self.path, format!("enter: {error}"));
         thread::scope(|scope| {
             let thread = thread::Builder::new().spawn_scoped(scope, || {
-                move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
-                    .map_err(|error| failed(error.to_string()))?;
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+                    .map_err(|errno| failed(errno.into()))?;
                 work()
             });
-            let thread = thread.map_err(|error| failed(error.to_string()))?;
-            thread.join().unwrap_or_else(|_| Err(failed("the thread inside panicked".to_owned())))
+            let joined = thread.map_err(failed)?.join();
+            joined.unwrap_or_else(|_| Err(invalid(&self.path, "the thread inside panicked")))
         })
     }
 }
 
+fn invalid(path: &Path, details: impl fmt::Display) -> CniError {
+    let details = format!("CNI_NETNS {}: {details}", path.display());
+    CniError::new(ErrorCode::INVALID_NETNS, "invalid network namespace", details)
+}
+
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -57,7 +58,7 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let failed = |source| NetlinkError { operation: "get link", object: name.to_owned(), source };
-        let answers = self.exchange(RouteNetlinkMessage::GetLink(message), 0).map_err(failed)?;
+        let answers = self.exchange(RouteNetlinkMessage::GetLink(message), NLM_F_ACK).map_err(failed)?;
         answers
             .iter()
             .find_map(|answer| match answer {

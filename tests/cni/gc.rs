@@ -1,0 +1,58 @@
+//! GC and STATUS.
+
+use anyhow::{Result, ensure};
+use quilla_tests::command::Run;
+use serde_json::json;
+
+use crate::agent::{Agent, pools};
+use crate::node::Node;
+
+/// CNI-25, CNI-26: stale attachments of this network go, all others stay; an empty list means all.
+pub(crate) fn keeps_what_the_runtime_knows() -> Result<()> {
+    let node = Node::start("gc")?;
+    let (keep, stale, foreign) = (node.pod("keep")?, node.pod("stale")?, node.pod("foreign")?);
+    node.add(&keep)?;
+    node.add(&stale)?;
+    node.call("ADD", &foreign).with("name", "another").run()?.result()?;
+    let gc = |valid: serde_json::Value| {
+        node.call("GC", &keep).with("cni.dev/valid-attachments", valid).run()?.silence()
+    };
+    let links = || -> Result<usize> {
+        Ok(node.host.command("ip").args(["-o", "link", "show", "type", "veth"]).text()?.lines().count())
+    };
+    ensure!(links()? == 3, "want three links");
+    gc(json!([{ "containerID": keep.id, "ifname": "eth0" }]))?;
+    ensure!(links()? == 2, "the stale attachment is still there, or more went");
+    gc(json!([]))?;
+    ensure!(links()? == 1, "the other network's attachment went, or ours stayed");
+    Ok(())
+}
+
+/// CNI-9, CNI-25: no list is not an empty list; GC came with 1.1.0.
+pub(crate) fn a_missing_list_is_an_error() -> Result<()> {
+    let node = Node::start("gc-input")?;
+    let pod = node.pod("pod")?;
+    let gc = node.call("GC", &pod);
+    gc.run()?.error(7)?;
+    gc.clone().with("cni.dev/valid-attachments", json!([])).with("cniVersion", "1.0.0").run()?.error(1)?;
+    gc.with_env("CNI_PATH", None).run()?.error(4)?;
+    Ok(())
+}
+
+/// CNI-28: STATUS fails without an agent, without Pod CIDRs and without a free address; ADD does not depend on it.
+pub(crate) fn status_follows_the_agent() -> Result<()> {
+    let mut node = Node::without_agent("status")?;
+    let pod = node.pod("pod")?;
+    let status = node.call("STATUS", &pod);
+    status.run()?.error(50)?;
+    status.clone().with("cniVersion", "1.0.0").run()?.error(1)?;
+
+    let agent = Agent::start(node.files.path(), None, node.recorder.clone())?;
+    status.run()?.error(50)?;
+    node.call("ADD", &pod).run()?.error(11)?;
+    agent.set_pools(pools());
+    quilla_tests::eventually::succeeds("status", || status.run()?.silence())?;
+    node.agent = Some(agent);
+    node.add(&pod)?;
+    Ok(())
+}

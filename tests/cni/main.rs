@@ -1,0 +1,62 @@
+//! The CNI plugin as a runtime sees it: the real binary, in real namespaces, against the agent's CNI server with a
+//! recorder in place of the data path. Numbers like `CNI-18` are those of the checklist in `docs/cni.md`.
+
+mod add;
+mod agent;
+mod chain;
+mod del;
+mod gc;
+mod input;
+mod node;
+mod pods;
+mod process;
+mod rollback;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The tests start this binary again as a process of a Pod.
+    if let Some(role) = process::role() {
+        return process::run(&role);
+    }
+    quilla_tests::suite::main(quilla_tests::tests![
+        add::every_version,
+        add::nothing_remains_after_del,
+        add::what_the_pod_gets,
+        add::what_the_host_gets,
+        add::twice_is_one_address,
+        add::the_agent_is_asked_before_the_answer,
+        add::one_family_only,
+        add::in_parallel,
+        chain::add_keeps_what_came_before,
+        chain::check_accepts_the_result,
+        chain::check_finds_each_difference,
+        chain::check_needs_a_version_and_a_result,
+        del::any_number_of_times,
+        del::with_the_namespace_gone,
+        del::with_the_agent_dead,
+        del::with_the_agent_stuck,
+        del::with_a_corrupt_result,
+        del::recorded_release_before_the_next_add,
+        gc::keeps_what_the_runtime_knows,
+        gc::a_missing_list_is_an_error,
+        gc::status_follows_the_agent,
+        input::environment,
+        input::standard_input,
+        input::versions,
+        input::version_verb,
+        input::namespaces,
+        input::log_file,
+        pods::two_pods_reach_each_other,
+        pods::two_processes_of_one_pod,
+        rollback::interface_exists,
+        rollback::address_refused_in_the_pod,
+        rollback::route_exists_on_the_host,
+        rollback::agent_refuses,
+        rollback::agent_hangs,
+        rollback::agent_absent,
+        rollback::plugin_killed,
+        rollback::pool_exhausted,
+        rollback::agent_restarts_with_its_endpoints,
+    ])
+}
