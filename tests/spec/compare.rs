@@ -1,0 +1,195 @@
+//! One packet through the specification and through the programs: verdict, target, every byte, counters.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use quilla_abi::DropReason;
+use quilla_abi::counter::path;
+use quilla_abi::trace;
+use quilla_datapath::Outcome;
+
+use crate::generate::{Continuation, Stimulus};
+use crate::model::{Expect, Hook, Model, Target};
+use crate::wire::{
+    Frame, ICMP, ICMPV6, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
+    without_checksums,
+};
+use crate::world::World;
+
+const NEXT: i32 = -1;
+const OK: i32 = 0;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// Packets and bytes that must have been counted, by row.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub drops: BTreeMap<u32, (u64, u64)>,
+    pub forwards: BTreeMap<u32, (u64, u64)>,
+}
+
+impl Tally {
+    /// What was counted after `earlier`.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let rows = |now: &BTreeMap<u32, (u64, u64)>, then: &BTreeMap<u32, (u64, u64)>| {
+            now.iter()
+                .map(|(row, (packets, bytes))| {
+                    let (old_packets, old_bytes) = then.get(row).copied().unwrap_or_default();
+                    (*row, (packets - old_packets, bytes - old_bytes))
+                })
+                .filter(|(_, count)| *count != (0, 0))
+                .collect()
+        };
+        Self { drops: rows(&self.drops, &earlier.drops), forwards: rows(&self.forwards, &earlier.forwards) }
+    }
+
+    fn count(&mut self, expect: &Expect, frame: &[u8]) {
+        let (rows, row) = match expect {
+            Expect::Drop(reason) => (&mut self.drops, *reason as u32),
+            Expect::Pass => (&mut self.forwards, path::PASSED),
+            Expect::Deliver { target, .. } => (&mut self.forwards, target.path()),
+        };
+        let (packets, bytes) = rows.entry(row).or_default();
+        *packets += 1;
+        *bytes += frame.len() as u64;
+    }
+}
+
+/// Compares, and says what may follow this packet.
+pub(crate) fn judge(
+    model: &mut Model,
+    stimulus: &Stimulus,
+    seen: &Outcome<'_>,
+    tally: &mut Tally,
+) -> Result<Vec<Continuation>, String> {
+    let Stimulus { hook, frame } = stimulus;
+    let expect = model.decide(*hook, frame, seen.packet)?;
+    tally.count(&expect, frame);
+    let reason = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
+    let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
+    match &expect {
+        Expect::Drop(expected) => {
+            if seen.verdict != SHOT || reason != Some(*expected) {
+                return differs("not dropped for this reason");
+            }
+            if seen.packet != frame {
+                return differs("a dropped packet was changed");
+            }
+            Ok(Vec::new())
+        }
+        Expect::Pass => {
+            if seen.verdict != NEXT || seen.packet != frame {
+                return differs("not passed untouched");
+            }
+            Ok(Vec::new())
+        }
+        Expect::Deliver { target, tuple, decrement } => {
+            if seen.verdict != verdict(*target) {
+                return differs("another verdict");
+            }
+            if seen.cb[..4] != said(&model.world, *target, seen.cb[trace::VERDICT]) {
+                return differs(&format!("sent elsewhere: {:?}", &seen.cb[..4]));
+            }
+            bytes(&model.world, *target, *tuple, *decrement, frame, seen.packet)?;
+            Ok(continuations(*hook, *target, *tuple, frame))
+        }
+    }
+}
+
+fn verdict(target: Target) -> i32 {
+    match target {
+        Target::Stack | Target::Onward | Target::OnwardOverlay(_) => OK,
+        Target::Pod(_) | Target::Overlay(_) | Target::Uplink => REDIRECT,
+    }
+}
+
+/// What the program must say of its verdict. Which path of the code it took is its own business.
+fn said(world: &World, target: Target, word: u32) -> [u32; 4] {
+    let (ifindex, slot) = match target {
+        Target::Pod(pod) => (world.pods[pod].ifindex, 0),
+        Target::Overlay(peer) => (world.overlay, world.peers[peer].slot),
+        Target::OnwardOverlay(peer) => (0, world.peers[peer].slot),
+        Target::Uplink => (world.uplink, 0),
+        Target::Stack | Target::Onward => (0, 0),
+    };
+    [u32::from(target.action()) | (word & trace::SLOW_PATH), ifindex, slot, target.path()]
+}
+
+/// The frame must be the one that came in, with this tuple, these Ethernet addresses and this TTL, and with checksums
+/// exactly as right or wrong as they were.
+fn bytes(
+    world: &World,
+    target: Target,
+    tuple: Tuple,
+    decrement: bool,
+    before: &[u8],
+    after: &[u8],
+) -> Result<(), String> {
+    let Frame::Ip(headers) = read(before) else { return Err("only IP packets are delivered".into()) };
+    let mut expected = before.to_vec();
+    match target {
+        Target::Pod(pod) => ethernet(&mut expected, world.pods[pod].mac, world.pods[pod].host_mac),
+        Target::Overlay(peer) | Target::OnwardOverlay(peer) => {
+            ethernet(&mut expected, world.peers[peer].vtep_mac, world.vtep_mac);
+        }
+        Target::Stack | Target::Onward | Target::Uplink => {}
+    }
+    if decrement {
+        expected[headers.ttl_at] -= 1;
+    }
+    match (tuple.src, tuple.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            expected[26..30].copy_from_slice(&src.octets());
+            expected[30..34].copy_from_slice(&dst.octets());
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            expected[22..38].copy_from_slice(&src.octets());
+            expected[38..54].copy_from_slice(&dst.octets());
+        }
+        mixed => return Err(format!("a packet of two families: {mixed:?}")),
+    }
+    let l4 = headers.l4;
+    match tuple.proto {
+        TCP | UDP => {
+            expected[l4..l4 + 2].copy_from_slice(&tuple.sport.to_be_bytes());
+            expected[l4 + 2..l4 + 4].copy_from_slice(&tuple.dport.to_be_bytes());
+        }
+        ICMP | ICMPV6 => match headers.icmp_type {
+            Some(8 | 128) => expected[l4 + 4..l4 + 6].copy_from_slice(&tuple.sport.to_be_bytes()),
+            Some(0 | 129) => expected[l4 + 4..l4 + 6].copy_from_slice(&tuple.dport.to_be_bytes()),
+            _ => {}
+        },
+        _ => {}
+    }
+    if without_checksums(&expected, &headers) != without_checksums(after, &headers) {
+        return Err(format!("other bytes:\nexpected {expected:02x?}\nseen     {after:02x?}"));
+    }
+    let Frame::Ip(translated) = read(after) else { return Err("came out malformed".into()) };
+    if tuple.src.is_ipv4() && ip_checksum_error(before) != ip_checksum_error(after) {
+        return Err(format!("the IP checksum is off:\nbefore {before:02x?}\nafter {after:02x?}"));
+    }
+    if transport_checksum_error(before, &headers) != transport_checksum_error(after, &translated) {
+        return Err(format!("the transport checksum is off:\nbefore {before:02x?}\nafter {after:02x?}"));
+    }
+    Ok(())
+}
+
+fn ethernet(frame: &mut [u8], dst: [u8; 6], src: [u8; 6]) {
+    frame[..6].copy_from_slice(&dst);
+    frame[6..12].copy_from_slice(&src);
+}
+
+/// The same again, and the answer from where it went.
+fn continuations(hook: Hook, target: Target, out: Tuple, frame: &[u8]) -> Vec<Continuation> {
+    let Frame::Ip(headers) = read(frame) else { return Vec::new() };
+    let answering = match (hook, target) {
+        (_, Target::Pod(pod)) => Hook::FromPod(pod),
+        (_, Target::Overlay(peer) | Target::OnwardOverlay(peer)) => Hook::FromOverlay(Some(peer)),
+        (Hook::FromPod(pod), Target::Stack) => Hook::ToPod(pod),
+        (_, Target::Stack) => Hook::ToOverlay,
+        (Hook::ToPod(pod), Target::Onward) => Hook::FromPod(pod),
+        (_, Target::Onward) => return Vec::new(),
+        (_, Target::Uplink) => Hook::FromUplink,
+    };
+    vec![Continuation { hook, tuple: headers.tuple }, Continuation { hook: answering, tuple: out.mirrored() }]
+}

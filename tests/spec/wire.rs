@@ -1,0 +1,256 @@
+//! Reading frames the slow way: the specification's own parser, sharing nothing with the data path's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use quilla_abi::DropReason;
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
+
+pub(crate) const FIN: u8 = 1;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const RST: u8 = 4;
+pub(crate) const ACK: u8 = 16;
+
+/// Source and destination as a packet carries them. An echo request has its identifier as source port, an echo reply
+/// as destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tuple {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub sport: u16,
+    pub dport: u16,
+    pub proto: u8,
+}
+
+impl Tuple {
+    pub(crate) fn mirrored(self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..self }
+    }
+}
+
+/// What a well-formed IP packet says.
+#[derive(Clone, Debug)]
+pub(crate) struct Headers {
+    pub tuple: Tuple,
+    /// Offset of TTL or hop limit.
+    pub ttl_at: usize,
+    /// Offset and length of the transport header with its payload, without Ethernet padding.
+    pub l4: usize,
+    pub l4_len: usize,
+    /// Flags byte, for TCP.
+    pub tcp_flags: u8,
+    /// Type, for ICMP and `ICMPv6`.
+    pub icmp_type: Option<u8>,
+}
+
+impl Headers {
+    /// Whether there is a port or an identifier by which a translated source can be told apart.
+    pub(crate) fn is_translatable(&self) -> bool {
+        match self.tuple.proto {
+            TCP | UDP => true,
+            ICMP | ICMPV6 => matches!(self.icmp_type, Some(8 | 128)),
+            _ => false,
+        }
+    }
+}
+
+/// What a frame is.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    Arp,
+    Ip(Headers),
+    Bad(DropReason),
+}
+
+pub(crate) fn be16(frame: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([frame[at], frame[at + 1]])
+}
+
+/// What the frame is, by what it contains and not by what it claims (E1).
+pub(crate) fn read(frame: &[u8]) -> Frame {
+    if frame.len() < 14 {
+        return Frame::Bad(DropReason::Truncated);
+    }
+    match be16(frame, 12) {
+        0x0806 => Frame::Arp,
+        0x0800 => read_v4(frame).map_or_else(Frame::Bad, Frame::Ip),
+        0x86dd => read_v6(frame).map_or_else(Frame::Bad, Frame::Ip),
+        _ => Frame::Bad(DropReason::UnknownEtherType),
+    }
+}
+
+fn read_v4(frame: &[u8]) -> Result<Headers, DropReason> {
+    let ip = &frame[14..];
+    if ip.len() < 20 {
+        return Err(DropReason::Truncated);
+    }
+    let header = usize::from(ip[0] & 15) * 4;
+    if ip[0] >> 4 != 4 || header < 20 {
+        return Err(DropReason::BadIpHeader);
+    }
+    let total = usize::from(be16(ip, 2));
+    if total < header {
+        return Err(DropReason::BadIpHeader);
+    }
+    if total > ip.len() {
+        return Err(DropReason::Truncated);
+    }
+    read_options(&ip[20..header])?;
+    let address = |at: usize| IpAddr::V4(Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]));
+    transport(frame, ip[9], address(12), address(16), 14 + header, total - header, 14 + 8)
+}
+
+/// Options must be well-formed, and none may tell routers where to go (RFC 791: 131 loose, 137 strict source route).
+fn read_options(mut options: &[u8]) -> Result<(), DropReason> {
+    let mut count = 0;
+    loop {
+        options = match *options {
+            [] | [0, ..] => return Ok(()),
+            [131 | 137, ..] => return Err(DropReason::SourceRoute),
+            [1, ref rest @ ..] => rest,
+            [_, length, ..] if length >= 2 => options.get(usize::from(length)..).unwrap_or_default(),
+            _ => return Err(DropReason::BadIpHeader),
+        };
+        count += 1;
+        if count == 10 && !options.is_empty() {
+            return Err(DropReason::BadIpHeader);
+        }
+    }
+}
+
+fn read_v6(frame: &[u8]) -> Result<Headers, DropReason> {
+    let ip = &frame[14..];
+    if ip.len() < 40 {
+        return Err(DropReason::Truncated);
+    }
+    if ip[0] >> 4 != 6 {
+        return Err(DropReason::BadIpHeader);
+    }
+    let payload = usize::from(be16(ip, 4));
+    if 40 + payload > ip.len() {
+        return Err(DropReason::Truncated);
+    }
+    let address = |at: usize| {
+        let octets: [u8; 16] = ip[at..at + 16].try_into().expect("sixteen bytes");
+        IpAddr::V6(Ipv6Addr::from(octets))
+    };
+    transport(frame, ip[6], address(8), address(24), 54, payload, 14 + 7)
+}
+
+fn transport(
+    frame: &[u8],
+    proto: u8,
+    src: IpAddr,
+    dst: IpAddr,
+    l4: usize,
+    l4_len: usize,
+    ttl_at: usize,
+) -> Result<Headers, DropReason> {
+    let body = &frame[l4..l4 + l4_len];
+    let mut headers = Headers {
+        tuple: Tuple { src, dst, sport: 0, dport: 0, proto },
+        ttl_at,
+        l4,
+        l4_len,
+        tcp_flags: 0,
+        icmp_type: None,
+    };
+    match (proto, src.is_ipv4()) {
+        (TCP, _) => {
+            if l4_len < 20 {
+                return Err(DropReason::Truncated);
+            }
+            let claimed = usize::from(body[12] >> 4) * 4;
+            if claimed < 20 || claimed > l4_len {
+                return Err(DropReason::BadTransportHeader);
+            }
+            (headers.tuple.sport, headers.tuple.dport) = (be16(body, 0), be16(body, 2));
+            headers.tcp_flags = body[13];
+        }
+        (UDP, _) => {
+            if l4_len < 8 {
+                return Err(DropReason::Truncated);
+            }
+            if !(8..=l4_len).contains(&usize::from(be16(body, 4))) {
+                return Err(DropReason::BadTransportHeader);
+            }
+            (headers.tuple.sport, headers.tuple.dport) = (be16(body, 0), be16(body, 2));
+        }
+        (ICMP, true) | (ICMPV6, false) => {
+            if l4_len < 8 {
+                return Err(DropReason::Truncated);
+            }
+            headers.icmp_type = Some(body[0]);
+            match (body[0], src.is_ipv4()) {
+                (8, true) | (128, false) => headers.tuple.sport = be16(body, 4),
+                (0, true) | (129, false) => headers.tuple.dport = be16(body, 4),
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+    Ok(headers)
+}
+
+/// One's complement sum, folded.
+fn sum(bytes: &[u8]) -> u32 {
+    let mut sum = 0u32;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u32::from(low));
+    }
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum
+}
+
+/// How wrong the IPv4 header checksum is: 0 when right, and unchanged by a correct incremental update.
+pub(crate) fn ip_checksum_error(frame: &[u8]) -> u32 {
+    let header = usize::from(frame[14] & 15) * 4;
+    sum(&frame[14..14 + header]) % 0xffff
+}
+
+/// How wrong the transport checksum is; `None` where there is none (UDP over IPv4 with 0).
+pub(crate) fn transport_checksum_error(frame: &[u8], headers: &Headers) -> Option<u32> {
+    let body = &frame[headers.l4..headers.l4 + headers.l4_len];
+    let pseudo = match headers.tuple.proto {
+        ICMP => Vec::new(),
+        UDP if headers.tuple.src.is_ipv4() && be16(body, 6) == 0 => return None,
+        TCP | UDP | ICMPV6 => pseudo_header(&headers.tuple, body.len()),
+        _ => return None,
+    };
+    Some((sum(&pseudo) + sum(body)) % 0xffff)
+}
+
+fn pseudo_header(tuple: &Tuple, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for address in [tuple.src, tuple.dst] {
+        match address {
+            IpAddr::V4(v4) => bytes.extend(v4.octets()),
+            IpAddr::V6(v6) => bytes.extend(v6.octets()),
+        }
+    }
+    bytes.extend(u32::try_from(length).expect("a frame").to_be_bytes());
+    bytes.extend([0, 0, 0, tuple.proto]);
+    bytes
+}
+
+/// The frame with both checksums zeroed: what two frames are compared by, beside their checksum errors.
+pub(crate) fn without_checksums(frame: &[u8], headers: &Headers) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    if headers.tuple.src.is_ipv4() {
+        bytes[24..26].fill(0);
+    }
+    let at = headers.l4
+        + match headers.tuple.proto {
+            TCP => 16,
+            UDP => 6,
+            ICMP | ICMPV6 => 2,
+            _ => return bytes,
+        };
+    bytes[at..at + 2].fill(0);
+    bytes
+}
