@@ -85,7 +85,6 @@ impl Suite {
             .command(&self.executable)
             .args(filter)
             .current_dir(&self.folder)
-            .env("QUILLA_BIN_DIR", workspace.target().join("debug"))
             .env("QUILLA_SKIP_LOG", skip_log)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
