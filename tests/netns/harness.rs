@@ -8,10 +8,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use quilla_tests::cgroup::Cgroup;
-use quilla_tests::command::Run;
+use quilla_tests::command::{Run, in_place};
 use quilla_tests::eventually;
 use quilla_tests::netns::Netns;
 use quilla_tests::sandbox::{self, Sandbox};
+use quilla_tests::topology::{OUTSIDE, Topology};
 
 /// Two namespaces listen on the same address and port, and each reaches its own.
 pub(crate) fn namespaces_are_isolated() -> Result<()> {
@@ -100,4 +101,25 @@ pub(crate) fn a_killed_sandbox_leaves_nothing() -> Result<()> {
 fn mounts() -> Result<Vec<String>> {
     let text = fs::read_to_string("/proc/self/mounts").context("read mounts")?;
     Ok(text.lines().filter(|line| !line.contains(" /run/netns/")).map(str::to_owned).collect())
+}
+
+/// The underlay carries the nodes' own traffic, and the outside does not know the nodes' Pods.
+pub(crate) fn the_underlay_connects_nodes() -> Result<()> {
+    let cgroup = Cgroup::create(&Sandbox::current()?.cgroup().join("underlay"))?;
+    let topology = Topology::build("underlay", 2, cgroup)?;
+    let [left, right] = topology.nodes.as_slice() else { anyhow::bail!("two nodes") };
+    for (own, peer, outside) in [
+        (left.addresses[0], right.addresses[0], OUTSIDE[0]),
+        (left.addresses[1], right.addresses[1], OUTSIDE[1]),
+    ] {
+        for to in [peer.to_string(), outside.to_owned()] {
+            let mut ping = in_place(left.cgroup.path(), Some(left.netns.path()), "ping");
+            ping.args(["-c1", "-W2", "-I", &own.to_string(), &to]).text()?;
+        }
+    }
+    let route = topology.outside.command("ip").args(["route", "get", "10.244.0.1"]).text()?;
+    ensure!(route.contains("203.0.113.1"), "{route}");
+    let unknown = topology.fabric.command("ip").args(["route", "get", "10.244.0.1"]).text();
+    ensure!(unknown.is_err(), "the underlay knows a Pod's address: {unknown:?}");
+    Ok(())
 }

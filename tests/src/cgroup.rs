@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 const PREFIX: &str = "quilla-sandbox-";
 
-/// A cgroup of ours, removed with all its children when dropped.
+/// A cgroup of ours; dropping it kills its processes and removes it with all its children.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
@@ -46,6 +46,8 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        // Reaches the children of dead parents too. An older kernel lacks the file, and the removal then complains.
+        drop(fs::write(self.path.join("cgroup.kill"), "1"));
         if let Err(error) = remove(&self.path) {
             eprintln!("{error:#}");
         }

@@ -2,6 +2,7 @@
 //!
 //! Used by every part of the harness. Invariant: no program outlives the value that started it.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,18 @@ impl Run for Command {
         ensure!(output.status.success(), "{shown}: {}\n{text}{complaint}", output.status);
         Ok(text)
     }
+}
+
+/// A command that will run in the cgroup and, if given, in the network namespace.
+pub fn in_place(cgroup: &Path, netns: Option<&Path>, program: &str) -> Command {
+    let mut command = Command::new("sh");
+    // The shell moves itself and becomes the program, which so never runs outside.
+    command.args(["-c", r#"echo $$ >"$0" && exec "$@""#]).arg(cgroup.join("cgroup.procs"));
+    if let Some(netns) = netns {
+        command.args(["nsenter", &format!("--net={}", netns.display()), "--"]);
+    }
+    command.arg(program);
+    command
 }
 
 /// The command line, for messages.
@@ -131,6 +144,12 @@ impl Daemon {
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl fmt::Display for Daemon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.id())
     }
 }
 

@@ -81,10 +81,22 @@ pub fn inside(path: &Path, program: &str) -> Command {
     command
 }
 
+/// Removes all namespaces whose names begin so, for owners that did not live to do it.
+pub(crate) fn remove_all(prefix: &str) {
+    let names = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for name in names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with(prefix)) {
+        remove(&name);
+    }
+}
+
+fn remove(name: &str) {
+    if let Err(error) = Command::new("ip").args(["netns", "del", name]).text() {
+        eprintln!("{error:#}");
+    }
+}
+
 impl Drop for Netns {
     fn drop(&mut self) {
-        if let Err(error) = Command::new("ip").args(["netns", "del", &self.name]).text() {
-            eprintln!("{error:#}");
-        }
+        remove(&self.name);
     }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use rustix::mount::MountFlags;
 
 use crate::cgroup::Cgroup;
-use crate::command::Run;
+use crate::command::{Run, in_place};
 
 /// Set inside to the sandbox's cgroup.
 const MARK: &str = "QUILLA_SANDBOX_CGROUP";
@@ -62,20 +62,9 @@ pub fn enter() -> Result<Sandbox> {
 /// The command that runs a program and its arguments, to be added, in a new sandbox which dies with the calling
 /// thread's process. The new namespaces are bare until the program calls [`enter`].
 pub fn wrapped(cgroup: &Cgroup, program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "sh", "-c", r#"echo $$ >"$0" && exec "$@""#]);
-    command.arg(cgroup.path().join("cgroup.procs"));
-    command.args([
-        "unshare",
-        "--mount",
-        "--net",
-        "--ipc",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-        "--",
-    ]);
+    let mut command = in_place(cgroup.path(), None, "setpriv");
+    command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--ipc", "--pid", "--fork"]);
+    command.args(["--kill-child", "--mount-proc", "--"]);
     command.arg(program).env(MARK, cgroup.path());
     command
 }

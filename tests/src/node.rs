@@ -1,0 +1,185 @@
+//! A node that runs: its agent, its podlet, and commands on it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::cgroup::Cgroup;
+use crate::command::{Daemon, in_place};
+use crate::sandbox::BPFFS;
+use crate::topology::Machine;
+use crate::{binary, eventually};
+
+/// Where a node's agent serves health and metrics, on the node's loopback.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9640);
+
+/// A node of a cluster.
+#[derive(Debug)]
+pub struct Node {
+    // Processes first: fields are dropped in this order, and a namespace should end after its processes.
+    agent: Option<Daemon>,
+    podlet: Option<Daemon>,
+    pods: Cgroup,
+    machine: Machine,
+    files: PathBuf,
+    bpffs: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+impl Node {
+    /// The node's folders and network configuration; nothing runs yet.
+    pub(crate) fn prepare(cluster: &str, machine: Machine, files: &Path, kubeconfig: &Path) -> Result<Self> {
+        let files = files.join(&machine.name);
+        let bpffs = Path::new(BPFFS).join(cluster).join(&machine.name);
+        for folder in [files.join("run"), files.join("state"), files.join("log"), bpffs.clone()] {
+            fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        let pods = machine.cgroup.child("pods")?;
+        let node = Self {
+            agent: None,
+            podlet: None,
+            pods,
+            machine,
+            files,
+            bpffs,
+            kubeconfig: kubeconfig.to_owned(),
+        };
+        let list = json!({
+            "cniVersion": "1.1.0",
+            "name": "quilla",
+            "plugins": [{
+                "type": "quilla-cni",
+                "agentSocket": node.files.join("run/cni.sock"),
+                "dataDir": node.files.join("state/cni"),
+            }],
+        });
+        fs::write(node.files.join("quilla.conflist"), list.to_string())
+            .context("write the network configuration")?;
+        Ok(node)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.machine.name
+    }
+
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        self.machine.addresses
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &crate::netns::Netns {
+        &self.machine.netns
+    }
+
+    /// Where its agent pins programs and maps.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Where its agent listens and keeps its state.
+    pub fn files(&self) -> &Path {
+        &self.files
+    }
+
+    /// A command of the node's operator: in its network and, like all its processes, under its socket hooks.
+    pub fn command(&self, program: &str) -> Command {
+        in_place(self.machine.cgroup.path(), Some(self.machine.netns.path()), program)
+    }
+
+    /// Starts the agent, which may have run before.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let program = binary::path("quilla-agent")?;
+        let mut command = self.command(&program.to_string_lossy());
+        command.args(["--node-name", self.name(), "--uplink", "eth0"]);
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command.arg("--cgroup").arg(self.machine.cgroup.path());
+        command.arg("--bpffs").arg(&self.bpffs);
+        command.arg("--state-dir").arg(self.files.join("state"));
+        command.arg("--run-dir").arg(self.files.join("run"));
+        command.args(["--metrics", &METRICS.to_string()]);
+        self.agent = Some(Daemon::start("quilla-agent", &mut command, &self.log("agent"))?);
+        Ok(())
+    }
+
+    /// The agent; an error when it has not been started.
+    pub fn agent(&mut self) -> Result<&mut Daemon> {
+        self.agent.as_mut().context("the agent has not been started")
+    }
+
+    /// Starts the podlet.
+    pub fn start_podlet(&mut self) -> Result<()> {
+        let program = binary::path("quilla-podlet")?;
+        let mut command = self.command(&program.to_string_lossy());
+        command.args(["--node-name", self.name()]);
+        for address in self.machine.addresses {
+            command.args(["--address", &address.to_string()]);
+        }
+        command.args(["--zone", &format!("zone-{}", &self.name()[5..])]);
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command.arg("--cni-conf").arg(self.files.join("quilla.conflist"));
+        command.arg("--cni-bin").arg(binary::folder()?);
+        command.arg("--cgroup").arg(self.pods.path());
+        command.arg("--server").arg(binary::path("quilla-pod")?);
+        command.args(["--netns-prefix", self.machine.netns.name()]);
+        command.arg("--log-dir").arg(self.files.join("log"));
+        self.podlet = Some(Daemon::start("quilla-podlet", &mut command, &self.log("podlet"))?);
+        Ok(())
+    }
+
+    /// Waits until the agent has found itself able to serve.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        eventually::succeeds(&format!("agent of {} is ready", self.machine.name), || {
+            self.agent()?.check()?;
+            let answer = self.http(METRICS, "/readyz")?;
+            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            Ok(())
+        })
+        .with_context(|| self.agent.as_ref().map_or_else(String::new, |agent| agent.tail(30)))
+    }
+
+    /// The agent's metrics as text.
+    pub fn metrics(&self) -> Result<String> {
+        self.http(METRICS, "/metrics")
+    }
+
+    /// One HTTP request from the node, answer with its headers.
+    pub fn http(&self, to: SocketAddr, path: &str) -> Result<String> {
+        let exchange = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        self.machine.netns.run(exchange)?.with_context(|| format!("get {path} from {to}"))
+    }
+
+    /// Path of the network namespace of a Pod of this node.
+    pub(crate) fn pod_netns(&self, namespace: &str, pod: &str) -> PathBuf {
+        Path::new("/run/netns").join(format!("{}.{namespace}.{pod}", self.machine.netns.name()))
+    }
+
+    /// Cgroup in which Pods run.
+    pub(crate) fn pod_cgroup(&self) -> &Path {
+        self.pods.path()
+    }
+
+    /// Log file of a component.
+    pub(crate) fn log(&self, component: &str) -> PathBuf {
+        self.files.join("log").join(format!("{component}.log"))
+    }
+
+    /// The running components.
+    pub(crate) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
+        self.agent.iter().chain(&self.podlet)
+    }
+}

@@ -1,0 +1,156 @@
+//! Pods of a test: created through the apiserver, run by the node's podlet, addressed here.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+use crate::command::in_place;
+use crate::node::Node;
+
+/// What a Pod is to be.
+#[derive(Debug)]
+pub struct PodBuilder<'c> {
+    cluster: &'c Cluster,
+    object: Value,
+}
+
+impl<'c> PodBuilder<'c> {
+    pub(crate) fn new(cluster: &'c Cluster, node: &str, name: &str) -> Self {
+        let port = json!({"name": "http", "containerPort": 8080});
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "labels": {}},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "server", "image": "quilla/pod", "ports": [port]}],
+            },
+        });
+        Self { cluster, object }
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.object["metadata"]["labels"][key] = json!(value);
+        self
+    }
+
+    /// Puts it into the node's network.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.object["spec"]["hostNetwork"] = json!(true);
+        self
+    }
+
+    /// Adds a second container that serves another port.
+    #[must_use]
+    pub fn sidecar(mut self, port: u16) -> Self {
+        let sidecar = json!({"name": "sidecar", "image": "quilla/pod", "ports": [{"containerPort": port}]});
+        if let Some(containers) = self.object["spec"]["containers"].as_array_mut() {
+            containers.push(sidecar);
+        }
+        self
+    }
+
+    /// Ready when its server answers.
+    #[must_use]
+    pub fn probed(mut self) -> Self {
+        let probe = json!({"httpGet": {"path": "/", "port": "http"}});
+        self.object["spec"]["containers"][0]["readinessProbe"] = probe;
+        self
+    }
+
+    /// Creates it without waiting for it.
+    pub fn create(self) -> Result<Starting<'c>> {
+        self.cluster.apply(&self.object.to_string())?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(Starting {
+            cluster: self.cluster,
+            name: text(&self.object["metadata"]["name"]),
+            node: text(&self.object["spec"]["nodeName"]),
+            host_network: self.object["spec"]["hostNetwork"] == true,
+        })
+    }
+
+    /// Creates it and waits until it is ready.
+    pub fn start(self) -> Result<Pod<'c>> {
+        self.create()?.wait()
+    }
+}
+
+/// A Pod that has been created.
+#[derive(Debug)]
+pub struct Starting<'c> {
+    cluster: &'c Cluster,
+    name: String,
+    node: String,
+    host_network: bool,
+}
+
+impl<'c> Starting<'c> {
+    /// Waits until it is ready.
+    pub fn wait(self) -> Result<Pod<'c>> {
+        let Self { cluster, name, node, host_network } = self;
+        let object = cluster.wait_pod_ready(&name)?;
+        let ips = object["status"]["podIPs"].as_array().context("podIPs")?;
+        let parse = |ip: &Value| -> Result<IpAddr> { Ok(ip["ip"].as_str().context("ip")?.parse()?) };
+        let addresses = ips.iter().map(parse).collect::<Result<_>>()?;
+        let node = cluster.node(&node);
+        let netns =
+            if host_network { node.netns().path().to_owned() } else { node.pod_netns("default", &name) };
+        Ok(Pod { cluster, node, name, addresses, netns })
+    }
+}
+
+/// A running Pod.
+#[derive(Debug)]
+pub struct Pod<'c> {
+    cluster: &'c Cluster,
+    node: &'c Node,
+    name: String,
+    addresses: Vec<IpAddr>,
+    netns: PathBuf,
+}
+
+impl Pod<'_> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Its address of one family.
+    pub fn address(&self, v6: bool) -> IpAddr {
+        let found = self.addresses.iter().find(|address| address.is_ipv6() == v6);
+        *found.unwrap_or_else(|| panic!("{} has no such address: {:?}", self.name, self.addresses))
+    }
+
+    /// Path of its network namespace.
+    pub fn netns(&self) -> &std::path::Path {
+        &self.netns
+    }
+
+    /// A command as one of its processes.
+    pub fn command(&self, program: &str) -> Command {
+        in_place(self.node.pod_cgroup(), Some(&self.netns), program)
+    }
+
+    /// A command in its network but outside the cgroup of the socket hooks: Services are found per packet.
+    pub fn command_without_hooks(&self, program: &str) -> Command {
+        in_place(self.cluster.cgroup(), Some(&self.netns), program)
+    }
+
+    /// Deletes it and waits until it is gone.
+    pub fn delete(self) -> Result<()> {
+        self.cluster.kubectl(&["delete", "pod", &self.name, "--wait=true", "--timeout=60s"]).map(drop)
+    }
+}
