@@ -1,0 +1,124 @@
+//! Which pinned maps may be used again, and what happens to the others.
+//!
+//! Decides once per [`crate::Datapath::open`], before anything is loaded. A pin that does not fit is renamed, never
+//! removed: programs that still run keep their map, and a person can still look at it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use quilla_abi::config::Config;
+use quilla_abi::map as name;
+use quilla_abi::version::SCHEMA;
+
+use crate::error::{DatapathError, Result};
+use crate::map::{ArrayTable, PINNED};
+use crate::sys::{self, MapInfo};
+
+/// What must agree for a map to be used by another object. The kernel and aya accept anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) kind: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+}
+
+impl From<MapInfo> for Shape {
+    fn from(info: MapInfo) -> Self {
+        let MapInfo { kind, key_size, value_size, max_entries, flags, .. } = info;
+        Self { kind, key_size, value_size, max_entries, flags }
+    }
+}
+
+/// What became of the pins that an earlier agent left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Maps that are used again, with their content.
+    pub recovered: Vec<&'static str>,
+    /// Maps that were moved aside (`NAME-replaced`) and made anew, empty.
+    pub replaced: Vec<&'static str>,
+}
+
+/// A flow names backends by id and remembers epochs: without the map that gave them their meaning it would be believed
+/// wrongly. (map that is lost, map that is lost with it)
+const MEANINGLESS_WITHOUT: [(&str, &str); 4] = [
+    (name::EPOCHS, name::FLOWS_V4),
+    (name::EPOCHS, name::FLOWS_V6),
+    (name::BACKENDS_V4, name::FLOWS_V4),
+    (name::BACKENDS_V6, name::FLOWS_V6),
+];
+
+enum Found {
+    Nothing,
+    Fitting(OwnedFd),
+    Unfit,
+}
+
+/// Looks at every pin in `directory` and moves aside those that the object with `shapes` must not use.
+pub(crate) fn sort(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<Opened> {
+    let mut found = BTreeMap::new();
+    for &map in PINNED {
+        let shape =
+            shapes.get(map).ok_or_else(|| DatapathError::Missing { kind: "map", name: map.to_owned() })?;
+        found.insert(map, look(&directory.join(map), shape)?);
+    }
+    if !same_schema(found.get(name::CONFIG))? {
+        for state in found.values_mut().filter(|state| matches!(state, Found::Fitting(_))) {
+            *state = Found::Unfit;
+        }
+    }
+    for (lost, dependent) in MEANINGLESS_WITHOUT {
+        let gone = !matches!(found.get(lost), Some(Found::Fitting(_)));
+        if gone && matches!(found.get(dependent), Some(Found::Fitting(_))) {
+            found.insert(dependent, Found::Unfit);
+        }
+    }
+    let mut opened = Opened::default();
+    for (map, state) in found {
+        match state {
+            Found::Nothing => {}
+            Found::Fitting(_) => opened.recovered.push(map),
+            Found::Unfit => {
+                move_aside(&directory.join(map))?;
+                tracing::warn!(map, "pinned map does not fit this version, moved aside");
+                opened.replaced.push(map);
+            }
+        }
+    }
+    Ok(opened)
+}
+
+fn look(path: &Path, shape: &Shape) -> Result<Found> {
+    let fd = match sys::get(path) {
+        Ok(fd) => fd,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(source) => return Err(DatapathError::kernel("open pin", path.to_string_lossy(), source)),
+    };
+    // Of a pinned program or link the sizes make no sense as a map's, so that it does not fit either.
+    let info: MapInfo = sys::info(fd.as_fd())
+        .map_err(|source| DatapathError::kernel("inspect pin", path.to_string_lossy(), source))?;
+    Ok(if Shape::from(info) == *shape { Found::Fitting(fd) } else { Found::Unfit })
+}
+
+/// Whether the row of `config` says the schema of this build. A row nobody has written yet (0) stands for maps that
+/// were made a moment before an agent died.
+fn same_schema(config: Option<&Found>) -> Result<bool> {
+    let Some(Found::Fitting(fd)) = config else {
+        return Ok(false);
+    };
+    let fd = fd.try_clone().map_err(|source| DatapathError::kernel("duplicate map", name::CONFIG, source))?;
+    let row = ArrayTable::<Config>::new(name::CONFIG, fd)?.get(0)?.unwrap_or_default();
+    Ok(row.schema == SCHEMA || row.schema == 0)
+}
+
+/// An earlier map that was moved aside goes.
+fn move_aside(path: &Path) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push("-replaced");
+    fs::rename(path, PathBuf::from(aside))
+        .map_err(|source| DatapathError::kernel("move aside", path.to_string_lossy(), source))
+}

@@ -1,0 +1,125 @@
+//! Running one packet through a loaded program, by `BPF_PROG_TEST_RUN`: packet and specification tests, `quilla trace`.
+//!
+//! Made for many millions of runs: one system call and no allocation each. A run executes no redirect; with
+//! [`crate::Options::trace`] the programs say in `cb` where the packet would have gone.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::datapath::Datapath;
+use crate::error::{DatapathError, Result};
+use crate::sys;
+
+/// `struct __sk_buff`, as far as a test run accepts it; the kernel wants everything else to be zero.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SkBuff {
+    len: u32,
+    pkt_type: u32,
+    mark: u32,
+    unused: [u32; 6],
+    ingress_ifindex: u32,
+    ifindex: u32,
+    tc_index: u32,
+    cb: [u32; 5],
+    rest: [u32; 31],
+}
+
+const _: () = assert!(size_of::<SkBuff>() == 192);
+// SAFETY: made of `u32` only.
+unsafe impl aya::Pod for SkBuff {}
+
+/// Where a packet seems to come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TestContext {
+    /// The device whose hook runs; it must exist in the calling thread's namespace. 0 for the loopback device.
+    pub ifindex: u32,
+    /// The device the packet came in by; 0 for a packet of the host itself.
+    pub ingress_ifindex: u32,
+    /// The packet's scratch words; [`quilla_abi::trace`] says what the programs make of them.
+    pub cb: [u32; 5],
+    /// The packet's mark.
+    pub mark: u32,
+}
+
+/// What became of a packet. The packet borrows the runner's buffer and lives until the next run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome<'a> {
+    /// The program's return value, such as `TC_ACT_SHOT`.
+    pub verdict: i32,
+    /// The frame as the program left it.
+    pub packet: &'a [u8],
+    /// The packet's scratch words.
+    pub cb: [u32; 5],
+    /// The packet's mark.
+    pub mark: u32,
+    /// How long a run took on average.
+    pub nanoseconds: u32,
+}
+
+/// Runs packets through one program.
+#[derive(Debug)]
+pub struct TestRunner {
+    name: String,
+    program: OwnedFd,
+    packet: Vec<u8>,
+}
+
+/// Longest frame that comes out: the longest that goes in (64 kB), and what an encapsulation adds.
+const PACKET_LIMIT: usize = 68 * 1024;
+
+impl TestRunner {
+    /// Of a program of `datapath`.
+    pub fn new(datapath: &Datapath, program: &str) -> Result<Self> {
+        Self::from_fd(program, datapath.program(program)?)
+    }
+
+    /// Of any program for packets with an Ethernet header.
+    pub fn from_fd(name: &str, program: BorrowedFd<'_>) -> Result<Self> {
+        let program = program
+            .try_clone_to_owned()
+            .map_err(|source| DatapathError::kernel("duplicate program", name, source))?;
+        Ok(Self { name: name.to_owned(), program, packet: vec![0; PACKET_LIMIT] })
+    }
+
+    /// Runs `packet`, an Ethernet frame, once.
+    pub fn run(&mut self, packet: &[u8], context: &TestContext) -> Result<Outcome<'_>> {
+        self.repeat(packet, context, 1)
+    }
+
+    /// Runs it `times` times, each on what the run before left, to learn the time of one run.
+    pub fn repeat(&mut self, packet: &[u8], context: &TestContext, times: u32) -> Result<Outcome<'_>> {
+        let TestContext { ifindex, ingress_ifindex, cb, mark } = *context;
+        let mut skb = [SkBuff {
+            len: 0,
+            pkt_type: 0,
+            mark,
+            unused: [0; 6],
+            ingress_ifindex,
+            ifindex,
+            tc_index: 0,
+            cb,
+            rest: [0; 31],
+        }];
+        let run = sys::test_run(
+            self.program.as_fd(),
+            packet,
+            &mut self.packet,
+            crate::map::bytes_mut(&mut skb),
+            times,
+        )
+        .map_err(|source| self.error(source))?;
+        let [skb] = skb;
+        Ok(Outcome {
+            verdict: run.verdict.cast_signed(),
+            packet: &self.packet[..run.len.min(PACKET_LIMIT)],
+            cb: skb.cb,
+            mark: skb.mark,
+            nanoseconds: run.nanoseconds,
+        })
+    }
+
+    fn error(&self, source: io::Error) -> DatapathError {
+        DatapathError::kernel("test-run program", &self.name, source)
+    }
+}

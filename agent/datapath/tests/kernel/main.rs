@@ -1,0 +1,7 @@
+//! The crate against the real kernel, in namespaces and BPF file systems of its own. Needs root.
+
+mod links;
+mod maps;
+mod pins;
+mod support;
+mod testrun;
