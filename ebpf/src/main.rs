@@ -1,3 +1,41 @@
 //! The kernel side: entry points and glue (BPF target only).
+//!
+//! Decisions are in `quilla-ebpf-core`; this crate fetches what they need and does what they say. On the host it is an
+//! empty program, so that the workspace builds without the BPF toolchain.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+#[cfg(target_arch = "bpf")]
+mod encap;
+#[cfg(target_arch = "bpf")]
+mod entry;
+#[cfg(target_arch = "bpf")]
+mod flow;
+#[cfg(target_arch = "bpf")]
+mod fragment;
+#[cfg(target_arch = "bpf")]
+mod helper;
+#[cfg(target_arch = "bpf")]
+mod hook;
+#[cfg(target_arch = "bpf")]
+mod icmp;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod nat;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod pipeline;
+#[cfg(target_arch = "bpf")]
+mod route;
+#[cfg(target_arch = "bpf")]
+mod scratch;
+#[cfg(target_arch = "bpf")]
+mod service;
+#[cfg(target_arch = "bpf")]
+mod spoof;
+#[cfg(target_arch = "bpf")]
+mod verdict;
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

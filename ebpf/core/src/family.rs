@@ -1,0 +1,262 @@
+//! What differs between IPv4 and IPv6, so that everything else is written once.
+//!
+//! Used as the type parameter of the whole pipeline; each family is compiled into its own copy.
+
+use quilla_abi::config::{self, Config};
+use quilla_abi::endpoint::Interface;
+use quilla_abi::flow::FlowKey;
+use quilla_abi::node::{Node, UnderlayAddress};
+use quilla_abi::{Address, DropReason, endpoint, epoch, node};
+
+use crate::frame::Frame;
+use crate::hash::jhash;
+use crate::headers::{Headers, Message};
+use crate::protocol::{ethertype, ip};
+use crate::{checksum, ipv4, ipv6};
+
+/// An IP version.
+pub trait Family: Copy + 'static {
+    /// Its addresses, in network order.
+    type Addr: Address;
+
+    /// EtherType of its packets.
+    const ETHERTYPE: u16;
+    /// Its `AF_` number.
+    const AF: u8;
+    /// The protocol number of its ICMP.
+    const ICMP: u8;
+    /// Whether its ICMP checksum covers the addresses.
+    const ICMP_PSEUDO_HEADER: bool;
+    /// Length of its header without options.
+    const HEADER: u32;
+    /// Where the TTL or hop limit is in the header.
+    const HOP_LIMIT: u32;
+    /// Where the source address is in the header; the destination follows.
+    const SOURCE: u32;
+    /// Where the checksum is in the header, if it has one.
+    const CHECKSUM: Option<u32>;
+    /// Bits of an address.
+    const BITS: u32;
+    /// Index of the first backend's generation in `epochs`.
+    const BACKENDS: u32;
+
+    /// Reads the network header at the given offset.
+    fn network<P: Frame + ?Sized>(
+        frame: &P,
+        at: u32,
+        headers: &mut Headers<Self::Addr>,
+    ) -> Result<(), DropReason>;
+    /// What an ICMP type is.
+    fn message(kind: u8) -> Message;
+    /// An address as words in network order; IPv4 has one.
+    fn words(addr: Self::Addr) -> [u32; 4];
+    /// One's complement sum of an address.
+    fn sum(addr: Self::Addr) -> u32;
+    /// The hash of a tuple: scope does not take part.
+    fn hash(key: &FlowKey<Self::Addr>, seed: u32) -> u32;
+    /// Multicast or broadcast.
+    fn is_multicast(addr: Self::Addr) -> bool;
+    /// Valid on one link only.
+    fn is_link_local(addr: Self::Addr) -> bool;
+    /// As a key of `node_slots`.
+    fn underlay(addr: Self::Addr) -> UnderlayAddress;
+    /// The only source address allowed behind an interface.
+    fn of_interface(interface: &Interface) -> Option<Self::Addr>;
+    /// The node's underlay address of this family.
+    fn of_node(node: &Node) -> Option<Self::Addr>;
+    /// The Pods' gateway.
+    fn gateway(config: &Config) -> Self::Addr;
+    /// The masquerade address, if masquerading is on.
+    fn masquerade(config: &Config) -> Option<Self::Addr>;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+/// IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+fn ports<A>(key: &FlowKey<A>) -> u32 {
+    u32::from(key.sport.wire()) | u32::from(key.dport.wire()) << 16
+}
+
+impl Family for V4 {
+    type Addr = [u8; 4];
+
+    const ETHERTYPE: u16 = ethertype::IPV4;
+    const AF: u8 = 2;
+    const ICMP: u8 = ip::ICMP;
+    const ICMP_PSEUDO_HEADER: bool = false;
+    const HEADER: u32 = 20;
+    const HOP_LIMIT: u32 = 8;
+    const SOURCE: u32 = 12;
+    const CHECKSUM: Option<u32> = Some(10);
+    const BITS: u32 = 32;
+    const BACKENDS: u32 = epoch::BACKENDS_V4;
+
+    #[inline(always)]
+    fn network<P: Frame + ?Sized>(
+        frame: &P,
+        at: u32,
+        headers: &mut Headers<[u8; 4]>,
+    ) -> Result<(), DropReason> {
+        ipv4::network(frame, at, headers)
+    }
+
+    #[inline(always)]
+    fn message(kind: u8) -> Message {
+        match kind {
+            0 => Message::EchoReply,
+            8 => Message::EchoRequest,
+            3 | 4 | 5 | 11 | 12 => Message::Error,
+            _ => Message::Other,
+        }
+    }
+
+    #[inline(always)]
+    fn words(addr: [u8; 4]) -> [u32; 4] {
+        [u32::from_ne_bytes(addr), 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn sum(addr: [u8; 4]) -> u32 {
+        u32::from_ne_bytes(addr)
+    }
+
+    #[inline(always)]
+    fn hash(key: &FlowKey<[u8; 4]>, seed: u32) -> u32 {
+        let words = [u32::from_ne_bytes(key.src), u32::from_ne_bytes(key.dst), ports(key), u32::from(key.proto)];
+        jhash(&words, seed)
+    }
+
+    #[inline(always)]
+    fn is_multicast(addr: [u8; 4]) -> bool {
+        addr[0] & 0xf0 == 0xe0 || addr == [0xff; 4]
+    }
+
+    #[inline(always)]
+    fn is_link_local(addr: [u8; 4]) -> bool {
+        addr[0] == 169 && addr[1] == 254
+    }
+
+    #[inline(always)]
+    fn underlay(addr: [u8; 4]) -> UnderlayAddress {
+        quilla_abi::address::v4_mapped(addr)
+    }
+
+    #[inline(always)]
+    fn of_interface(interface: &Interface) -> Option<[u8; 4]> {
+        (interface.flags & endpoint::flag::IPV4 != 0).then_some(interface.ipv4)
+    }
+
+    #[inline(always)]
+    fn of_node(node: &Node) -> Option<[u8; 4]> {
+        (node.flags & node::flag::IPV4 != 0).then_some(node.ipv4)
+    }
+
+    #[inline(always)]
+    fn gateway(config: &Config) -> [u8; 4] {
+        config.gateway_ipv4
+    }
+
+    #[inline(always)]
+    fn masquerade(config: &Config) -> Option<[u8; 4]> {
+        (config.flags & config::flag::MASQUERADE_V4 != 0).then_some(config.host_ipv4)
+    }
+}
+
+impl Family for V6 {
+    type Addr = [u8; 16];
+
+    const ETHERTYPE: u16 = ethertype::IPV6;
+    const AF: u8 = 10;
+    const ICMP: u8 = ip::ICMPV6;
+    const ICMP_PSEUDO_HEADER: bool = true;
+    const HEADER: u32 = 40;
+    const HOP_LIMIT: u32 = 7;
+    const SOURCE: u32 = 8;
+    const CHECKSUM: Option<u32> = None;
+    const BITS: u32 = 128;
+    const BACKENDS: u32 = epoch::BACKENDS_V6;
+
+    #[inline(always)]
+    fn network<P: Frame + ?Sized>(
+        frame: &P,
+        at: u32,
+        headers: &mut Headers<[u8; 16]>,
+    ) -> Result<(), DropReason> {
+        ipv6::network(frame, at, headers)
+    }
+
+    #[inline(always)]
+    fn message(kind: u8) -> Message {
+        match kind {
+            1..=4 => Message::Error,
+            128 => Message::EchoRequest,
+            129 => Message::EchoReply,
+            130..=132 | 143 => Message::Listener,
+            133..=137 => Message::Neighbour,
+            _ => Message::Other,
+        }
+    }
+
+    #[inline(always)]
+    fn words(a: [u8; 16]) -> [u32; 4] {
+        [
+            u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+            u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
+            u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
+            u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
+        ]
+    }
+
+    #[inline(always)]
+    fn sum(addr: [u8; 16]) -> u32 {
+        let [a, b, c, d] = Self::words(addr);
+        checksum::add(checksum::add(a, b), checksum::add(c, d))
+    }
+
+    #[inline(always)]
+    fn hash(key: &FlowKey<[u8; 16]>, seed: u32) -> u32 {
+        let [a, b, c, d] = Self::words(key.src);
+        let [e, f, g, h] = Self::words(key.dst);
+        jhash(&[a, b, c, d, e, f, g, h, ports(key), u32::from(key.proto)], seed)
+    }
+
+    #[inline(always)]
+    fn is_multicast(addr: [u8; 16]) -> bool {
+        addr[0] == 0xff
+    }
+
+    #[inline(always)]
+    fn is_link_local(addr: [u8; 16]) -> bool {
+        addr[0] == 0xfe && addr[1] & 0xc0 == 0x80
+    }
+
+    #[inline(always)]
+    fn underlay(addr: [u8; 16]) -> UnderlayAddress {
+        addr
+    }
+
+    #[inline(always)]
+    fn of_interface(interface: &Interface) -> Option<[u8; 16]> {
+        (interface.flags & endpoint::flag::IPV6 != 0).then_some(interface.ipv6)
+    }
+
+    #[inline(always)]
+    fn of_node(node: &Node) -> Option<[u8; 16]> {
+        (node.flags & node::flag::IPV6 != 0).then_some(node.ipv6)
+    }
+
+    #[inline(always)]
+    fn gateway(config: &Config) -> [u8; 16] {
+        config.gateway_ipv6
+    }
+
+    #[inline(always)]
+    fn masquerade(config: &Config) -> Option<[u8; 16]> {
+        (config.flags & config::flag::MASQUERADE_V6 != 0).then_some(config.host_ipv6)
+    }
+}

@@ -1,0 +1,81 @@
+//! The IPv4 header and its options.
+
+use quilla_abi::DropReason;
+
+use crate::frame::Frame;
+use crate::headers::{Headers, Part};
+
+const FIXED: u32 = 20;
+/// More entries than this in the options are nobody's honest packet.
+const MAX_OPTIONS: usize = 10;
+
+/// Options that tell routers where to go.
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
+
+/// Reads the header at `at`.
+#[inline(always)]
+pub(crate) fn network<P: Frame + ?Sized>(
+    frame: &P,
+    at: u32,
+    headers: &mut Headers<[u8; 4]>,
+) -> Result<(), DropReason> {
+    let ip: [u8; FIXED as usize] = frame.bytes(at)?;
+    let header = u32::from(ip[0] & 0x0f) * 4;
+    let total = u32::from(u16::from_be_bytes([ip[2], ip[3]]));
+    if ip[0] >> 4 != 4 || header < FIXED || total < header {
+        return Err(DropReason::BadIpHeader);
+    }
+    headers.end = at.wrapping_add(total);
+    if headers.end > frame.len() {
+        return Err(DropReason::Truncated);
+    }
+    let fragment = u32::from(u16::from_be_bytes([ip[6], ip[7]]));
+    headers.position = (fragment & 0x1fff) * 8;
+    headers.part = if headers.position != 0 {
+        Part::Later
+    } else if fragment & 0x2000 != 0 {
+        Part::First
+    } else {
+        Part::Whole
+    };
+    headers.key.src = [ip[12], ip[13], ip[14], ip[15]];
+    headers.key.dst = [ip[16], ip[17], ip[18], ip[19]];
+    headers.key.proto = ip[9];
+    headers.id = u32::from(u16::from_be_bytes([ip[4], ip[5]]));
+    headers.hop_limit = ip[8];
+    headers.transport = at.wrapping_add(FIXED);
+    let end = at.wrapping_add(header);
+    options(frame, end, headers)?;
+    headers.transport = end;
+    Ok(())
+}
+
+/// Walks the options: source routes are refused, everything else is the receiver's business.
+#[inline(always)]
+fn options<P: Frame + ?Sized>(frame: &P, end: u32, headers: &mut Headers<[u8; 4]>) -> Result<(), DropReason> {
+    for _ in 0..MAX_OPTIONS {
+        frame.settle();
+        let at = headers.transport;
+        if at >= end {
+            break;
+        }
+        let [kind] = frame.bytes(at)?;
+        match kind {
+            0 => return Ok(()),
+            1 => headers.transport = at.wrapping_add(1),
+            LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(DropReason::SourceRoute),
+            _ => {
+                if at.wrapping_add(1) >= end {
+                    return Err(DropReason::BadIpHeader);
+                }
+                let [length] = frame.bytes(at.wrapping_add(1))?;
+                if length < 2 {
+                    return Err(DropReason::BadIpHeader);
+                }
+                headers.transport = at.wrapping_add(u32::from(length));
+            }
+        }
+    }
+    if headers.transport == end { Ok(()) } else { Err(DropReason::BadIpHeader) }
+}

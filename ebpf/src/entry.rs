@@ -1,0 +1,178 @@
+//! The programs of the object, as the loader finds them by the names in [`quilla_abi::program`].
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use quilla_abi::DropReason;
+use quilla_ebpf_core::{V4, V6};
+
+use crate::flow::Claim;
+use crate::helper;
+use crate::hook::{FromOverlay, FromPod, FromUplink, ToOverlay, ToPod, ToUplink};
+use crate::packet::Skb;
+use crate::pipeline::{self, Encode, Next, Pipeline, Scalar, Stages, dispatch};
+use crate::scratch::Scratch;
+use crate::verdict::conclude;
+
+/// What a Pod sends.
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    conclude(skb, dispatch::<FromPod>(skb))
+}
+
+/// What the host's stack sends to a Pod.
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    conclude(skb, dispatch::<ToPod>(skb))
+}
+
+/// What other nodes send.
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    conclude(skb, dispatch::<FromOverlay>(skb))
+}
+
+/// What the host's stack sends to Pods of other nodes.
+#[classifier]
+pub fn to_overlay(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    conclude(skb, dispatch::<ToOverlay>(skb))
+}
+
+/// Answers to masqueraded flows.
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    conclude(skb, dispatch::<FromUplink>(skb))
+}
+
+/// What Pods send to the world through the host's stack.
+#[classifier]
+pub fn to_uplink(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    conclude(skb, dispatch::<ToUplink>(skb))
+}
+
+/// Tells the loader what the clock says.
+#[classifier]
+pub fn clock(_ctx: TcContext) -> i32 {
+    helper::now() as i32
+}
+
+/// The parts of the programs that the verifier looks at once, as functions of their own: their arguments and results
+/// are plain, so that it forgets at the call what it knew of the caller's values.
+macro_rules! stages {
+    ($($hook:ty: $v4:ident, $v6:ident;)+) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $v4(skb: *mut __sk_buff) -> i32 {
+            pipeline::slow::<$hook, V4>(Skb::new(skb)).encode()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $v6(skb: *mut __sk_buff) -> i32 {
+            pipeline::slow::<$hook, V6>(Skb::new(skb)).encode()
+        }
+
+        impl Stages for $hook {
+            #[inline(always)]
+            fn slow_v4(skb: Skb) -> Result<Next, DropReason> {
+                Next::decode($v4(skb.raw()))
+            }
+
+            #[inline(always)]
+            fn slow_v6(skb: Skb) -> Result<Next, DropReason> {
+                Next::decode($v6(skb.raw()))
+            }
+        }
+    )+};
+}
+
+stages! {
+    FromPod: slow_from_pod_v4, slow_from_pod_v6;
+    ToPod: slow_to_pod_v4, slow_to_pod_v6;
+    FromOverlay: slow_from_overlay_v4, slow_from_overlay_v6;
+    ToOverlay: slow_to_overlay_v4, slow_to_overlay_v6;
+    FromUplink: slow_from_uplink_v4, slow_from_uplink_v6;
+    ToUplink: slow_to_uplink_v4, slow_to_uplink_v6;
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_v4(scratch: *mut Scratch<[u8; 4]>) -> i32 {
+    // SAFETY: the verifier lets the caller pass null or a whole `Scratch`; the only caller passes a reference.
+    pipeline::claim::<V4>(unsafe { scratch.as_mut() }).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn parse_v4(skb: *mut __sk_buff) -> i32 {
+    pipeline::parse::<V4>(Skb::new(skb)).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_v6(scratch: *mut Scratch<[u8; 16]>) -> i32 {
+    // SAFETY: the verifier lets the caller pass null or a whole `Scratch`; the only caller passes a reference.
+    pipeline::claim::<V6>(unsafe { scratch.as_mut() }).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn parse_v6(skb: *mut __sk_buff) -> i32 {
+    pipeline::parse::<V6>(Skb::new(skb)).encode()
+}
+
+impl Pipeline for V4 {
+    #[inline(always)]
+    fn parse(skb: Skb) -> Result<(), DropReason> {
+        <()>::decode(parse_v4(skb.raw()))
+    }
+
+    #[inline(always)]
+    fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason> {
+        H::slow_v4(skb)
+    }
+
+    #[inline(always)]
+    fn claim(scratch: &mut Scratch<[u8; 4]>) -> Result<Claim, DropReason> {
+        Claim::decode(claim_v4(scratch))
+    }
+}
+
+impl Pipeline for V6 {
+    #[inline(always)]
+    fn parse(skb: Skb) -> Result<(), DropReason> {
+        <()>::decode(parse_v6(skb.raw()))
+    }
+
+    #[inline(always)]
+    fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason> {
+        H::slow_v6(skb)
+    }
+
+    #[inline(always)]
+    fn claim(scratch: &mut Scratch<[u8; 16]>) -> Result<Claim, DropReason> {
+        Claim::decode(claim_v6(scratch))
+    }
+}
+
+unsafe extern "C" {
+    /// Defined nowhere: a panic that can be reached leaves its name in the object, and the build refuses it.
+    fn reachable_panic() -> !;
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: never linked into an object that is loaded.
+    unsafe { reachable_panic() }
+}
+
+/// Some helpers may only be called by programs under a licence compatible with the GPL.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,192 @@
+//! The flow table: finding an entry, trusting it, and writing both directions of a new one.
+
+use quilla_abi::epoch::{self, Dep};
+use quilla_abi::flow::{Flow, FlowKey, dep, flag, state};
+use quilla_abi::DropReason;
+use quilla_ebpf_core::Headers;
+use quilla_ebpf_core::connection::{self, advance, twin_key};
+use quilla_ebpf_core::protocol::ip;
+
+use crate::helper::{self, ANY, EXISTS, NEW_ONLY};
+use crate::maps::{EPOCHS, Maps};
+use crate::scratch::{Scratch, Side};
+
+/// The one lookup of an established packet.
+#[inline(always)]
+pub fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<&'static mut Flow<F::Addr>> {
+    helper::find_flow(F::flows(), key)
+}
+
+/// The present value of an epoch.
+#[inline(always)]
+pub fn epoch(index: u32) -> u32 {
+    helper::row(&EPOCHS, index).map_or(0, |value| *value)
+}
+
+/// A dependency on the present value of an epoch.
+#[inline(always)]
+pub fn depend(index: u32) -> Dep {
+    Dep { index, epoch: epoch(index) }
+}
+
+/// Whether what the dependency stands for is unchanged.
+#[inline(always)]
+pub fn holds(dep: &Dep) -> bool {
+    epoch(dep.index) == dep.epoch
+}
+
+/// Whether everything the flow was computed from is unchanged.
+#[inline(always)]
+pub fn is_current<A>(flow: &Flow<A>) -> bool {
+    let [a, b, c, d] = &flow.deps;
+    holds(a) && holds(b) && holds(c) && holds(d)
+}
+
+/// Whether the flow was silent for so long that the packet starts a new one.
+#[inline(always)]
+pub fn is_idle<A>(proto: u8, flow: &Flow<A>) -> bool {
+    connection::timed_out(proto, flow.state, flow.last_seen, helper::now(), helper::hz())
+}
+
+/// Counts the packet and moves the connection's state. In place: no update, and a second lookup only when the state
+/// of both directions changes.
+#[inline(always)]
+pub fn account<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Addr>) {
+    flow.packets += 1;
+    flow.bytes += u64::from(headers.length);
+    flow.last_seen = helper::now();
+    if let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) {
+        flow.flags = flags;
+        if state != flow.state {
+            flow.state = state;
+            if let Some(twin) = lookup::<F>(&twin_key::<F>(&headers.key, flow)) {
+                twin.state = state;
+            }
+        }
+    }
+}
+
+/// Fills in what follows from the two parties; translation and state are set already.
+#[inline(always)]
+fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
+    entry.ingress = from.ingress;
+    entry.forward = to.forward;
+    entry.action = to.action;
+    entry.deps[dep::SOURCE] = from.dep;
+    entry.deps[dep::DESTINATION] = to.dep;
+    if from.is_routed() && to.is_routed() {
+        entry.flags |= flag::ROUTED;
+    } else {
+        entry.flags &= !flag::ROUTED;
+    }
+}
+
+/// Completes the entry of the packet's own direction.
+#[inline(never)]
+pub fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
+    let Scratch { flow, from, to, out, .. } = scratch;
+    connect(flow, from, to);
+    if connection::set_rewrite::<F>(&mut flow.rewrite, &headers.key, out) {
+        flow.flags |= flag::REWRITE;
+    } else {
+        flow.flags &= !flag::REWRITE;
+    }
+    flow.packets += 1;
+    flow.bytes += u64::from(headers.length);
+    flow.last_seen = helper::now();
+    if let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) {
+        flow.state = state;
+        flow.flags = flags;
+    }
+}
+
+/// Prepares the entry of the answers. Its key is set when the source port is known.
+#[inline(never)]
+fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
+    let Scratch { flow, twin, from, to, twin_key, .. } = scratch;
+    *twin = Flow::default();
+    connect(twin, to, from);
+    twin.deps[dep::GLOBAL] = flow.deps[dep::GLOBAL];
+    twin.deps[dep::BACKEND] = flow.deps[dep::BACKEND];
+    twin.backend = flow.backend;
+    twin.service = flow.service;
+    twin.state = flow.state;
+    twin.last_seen = flow.last_seen;
+    twin.flags |= flag::REPLY | (flow.flags & flag::SNAT);
+    if connection::set_rewrite::<F>(&mut twin.rewrite, twin_key, &headers.key.mirrored()) {
+        twin.flags |= flag::REWRITE;
+    }
+}
+
+/// What became of an attempt to claim the tuple of the answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It is ours.
+    Done,
+    /// Another connection has it.
+    Taken,
+}
+
+/// Claims the answers' tuple for the packet's flow, with `scratch.out` as the translated tuple.
+#[inline(always)]
+pub fn claim<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) -> Result<Claim, DropReason> {
+    let flags = scratch.flow.flags;
+    scratch.twin_key = scratch.out.mirrored();
+    scratch.twin_key.scope = connection::twin_scope(headers.key.scope, scratch.to.action, flags);
+    complete_twin::<F>(headers, scratch);
+    match helper::insert(F::flows(), &scratch.twin_key, &scratch.twin, NEW_ONLY) {
+        Ok(()) => return Ok(Claim::Done),
+        Err(EXISTS) => {}
+        Err(_) => return Err(DropReason::FlowTableFull),
+    }
+    let Some(holder) = lookup::<F>(&scratch.twin_key) else { return Ok(Claim::Taken) };
+    let ours = connection::answers::<F>(&holder.rewrite, &headers.key);
+    if ours && scratch.kept != 0 {
+        return Ok(Claim::Done);
+    }
+    if !ours && !is_abandoned(headers.key.proto, holder) {
+        return Ok(Claim::Taken);
+    }
+    match helper::insert(F::flows(), &scratch.twin_key, &scratch.twin, ANY) {
+        Ok(()) => Ok(Claim::Done),
+        Err(_) => Err(DropReason::FlowTableFull),
+    }
+}
+
+/// Whether a tuple may be taken from its holder: closed or silent for longer than anybody would answer.
+#[inline(always)]
+fn is_abandoned<A>(proto: u8, holder: &Flow<A>) -> bool {
+    if proto != ip::TCP {
+        return is_idle(proto, holder);
+    }
+    // The timeout of a new UDP flow is also longer than TIME_WAIT.
+    matches!(holder.state, state::CLOSED | state::RESET)
+        && connection::timed_out(ip::UDP, state::NEW, holder.last_seen, helper::now(), helper::hz())
+}
+
+/// Writes the packet's own entry; on failure the answers' entry goes too, unless it was there before.
+#[inline(never)]
+pub fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) -> Result<(), DropReason> {
+    if helper::insert(F::flows(), key, &scratch.flow, ANY).is_ok() {
+        return Ok(());
+    }
+    if scratch.kept == 0 {
+        helper::remove(F::flows(), &scratch.twin_key);
+    }
+    Err(DropReason::FlowTableFull)
+}
+
+/// Asks the flows of a local endpoint to write both of their entries again, at most once a second (E12).
+#[inline(always)]
+pub fn ask_for_restore(endpoint: Dep) {
+    let Some(id) = endpoint.index.checked_sub(epoch::ENDPOINTS) else { return };
+    let Some(last) = helper::row(&crate::maps::RESTORES, id) else { return };
+    let now = helper::now();
+    if now.wrapping_sub(*last) < helper::hz() {
+        return;
+    }
+    *last = now;
+    if let Some(value) = helper::row(&EPOCHS, endpoint.index) {
+        *value = value.wrapping_add(1);
+    }
+}

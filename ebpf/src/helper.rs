@@ -1,0 +1,210 @@
+//! Every call into the kernel, in one place and under a name of ours.
+//!
+//! With `COUNT_HELPERS` set each call is counted by kind, which is how the tests prove what a packet costs. The switch
+//! is read-only data: where it is 0 the verifier removes the counting.
+
+use core::ptr;
+
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_tunnel_key};
+use aya_ebpf::helpers::generated as kernel;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use quilla_abi::DropReason;
+use quilla_abi::counter::helper;
+
+use crate::maps::HELPERS;
+
+/// Insert, and fail when the key is there.
+pub const NEW_ONLY: u64 = 1;
+/// Insert or replace.
+pub const ANY: u64 = 0;
+
+/// The kernel's error for [`NEW_ONLY`].
+pub const EXISTS: i32 = -17;
+
+#[unsafe(no_mangle)]
+static COUNT_HELPERS: u32 = 0;
+#[unsafe(no_mangle)]
+static HZ: u32 = 250;
+#[unsafe(no_mangle)]
+static TRACE: u32 = 0;
+#[unsafe(no_mangle)]
+static IPV6_CHECKSUM_FLAG: u32 = 0;
+
+/// Reads a constant that the loader may have set; the compiler must not fold it.
+macro_rules! constant {
+    ($name:ident) => {
+        // SAFETY: a static of this module, always valid; nobody writes it after the object is loaded.
+        unsafe { ptr::read_volatile(&raw const $name) }
+    };
+}
+
+/// Jiffies per second.
+#[inline(always)]
+pub fn hz() -> u32 {
+    constant!(HZ)
+}
+
+/// Whether verdicts are written into the packet's control block.
+#[inline(always)]
+pub fn tracing() -> bool {
+    constant!(TRACE) != 0
+}
+
+/// Extra flag of `bpf_l4_csum_replace` for IPv6.
+#[inline(always)]
+pub fn ipv6_checksum_flag() -> u64 {
+    u64::from(constant!(IPV6_CHECKSUM_FLAG))
+}
+
+#[inline(always)]
+fn count(kind: u32) {
+    if constant!(COUNT_HELPERS) != 0
+        && let Some(counter) = HELPERS.get_ptr_mut(kind)
+    {
+        // SAFETY: a row of this CPU's own array, which nothing else writes while a program runs.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Low 32 bits of the kernel's coarse clock.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: takes no arguments and touches no memory of ours.
+    (unsafe { kernel::bpf_jiffies64() }) as u32
+}
+
+/// A row of a hash map; the reference is for reading.
+#[inline(always)]
+pub fn find<K, V>(map: &'static HashMap<K, V>, key: &K) -> Option<&'static V> {
+    count(helper::LOOKUP_HASH);
+    // SAFETY: rows are plain bytes that stay allocated while the program runs; user space replaces them as a whole.
+    unsafe { map.get_ptr(key).map(|row| &*row) }
+}
+
+/// A row of an LRU hash, to be read and written in place.
+#[inline(always)]
+pub fn find_recent<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut V> {
+    count(helper::LOOKUP_HASH);
+    recent(map, key)
+}
+
+/// The same for the flow table, counted on its own.
+#[inline(always)]
+pub fn find_flow<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut V> {
+    count(helper::LOOKUP_FLOW);
+    recent(map, key)
+}
+
+#[inline(always)]
+fn recent<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut V> {
+    // SAFETY: rows are plain bytes that stay allocated while the program runs. Two CPUs may write one row at once:
+    // every field is a machine word of its own, and statistics may lose an update.
+    unsafe { map.get_ptr_mut(key).map(|row| &mut *row) }
+}
+
+/// The longest prefix that covers `addr`.
+#[inline(always)]
+pub fn find_prefix<K, V>(map: &'static LpmTrie<K, V>, bits: u32, addr: K) -> Option<&'static V> {
+    count(helper::LOOKUP_LPM);
+    map.get(Key::new(bits, addr))
+}
+
+/// A row of an array.
+#[inline(always)]
+pub fn row<V>(map: &'static Array<V>, index: u32) -> Option<&'static mut V> {
+    count(helper::LOOKUP_ARRAY);
+    // SAFETY: as for `recent`; rows of arrays are never freed.
+    unsafe { map.get_ptr_mut(index).map(|row| &mut *row) }
+}
+
+/// This CPU's row of an array.
+#[inline(always)]
+pub fn own_row<V>(map: &'static PerCpuArray<V>, index: u32) -> Option<&'static mut V> {
+    count(helper::LOOKUP_ARRAY);
+    // SAFETY: only this CPU has it, and programs do not nest.
+    unsafe { map.get_ptr_mut(index).map(|row| &mut *row) }
+}
+
+/// Inserts into an LRU hash; the kernel's error otherwise.
+#[inline(always)]
+pub fn insert<K, V>(map: &'static LruHashMap<K, V>, key: &K, value: &V, flags: u64) -> Result<(), i32> {
+    count(helper::UPDATE);
+    map.insert(key, value, flags)
+}
+
+/// Deletes from an LRU hash; a missing row is as good.
+#[inline(always)]
+pub fn remove<K, V>(map: &'static LruHashMap<K, V>, key: &K) {
+    count(helper::DELETE);
+    // Either it is gone now or it was before.
+    let (Ok(()) | Err(_)) = map.remove(key);
+}
+
+#[inline(always)]
+fn done(code: i64) -> Result<(), DropReason> {
+    if code == 0 { Ok(()) } else { Err(DropReason::Internal) }
+}
+
+/// Changes a transport checksum by a difference.
+#[inline(always)]
+pub fn change_checksum(skb: *mut __sk_buff, at: u32, difference: u32, flags: u64) -> Result<(), DropReason> {
+    count(helper::CHECKSUM);
+    // SAFETY: `skb` is the program's context; the helper checks the offset.
+    done(unsafe { kernel::bpf_l4_csum_replace(skb, at, 0, u64::from(difference), flags) })
+}
+
+/// Makes the first `length` bytes of the packet readable directly.
+#[inline(always)]
+pub fn pull(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    // SAFETY: `skb` is the program's context; packet pointers are read again after it.
+    done(unsafe { kernel::bpf_skb_pull_data(skb, length) })
+}
+
+/// Out of the egress of a device.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> i32 {
+    count(helper::REDIRECT);
+    // SAFETY: takes no pointers.
+    (unsafe { kernel::bpf_redirect(ifindex, 0) }) as i32
+}
+
+/// Into the namespace at the other end of a veth.
+#[inline(always)]
+pub fn redirect_peer(ifindex: u32) -> i32 {
+    count(helper::REDIRECT);
+    // SAFETY: takes no pointers.
+    (unsafe { kernel::bpf_redirect_peer(ifindex, 0) }) as i32
+}
+
+/// Out of a device, with the next hop and its Ethernet address found by the kernel.
+#[inline(always)]
+pub fn redirect_neighbour(ifindex: u32) -> i32 {
+    count(helper::REDIRECT);
+    // SAFETY: a null pointer with length 0 asks for the kernel's own lookup.
+    (unsafe { kernel::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) }) as i32
+}
+
+/// Where the frame that carried the packet came from.
+#[inline(always)]
+pub fn tunnel_key(skb: *mut __sk_buff, key: &mut bpf_tunnel_key, flags: u64) -> Result<(), DropReason> {
+    count(helper::TUNNEL);
+    // SAFETY: `key` is valid for writes of its size.
+    done(unsafe { kernel::bpf_skb_get_tunnel_key(skb, key, size_of::<bpf_tunnel_key>() as u32, flags) })
+}
+
+/// Where the overlay device is to send the packet.
+#[inline(always)]
+pub fn set_tunnel_key(skb: *mut __sk_buff, key: &mut bpf_tunnel_key, flags: u64) -> Result<(), DropReason> {
+    count(helper::TUNNEL);
+    // SAFETY: `key` is valid for reads of its size.
+    done(unsafe { kernel::bpf_skb_set_tunnel_key(skb, key, size_of::<bpf_tunnel_key>() as u32, flags) })
+}
+
+/// Asks the host's routing table. The result is the kernel's code, the answer is in `params`.
+#[inline(always)]
+pub fn host_route(skb: *mut __sk_buff, params: &mut bpf_fib_lookup) -> i64 {
+    // SAFETY: `params` is valid for reads and writes of its size.
+    unsafe { kernel::bpf_fib_lookup(skb.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) }
+}

@@ -1,0 +1,55 @@
+//! What is particular to each hook: who may send here, and who may receive.
+
+mod overlay;
+mod pod;
+mod uplink;
+
+pub use overlay::{FromOverlay, ToOverlay};
+pub use pod::{FromPod, ToPod};
+pub use uplink::{FromUplink, ToUplink};
+
+use quilla_abi::DropReason;
+use quilla_abi::config::Config;
+use quilla_abi::flow::{Flow, dep};
+use quilla_ebpf_core::Headers;
+use quilla_ebpf_core::connection::opens;
+use quilla_ebpf_core::protocol::ip;
+
+use crate::pipeline::{Next, Pipeline};
+use crate::scratch::Scratch;
+use crate::{flow, nat, service};
+
+/// Sets the tuple before any translation, or the one that an existing entry translates to. Says whether one did.
+#[inline(always)]
+fn begin<F: Pipeline>(
+    headers: &Headers<F::Addr>,
+    config: &Config,
+    existing: Option<&Flow<F::Addr>>,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<bool, DropReason> {
+    scratch.hash = F::hash(&headers.key, config.hash_seed);
+    scratch.out = headers.key;
+    let kept = service::keep::<F>(headers, existing, scratch)?;
+    scratch.flow.deps[dep::GLOBAL] = scratch.global;
+    Ok(kept)
+}
+
+/// Whether the packet comes from the middle of a connection of which nothing is known.
+#[inline(always)]
+fn is_stray<A>(headers: &Headers<A>) -> bool {
+    headers.key.proto == ip::TCP && !opens(headers.tcp)
+}
+
+/// With both parties known: chooses the source, and writes the entries of both directions.
+#[inline(always)]
+fn finish<F: Pipeline>(
+    headers: &Headers<F::Addr>,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<Next, DropReason> {
+    nat::choose_source::<F>(headers, config, scratch)?;
+    flow::complete::<F>(headers, scratch);
+    flow::store::<F>(&headers.key, scratch)?;
+    Ok(Next::Forward)
+}
+

@@ -1,0 +1,139 @@
+//! `from_overlay` and `to_overlay`: the overlay device.
+
+use quilla_abi::flow::{Flow, Ingress};
+use quilla_abi::node::UnderlayAddress;
+use quilla_abi::program::ENCAPSULATED_MARK;
+use quilla_abi::route::kind;
+use quilla_abi::{DropReason, epoch};
+use quilla_ebpf_core::Headers;
+use quilla_ebpf_core::route::{Target, target};
+
+use super::{begin, finish, is_stray};
+use crate::maps::{NODE_SLOTS, NODES};
+use crate::packet::Skb;
+use crate::pipeline::{Hook, Next, Pipeline};
+use crate::scratch::{Scratch, Side};
+use crate::verdict::{Exit, Outcome, Verdict};
+use crate::{encap, flow, helper, route, service};
+
+/// What other nodes send: the outer source must be a node, and the inner one must live there.
+pub struct FromOverlay;
+
+impl Hook for FromOverlay {
+    #[inline(always)]
+    fn foreign(_skb: Skb, _ethertype: u16) -> Outcome {
+        Err(DropReason::UnknownEtherType)
+    }
+
+    #[inline(always)]
+    fn origin(skb: Skb) -> Result<UnderlayAddress, DropReason> {
+        encap::origin(skb)
+    }
+
+    #[inline(always)]
+    fn admits(skb: Skb, ingress: &Ingress, origin: &UnderlayAddress) -> bool {
+        let slot = u32::from(ingress.node_slot);
+        ingress.ifindex == skb.ifindex()
+            && slot != 0
+            && slot < epoch::MAX_NODES
+            && helper::row(&NODES, slot).is_some_and(|node| route::is_node_at(node, origin))
+    }
+
+    #[inline(always)]
+    fn neighbour<F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> Outcome {
+        Err(DropReason::ForgedNeighbour)
+    }
+
+    #[inline(always)]
+    fn resolve<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        origin: &UnderlayAddress,
+        existing: Option<&Flow<F::Addr>>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        let config = route::config()?;
+        route::node(config, sender::<F>(headers, origin)?, &mut scratch.from)?;
+        let kept = begin::<F>(headers, config, existing, scratch)?;
+        receiver::<F>(skb, &scratch.out.dst, &mut scratch.to)?;
+        if !kept {
+            let to_pod = scratch.to.is_routed();
+            if to_pod && is_stray(headers) && service::may_be_answer::<F>(headers) {
+                flow::ask_for_restore(scratch.to.dep);
+                return Err(DropReason::NoFlow);
+            }
+            service::pick_up(headers, &mut scratch.flow);
+        }
+        finish::<F>(headers, config, scratch)
+    }
+}
+
+/// The slot of the sending node (E20).
+#[inline(always)]
+fn sender<F: Pipeline>(headers: &Headers<F::Addr>, origin: &UnderlayAddress) -> Result<u16, DropReason> {
+    let slot = *helper::find(&NODE_SLOTS, origin).ok_or(DropReason::UnknownTunnelSource)?;
+    match route::find::<F>(headers.key.src) {
+        Some(route) if route.kind == kind::REMOTE_PODS && u32::from(route.node_slot) == slot => Ok(route.node_slot),
+        _ => Err(DropReason::WrongTunnelSource),
+    }
+}
+
+/// A local Pod or this node itself; the overlay is no way through.
+#[inline(always)]
+fn receiver<F: Pipeline>(skb: Skb, addr: &F::Addr, side: &mut Side) -> Result<(), DropReason> {
+    if route::endpoint::<F>(addr, side) {
+        return Ok(());
+    }
+    match route::find::<F>(*addr) {
+        Some(route) if route.kind == kind::HOST => {
+            side.be_stack(skb.ifindex());
+            Ok(())
+        }
+        _ => Err(DropReason::NoEndpoint),
+    }
+}
+
+/// What the host's stack sends to Pods of other nodes.
+pub struct ToOverlay;
+
+impl Hook for ToOverlay {
+    const EGRESS: bool = true;
+
+    #[inline(always)]
+    fn is_ours(skb: Skb) -> bool {
+        skb.mark() != ENCAPSULATED_MARK
+    }
+
+    #[inline(always)]
+    fn foreign(_skb: Skb, _ethertype: u16) -> Outcome {
+        Ok(Verdict::of(Exit::Passed))
+    }
+
+    #[inline(always)]
+    fn neighbour<F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> Outcome {
+        Ok(Verdict::of(Exit::Passed))
+    }
+
+    #[inline(always)]
+    fn resolve<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        _origin: &UnderlayAddress,
+        existing: Option<&Flow<F::Addr>>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        let config = route::config()?;
+        if F::is_multicast(headers.key.dst) {
+            return Ok(Next::Leave);
+        }
+        if !begin::<F>(headers, config, existing, scratch)? {
+            service::pick_up(headers, &mut scratch.flow);
+        }
+        scratch.from.be_stack(skb.ifindex());
+        let Ok(Target::Node(slot)) = target(route::find::<F>(scratch.out.dst)) else {
+            return Err(DropReason::UnknownNode);
+        };
+        route::node(config, slot, &mut scratch.to)?;
+        finish::<F>(headers, config, scratch)
+    }
+}

@@ -1,0 +1,116 @@
+//! `from_pod` and `to_pod`: the host side of a Pod's veth.
+
+use quilla_abi::config::Config;
+use quilla_abi::flow::{Flow, FlowKey, Ingress};
+use quilla_abi::node::UnderlayAddress;
+use quilla_abi::route::kind;
+use quilla_abi::DropReason;
+use quilla_ebpf_core::Headers;
+use quilla_ebpf_core::protocol::ip;
+
+use super::{begin, finish, is_stray};
+use crate::packet::Skb;
+use crate::pipeline::{Hook, Next, Pipeline};
+use crate::scratch::{Scratch, Side};
+use crate::verdict::{Exit, Outcome, Verdict};
+use crate::{flow, route, service, spoof};
+
+/// What a Pod sends: the sender is checked on every packet, Services are resolved, everybody may receive.
+pub struct FromPod;
+
+impl Hook for FromPod {
+    #[inline(always)]
+    fn foreign(skb: Skb, ethertype: u16) -> Outcome {
+        spoof::not_ip(skb, ethertype)
+    }
+
+    #[inline(always)]
+    fn admits(skb: Skb, ingress: &Ingress, _origin: &UnderlayAddress) -> bool {
+        // Entries of other hooks have no Ethernet address: a Pod cannot match them by sending zeroes.
+        ingress.ifindex == skb.ifindex() && ingress.mac != [0; 6] && skb.source_mac() == Ok(ingress.mac)
+    }
+
+    #[inline(always)]
+    fn neighbour<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>) -> Outcome {
+        spoof::neighbour::<F>(skb, headers)
+    }
+
+    #[inline(always)]
+    fn resolve<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        _origin: &UnderlayAddress,
+        existing: Option<&Flow<F::Addr>>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        let config = route::config()?;
+        spoof::sender::<F>(skb, headers)?;
+        sender::<F>(skb, headers, &mut scratch.from)?;
+        if !begin::<F>(headers, config, existing, scratch)? && !service::select::<F>(headers, config, scratch)? {
+            if is_stray(headers) && service::may_be_answer::<F>(headers) {
+                flow::ask_for_restore(scratch.from.dep);
+                return Err(DropReason::NoFlow);
+            }
+            service::pick_up(headers, &mut scratch.flow);
+        }
+        forged_overlay::<F>(config, &scratch.out)?;
+        route::receiver::<F>(skb, config, &scratch.out, &mut scratch.to)?;
+        finish::<F>(headers, config, scratch)
+    }
+}
+
+/// The sending Pod as a party of the flow.
+#[inline(always)]
+fn sender<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, side: &mut Side) -> Result<(), DropReason> {
+    let known = route::endpoint::<F>(&headers.key.src, side) && side.forward.ifindex == skb.ifindex();
+    if known { Ok(()) } else { Err(DropReason::UnknownInterface) }
+}
+
+/// Overlay frames are made by nodes only (E19, E20).
+#[inline(always)]
+fn forged_overlay<F: Pipeline>(config: &Config, out: &FlowKey<F::Addr>) -> Result<(), DropReason> {
+    if out.proto != ip::UDP || out.dport.get() != config.overlay_port {
+        return Ok(());
+    }
+    let host = route::find::<F>(out.dst).is_some_and(|route| route.kind == kind::HOST);
+    if host || spoof::is_node::<F>(out.dst) { Err(DropReason::ForgedOverlay) } else { Ok(()) }
+}
+
+/// What the host's stack sends to a Pod: probes, answers of host backends, routed traffic.
+pub struct ToPod;
+
+impl Hook for ToPod {
+    const EGRESS: bool = true;
+
+    #[inline(always)]
+    fn foreign(_skb: Skb, _ethertype: u16) -> Outcome {
+        Ok(Verdict::of(Exit::Passed))
+    }
+
+    #[inline(always)]
+    fn neighbour<F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> Outcome {
+        Ok(Verdict::of(Exit::Passed))
+    }
+
+    #[inline(always)]
+    fn resolve<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        _origin: &UnderlayAddress,
+        existing: Option<&Flow<F::Addr>>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        let config = route::config()?;
+        if F::is_multicast(headers.key.dst) {
+            return Ok(Next::Leave);
+        }
+        if !begin::<F>(headers, config, existing, scratch)? {
+            service::pick_up(headers, &mut scratch.flow);
+        }
+        scratch.from.be_stack(skb.ifindex());
+        if !route::endpoint::<F>(&scratch.out.dst, &mut scratch.to) || scratch.to.forward.ifindex != skb.ifindex() {
+            return Err(DropReason::NoEndpoint);
+        }
+        finish::<F>(headers, config, scratch)
+    }
+}

@@ -1,0 +1,199 @@
+//! Translation of a packet by its flow's rewrite, and the choice of source ports for new flows.
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use quilla_abi::config::Config;
+use quilla_abi::flow::{Flow, Rewrite, action, flag};
+use quilla_abi::{Be16, DropReason};
+use quilla_ebpf_core::headers::{Message, Part};
+use quilla_ebpf_core::nat::{PROBES, Ports};
+use quilla_ebpf_core::protocol::{ETHERNET, ip};
+use quilla_ebpf_core::{Frame, Headers, checksum};
+
+use crate::flow::Claim;
+use crate::helper;
+use crate::packet::Skb;
+use crate::pipeline::Pipeline;
+use crate::scratch::Scratch;
+
+/// Applies rewrite and hop count to the packet.
+///
+/// Transport checksums first, by helper: only the kernel knows whether the packet carries a whole or a partial one
+/// (E7). The IPv4 header's own sum stays zero over the header, so it is changed in place.
+#[inline(always)]
+pub fn translate<F: Pipeline>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+    flow: &Flow<F::Addr>,
+    routed: bool,
+) -> Result<(), DropReason> {
+    let rewrite = flow.flags & flag::REWRITE != 0;
+    if rewrite {
+        if headers.part != Part::Later {
+            transport::<F>(skb, headers, &flow.rewrite)?;
+        }
+        skb.write_address(ETHERNET + F::SOURCE, flow.rewrite.src)?;
+        skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, flow.rewrite.dst)?;
+    }
+    let addresses = if rewrite { flow.rewrite.addr_delta } else { 0 };
+    let hops = if routed { hop::<F>(skb, headers.hop_limit)? } else { 0 };
+    header_checksum::<F>(skb, checksum::add(addresses, hops))
+}
+
+/// Takes one hop away; the difference it makes to the IPv4 header's sum.
+#[inline(always)]
+fn hop<F: Pipeline>(skb: Skb, hop_limit: u8) -> Result<u32, DropReason> {
+    let left = hop_limit.wrapping_sub(1);
+    skb.write(ETHERNET + F::HOP_LIMIT, [left])?;
+    let word = |hops: u8| u32::from(u16::from_ne_bytes([hops, 0]));
+    Ok(checksum::difference(word(hop_limit), word(left)))
+}
+
+#[inline(always)]
+fn header_checksum<F: Pipeline>(skb: Skb, difference: u32) -> Result<(), DropReason> {
+    match F::CHECKSUM {
+        Some(at) if difference != 0 => {
+            let old = u16::from_ne_bytes(skb.bytes(ETHERNET + at)?);
+            skb.write(ETHERNET + at, checksum::replace(old, difference).to_ne_bytes())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ports or identifier, and the transport checksum.
+#[inline(always)]
+fn transport<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, rewrite: &Rewrite<F::Addr>) -> Result<(), DropReason> {
+    let at = headers.transport;
+    let pair = |a: Be16, b: Be16| {
+        let ([a, b], [c, d]) = (a.wire().to_ne_bytes(), b.wire().to_ne_bytes());
+        [a, b, c, d]
+    };
+    match headers.key.proto {
+        ip::TCP => {
+            sums::<F>(skb, at.wrapping_add(16), rewrite, 0, true)?;
+            skb.write(at, pair(rewrite.sport, rewrite.dport))
+        }
+        ip::UDP => {
+            sums::<F>(skb, at.wrapping_add(6), rewrite, u64::from(BPF_F_MARK_MANGLED_0), true)?;
+            skb.write(at, pair(rewrite.sport, rewrite.dport))
+        }
+        proto if proto == F::ICMP => {
+            sums::<F>(skb, at.wrapping_add(2), rewrite, 0, F::ICMP_PSEUDO_HEADER)?;
+            match headers.message {
+                Message::EchoRequest => skb.write(at.wrapping_add(4), rewrite.sport.wire().to_ne_bytes()),
+                Message::EchoReply => skb.write(at.wrapping_add(4), rewrite.dport.wire().to_ne_bytes()),
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+#[inline(always)]
+fn sums<F: Pipeline>(
+    skb: Skb,
+    at: u32,
+    rewrite: &Rewrite<F::Addr>,
+    flags: u64,
+    pseudo_header: bool,
+) -> Result<(), DropReason> {
+    if pseudo_header && rewrite.addr_delta != 0 {
+        let family = if F::CHECKSUM.is_none() { helper::ipv6_checksum_flag() } else { 0 };
+        helper::change_checksum(skb.raw(), at, rewrite.addr_delta, flags | u64::from(BPF_F_PSEUDO_HDR) | family)?;
+    }
+    if rewrite.port_delta != 0 {
+        helper::change_checksum(skb.raw(), at, rewrite.port_delta, flags)?;
+    }
+    Ok(())
+}
+
+/// Chooses the source of a flow and claims the tuple of its answers.
+#[inline(never)]
+pub fn choose_source<F: Pipeline>(
+    headers: &Headers<F::Addr>,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    let masquerade = scratch.to.action == action::UPLINK;
+    if scratch.kept != 0 && keeps_source::<F>(headers, masquerade, scratch)? {
+        return Ok(());
+    }
+    let ports = Ports::of(config);
+    let mut keeps_port = true;
+    if masquerade {
+        if !is_translatable::<F>(headers) {
+            return Err(DropReason::Untranslatable);
+        }
+        scratch.out.src = F::masquerade(config).ok_or(DropReason::Untranslatable)?;
+        scratch.flow.flags |= flag::SNAT;
+        keeps_port = ports.is_some_and(|ports| ports.contains(headers.key.sport.get()));
+    } else if scratch.flow.backend != 0 && scratch.out.dst == headers.key.src {
+        // E13: the Pod would answer itself, past us.
+        scratch.out.src = F::gateway(config);
+        scratch.flow.flags |= flag::SNAT;
+    }
+    if keeps_port && F::claim(scratch)? == Claim::Done {
+        return Ok(());
+    }
+    if !is_translatable::<F>(headers) {
+        return Err(DropReason::Untranslatable);
+    }
+    allocate::<F>(headers, ports.ok_or(DropReason::PortsExhausted)?, scratch)
+}
+
+/// Tries free ports for the source.
+#[inline(always)]
+fn allocate<F: Pipeline>(
+    headers: &Headers<F::Addr>,
+    ports: Ports,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    scratch.flow.flags |= flag::SNAT;
+    for attempt in 0..PROBES {
+        scratch.out.sport = Be16::new(ports.candidate(scratch.hash, attempt));
+        if F::claim(scratch)? == Claim::Done {
+            return Ok(());
+        }
+    }
+    Err(DropReason::PortsExhausted)
+}
+
+/// Whether an entry that is only computed anew can keep its source.
+#[inline(always)]
+fn keeps_source<F: Pipeline>(
+    headers: &Headers<F::Addr>,
+    masquerade: bool,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<bool, DropReason> {
+    if scratch.flow.flags & flag::REPLY != 0 {
+        return Ok(true);
+    }
+    // The entry still says where it led before.
+    let was_masquerade = scratch.flow.action == action::UPLINK && scratch.flow.flags & flag::SNAT != 0;
+    if masquerade == was_masquerade {
+        if F::claim(scratch)? == Claim::Done {
+            return Ok(true);
+        }
+        // The other side of a TCP connection would not know a new port.
+        if headers.key.proto == ip::TCP {
+            return Err(DropReason::NoFlow);
+        }
+    }
+    scratch.kept = 0;
+    scratch.flow.flags &= !flag::SNAT;
+    scratch.out.src = headers.key.src;
+    scratch.out.sport = headers.key.sport;
+    Ok(false)
+}
+
+/// Whether there is a port or an identifier to tell flows apart by.
+#[inline(always)]
+fn is_translatable<F: Pipeline>(headers: &Headers<F::Addr>) -> bool {
+    match headers.key.proto {
+        ip::TCP | ip::UDP => true,
+        proto if proto == F::ICMP => {
+            headers.message == Message::EchoRequest
+                || (headers.part == Part::Later && headers.key.dport == Be16::default())
+        }
+        _ => false,
+    }
+}

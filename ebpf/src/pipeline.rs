@@ -1,0 +1,293 @@
+//! The way of every packet: parse, look the flow up, trust it or compute it, translate, forward.
+//!
+//! Written once; compiled for each hook and each family. What an established packet does is in [`run`] and nowhere
+//! else: one lookup in the flow table, array reads, and writes in place.
+
+use quilla_abi::flow::{Flow, Ingress, action, flag, scope};
+use quilla_abi::node::UnderlayAddress;
+use quilla_abi::{DropReason, epoch};
+use quilla_ebpf_core::connection::opens;
+use quilla_ebpf_core::headers::{self, Message};
+use quilla_ebpf_core::{Family, Headers, V4, V6};
+
+use crate::flow::Claim;
+use crate::maps::Maps;
+use crate::packet::Skb;
+use crate::scratch::{Memory, Scratch};
+use crate::verdict::{Exit, Outcome, Verdict};
+use crate::{encap, flow, fragment, helper, icmp, nat};
+
+/// Where the slow path leads.
+#[derive(Clone, Copy)]
+pub enum Next {
+    /// Along the flow that now is in the scratch memory and in the table.
+    Forward,
+    /// On its way untouched and without a flow: not ours.
+    Leave,
+}
+
+/// A result that crosses a function of its own as one number: 0 or more for success, a negative reason otherwise.
+pub trait Scalar: Sized {
+    fn number(self) -> i32;
+    fn of_number(number: i32) -> Self;
+
+    #[inline(always)]
+    fn decode(code: i32) -> Result<Self, DropReason> {
+        if code >= 0 {
+            return Ok(Self::of_number(code));
+        }
+        Err(DropReason::from_number(code.wrapping_neg() as u8).unwrap_or(DropReason::Internal))
+    }
+}
+
+/// The way there.
+pub trait Encode {
+    fn encode(self) -> i32;
+}
+
+impl<T: Scalar> Encode for Result<T, DropReason> {
+    #[inline(always)]
+    fn encode(self) -> i32 {
+        match self {
+            Ok(value) => value.number(),
+            Err(reason) => -i32::from(reason as u8),
+        }
+    }
+}
+
+impl Scalar for () {
+    fn number(self) -> i32 {
+        0
+    }
+
+    fn of_number(_number: i32) -> Self {}
+}
+
+impl Scalar for Next {
+    #[inline(always)]
+    fn number(self) -> i32 {
+        match self {
+            Self::Forward => 0,
+            Self::Leave => 1,
+        }
+    }
+
+    #[inline(always)]
+    fn of_number(number: i32) -> Self {
+        if number == 0 { Self::Forward } else { Self::Leave }
+    }
+}
+
+impl Scalar for Claim {
+    #[inline(always)]
+    fn number(self) -> i32 {
+        match self {
+            Self::Done => 0,
+            Self::Taken => 1,
+        }
+    }
+
+    #[inline(always)]
+    fn of_number(number: i32) -> Self {
+        if number == 0 { Self::Done } else { Self::Taken }
+    }
+}
+
+/// The slow path of a hook for each family; see `entry`.
+pub trait Stages: Hook {
+    fn slow_v4(skb: Skb) -> Result<Next, DropReason>;
+    fn slow_v6(skb: Skb) -> Result<Next, DropReason>;
+}
+
+/// The stages of a family; see `entry`.
+pub trait Pipeline: Maps {
+    fn parse(skb: Skb) -> Result<(), DropReason>;
+    fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
+    fn claim(scratch: &mut Scratch<Self::Addr>) -> Result<Claim, DropReason>;
+}
+
+/// What distinguishes the hooks.
+pub trait Hook {
+    /// Scope of the tuples seen here.
+    const SCOPE: u8 = scope::CLUSTER;
+    /// Whether the packet is already on its way out of the right device.
+    const EGRESS: bool = false;
+
+    /// Whether the packet can be ours at all; decided before anything is parsed.
+    fn is_ours(_skb: Skb) -> bool {
+        true
+    }
+
+    /// A frame that is not IP.
+    fn foreign(skb: Skb, ethertype: u16) -> Outcome;
+
+    /// A packet whose headers cannot be believed.
+    fn malformed(reason: DropReason) -> Outcome {
+        Err(reason)
+    }
+
+    /// Whether a look-up may find anything.
+    fn concerns<F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> bool {
+        true
+    }
+
+    /// The far end of the tunnel, at the hook that has one.
+    fn origin(_skb: Skb) -> Result<UnderlayAddress, DropReason> {
+        Ok([0; 16])
+    }
+
+    /// Whether a packet of an established flow came from where it must (E19).
+    fn admits(skb: Skb, ingress: &Ingress, _origin: &UnderlayAddress) -> bool {
+        ingress.ifindex == skb.ifindex() && ingress.mac == [0; 6]
+    }
+
+    /// Neighbour discovery and listener reports.
+    fn neighbour<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>) -> Outcome;
+
+    /// A packet that may not be routed any further.
+    fn expired() -> Outcome {
+        Ok(Verdict::of(Exit::Stack))
+    }
+
+    /// Computes the flow of a packet.
+    fn resolve<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        origin: &UnderlayAddress,
+        existing: Option<&Flow<F::Addr>>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason>;
+}
+
+/// Runs a hook on a packet of any family.
+#[inline(always)]
+pub fn dispatch<H: Stages>(skb: Skb) -> Outcome {
+    if !H::is_ours(skb) {
+        return Ok(Verdict::of(Exit::Passed));
+    }
+    let ethertype = match skb.ethertype() {
+        Ok(ethertype) => ethertype,
+        Err(reason) => return H::malformed(reason),
+    };
+    match ethertype {
+        V4::ETHERTYPE => run::<H, V4>(skb),
+        V6::ETHERTYPE => run::<H, V6>(skb),
+        other => H::foreign(skb, other),
+    }
+}
+
+#[inline(always)]
+fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
+    let memory = memory::<F>()?;
+    let parsed = match F::parse(skb) {
+        Err(DropReason::Truncated) if skb.pull()? => F::parse(skb),
+        result => result,
+    };
+    if let Err(reason) = parsed {
+        return H::malformed(reason);
+    }
+    let headers = &mut memory.headers;
+    headers.key.scope = H::SCOPE;
+    if !H::concerns::<F>(skb, headers) {
+        return Ok(Verdict::of(Exit::Passed));
+    }
+    match headers.message {
+        Message::Error => return icmp::error::<H, F>(skb, headers),
+        Message::Neighbour | Message::Listener => return H::neighbour::<F>(skb, headers),
+        _ => {}
+    }
+    if let Err(reason) = fragment::recall::<F>(headers) {
+        return H::malformed(reason);
+    }
+    memory.origin = H::origin(skb)?;
+    let mut found = flow::lookup::<F>(&memory.headers.key);
+    let verdict = match found.as_mut().filter(|entry| is_established::<H, F>(skb, memory, entry)) {
+        Some(entry) => {
+            flow::account::<F>(&memory.headers, entry);
+            forward::<H, F>(skb, &memory.headers, entry)
+        }
+        None => match F::slow::<H>(skb)? {
+            Next::Forward => forward::<H, F>(skb, &memory.headers, &memory.scratch.flow).map(Verdict::slow),
+            Next::Leave => Ok(Verdict::of(Exit::Passed).slow()),
+        },
+    }?;
+    fragment::remember::<F>(&memory.headers);
+    Ok(verdict)
+}
+
+/// Whether the entry decides.
+#[inline(always)]
+fn is_established<H: Hook, F: Pipeline>(
+    skb: Skb,
+    memory: &Memory<F::Addr>,
+    entry: &Flow<F::Addr>,
+) -> bool {
+    flow::is_current(entry)
+        && H::admits(skb, &entry.ingress, &memory.origin)
+        && !opens(memory.headers.tcp)
+        && !flow::is_idle(memory.headers.key.proto, entry)
+}
+
+#[inline(always)]
+fn memory<F: Pipeline>() -> Result<&'static mut Memory<F::Addr>, DropReason> {
+    helper::own_row(F::memory(), 0).ok_or(DropReason::Internal)
+}
+
+/// Reads the headers into this CPU's memory.
+#[inline(always)]
+pub fn parse<F: Pipeline>(skb: Skb) -> Result<(), DropReason> {
+    headers::parse::<F, Skb>(&skb, &mut memory::<F>()?.headers)
+}
+
+/// Claims the tuple of the answers for the flow that is being built.
+#[inline(always)]
+pub fn claim<F: Pipeline>(scratch: Option<&mut Scratch<F::Addr>>) -> Result<Claim, DropReason> {
+    flow::claim::<F>(&memory::<F>()?.headers, scratch.ok_or(DropReason::Internal)?)
+}
+
+/// The first packet of a flow, or the first after something changed: computes the flow into this CPU's memory.
+#[inline(always)]
+pub fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
+    let Memory { headers, origin, scratch } = memory::<F>()?;
+    scratch.clear();
+    // Before any map is read: a change from here on leaves the flow stale, never wrong.
+    scratch.global = flow::depend(epoch::GLOBAL);
+    let existing = flow::lookup::<F>(&headers.key);
+    H::resolve::<F>(skb, headers, origin, existing.as_deref(), scratch)
+}
+
+/// Translates the packet and sends it where its flow leads.
+#[inline(always)]
+fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Flow<F::Addr>) -> Outcome {
+    // On its way out of a device the packet has been routed by the stack, which counted the hop.
+    let routed = flow.flags & flag::ROUTED != 0 && !H::EGRESS;
+    if routed && headers.hop_limit <= 1 {
+        return H::expired();
+    }
+    nat::translate::<F>(skb, headers, flow, routed)?;
+    let (ifindex, slot) = (flow.forward.ifindex, flow.forward.node_slot);
+    let mut verdict = Verdict { exit: Exit::Stack, slow: false, ifindex: 0, node_slot: 0 };
+    match flow.action {
+        action::LOCAL_POD if H::EGRESS => verdict.exit = Exit::Delivered,
+        action::LOCAL_POD => {
+            skb.address(&flow.forward)?;
+            verdict.exit = Exit::LocalPod;
+            verdict.ifindex = ifindex;
+        }
+        action::OVERLAY => {
+            encap::to_node(skb, slot)?;
+            skb.address(&flow.forward)?;
+            verdict.exit = if H::EGRESS { Exit::HostOverlay } else { Exit::Overlay };
+            verdict.ifindex = if H::EGRESS { 0 } else { ifindex };
+            verdict.node_slot = slot;
+        }
+        action::UPLINK if H::EGRESS => verdict.exit = Exit::Masqueraded,
+        action::UPLINK => {
+            verdict.exit = Exit::Uplink;
+            verdict.ifindex = ifindex;
+        }
+        action::STACK => {}
+        _ => return Err(DropReason::Internal),
+    }
+    Ok(verdict)
+}

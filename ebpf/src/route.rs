@@ -1,0 +1,140 @@
+//! From an address to a party: local Pod, node, the host's stack, or the world.
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+};
+use quilla_abi::config::Config;
+use quilla_abi::epoch;
+use quilla_abi::flow::{FlowKey, action};
+use quilla_abi::node::{Node, UnderlayAddress};
+use quilla_abi::route::Route;
+use quilla_abi::version::SCHEMA;
+use quilla_abi::{DropReason, address, node};
+use quilla_ebpf_core::Family;
+use quilla_ebpf_core::route::{Target, target};
+
+use crate::flow::depend;
+use crate::helper;
+use crate::maps::{CONFIG, Maps, NODES};
+use crate::packet::Skb;
+use crate::scratch::Side;
+
+/// The node's configuration, if it speaks our version.
+#[inline(always)]
+pub fn config() -> Result<&'static Config, DropReason> {
+    match helper::row(&CONFIG, 0) {
+        Some(config) if config.schema == SCHEMA => Ok(config),
+        _ => Err(DropReason::NotConfigured),
+    }
+}
+
+/// The row of `routes_*` that covers an address.
+#[inline(always)]
+pub fn find<F: Maps>(addr: F::Addr) -> Option<Route> {
+    helper::find_prefix(F::routes(), F::BITS, addr).copied()
+}
+
+/// The local Pod with an address, if there is one. Its epoch is read between two reads of the row: a change in between
+/// is either seen or makes the epoch stale.
+#[inline(never)]
+pub fn endpoint<F: Maps>(addr: &F::Addr, side: &mut Side) -> bool {
+    let Some(first) = helper::find(F::endpoints(), addr) else { return false };
+    let id = first.id;
+    if id >= epoch::MAX_ENDPOINTS {
+        return false;
+    }
+    side.dep = depend(epoch::ENDPOINTS + id);
+    let Some(row) = helper::find(F::endpoints(), addr) else { return false };
+    side.forward.ifindex = row.ifindex;
+    side.forward.node_slot = 0;
+    side.forward.smac = row.host_mac;
+    side.forward.dmac = row.pod_mac;
+    side.ingress.ifindex = row.ifindex;
+    side.ingress.node_slot = 0;
+    side.ingress.mac = row.pod_mac;
+    side.action = action::LOCAL_POD;
+    row.id == id
+}
+
+/// The node in a slot.
+#[inline(never)]
+pub fn node(config: &Config, slot: u16, side: &mut Side) -> Result<(), DropReason> {
+    let index = u32::from(slot);
+    if index == 0 || index >= epoch::MAX_NODES {
+        return Err(DropReason::UnknownNode);
+    }
+    side.dep = depend(epoch::NODES + index);
+    let row = helper::row(&NODES, index).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;
+    side.forward.ifindex = config.overlay_ifindex;
+    side.forward.node_slot = index;
+    side.forward.smac = config.vtep_mac;
+    side.forward.dmac = row.vtep_mac;
+    side.ingress.ifindex = config.overlay_ifindex;
+    side.ingress.node_slot = slot;
+    side.action = action::OVERLAY;
+    Ok(())
+}
+
+/// Whether a tunnel from `remote` is the node's.
+#[inline(always)]
+pub fn is_node_at(row: &Node, remote: &UnderlayAddress) -> bool {
+    (row.flags & node::flag::IPV4 != 0 && address::v4_mapped(row.ipv4) == *remote)
+        || (row.flags & node::flag::IPV6 != 0 && row.ipv6 == *remote)
+}
+
+/// Who receives a packet with this (translated) tuple, sent by a local Pod.
+#[inline(never)]
+pub fn receiver<F: Maps>(
+    skb: Skb,
+    config: &Config,
+    out: &FlowKey<F::Addr>,
+    side: &mut Side,
+) -> Result<(), DropReason> {
+    if endpoint::<F>(&out.dst, side) {
+        return Ok(());
+    }
+    match target(find::<F>(out.dst))? {
+        Target::Node(slot) => node(config, slot, side),
+        Target::Stack => {
+            side.be_stack(skb.ifindex());
+            Ok(())
+        }
+        Target::World => world::<F>(skb, config, out, side),
+    }
+}
+
+/// Out of the cluster: masqueraded if the host's route leads to the uplink and masquerading is on.
+#[inline(never)]
+fn world<F: Family>(
+    skb: Skb,
+    config: &Config,
+    out: &FlowKey<F::Addr>,
+    side: &mut Side,
+) -> Result<(), DropReason> {
+    let device = host_route::<F>(skb, out)?;
+    if device == config.uplink_ifindex && F::masquerade(config).is_some() {
+        side.be_world(device);
+    } else {
+        side.be_stack(skb.ifindex());
+    }
+    Ok(())
+}
+
+/// The device by which the host would forward the packet.
+#[inline(always)]
+fn host_route<F: Family>(skb: Skb, out: &FlowKey<F::Addr>) -> Result<u32, DropReason> {
+    // SAFETY: integers and unions of integers, for which zero is a value.
+    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    params.family = F::AF;
+    params.l4_protocol = out.proto;
+    params.sport = out.sport.wire();
+    params.dport = out.dport.wire();
+    params.ifindex = skb.ifindex();
+    // The unions hold an IPv4 address in the first word.
+    params.__bindgen_anon_3.ipv6_src = F::words(out.src);
+    params.__bindgen_anon_4.ipv6_dst = F::words(out.dst);
+    match helper::host_route(skb.raw(), &mut params) as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => Ok(params.ifindex),
+        _ => Err(DropReason::NoRoute),
+    }
+}

@@ -1,0 +1,133 @@
+//! From a decision to what the kernel is told: the one place that converts, counts and traces.
+
+use aya_ebpf::maps::PerCpuArray;
+use quilla_abi::counter::{Counter, path};
+use quilla_abi::flow::action;
+use quilla_abi::{DropReason, trace};
+use quilla_ebpf_core::Frame;
+
+use crate::helper;
+use crate::maps::{DROPS, FORWARDS};
+use crate::packet::Skb;
+
+/// Let other programs on the hook run, then the stack.
+const NEXT: i32 = -1;
+/// Go on, by our decision.
+const OK: i32 = 0;
+/// Drop.
+const SHOT: i32 = 2;
+
+/// How a packet leaves the program.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Untouched: not ours.
+    Passed,
+    /// Into a Pod from an ingress hook.
+    LocalPod,
+    /// On to the Pod behind this very device.
+    Delivered,
+    /// To another node, from an ingress hook.
+    Overlay,
+    /// To another node, on the overlay device itself.
+    HostOverlay,
+    /// To the host's stack.
+    Stack,
+    /// Out of the uplink, masqueraded.
+    Uplink,
+    /// Out of the uplink on which the hook runs.
+    Masqueraded,
+}
+
+/// A decision to let a packet live.
+#[derive(Clone, Copy)]
+pub struct Verdict {
+    pub exit: Exit,
+    /// Whether no established entry decided.
+    pub slow: bool,
+    /// The device of a redirect, else 0.
+    pub ifindex: u32,
+    /// The node slot of an encapsulation, else 0.
+    pub node_slot: u32,
+}
+
+impl Verdict {
+    #[inline(always)]
+    pub fn of(exit: Exit) -> Self {
+        Self { exit, slow: false, ifindex: 0, node_slot: 0 }
+    }
+
+    /// The same after the slow path.
+    #[inline(always)]
+    pub fn slow(self) -> Self {
+        Self { slow: true, ..self }
+    }
+
+    #[inline(always)]
+    fn path(self) -> u32 {
+        match self.exit {
+            Exit::Passed => path::PASSED,
+            Exit::LocalPod | Exit::Delivered => path::LOCAL_POD,
+            Exit::Overlay => path::OVERLAY,
+            Exit::HostOverlay => path::HOST_OVERLAY,
+            Exit::Stack => path::STACK,
+            Exit::Uplink | Exit::Masqueraded => path::UPLINK,
+        }
+    }
+
+    #[inline(always)]
+    fn action(self) -> u8 {
+        match self.exit {
+            Exit::Passed => 0,
+            Exit::LocalPod | Exit::Delivered => action::LOCAL_POD,
+            Exit::Overlay | Exit::HostOverlay => action::OVERLAY,
+            Exit::Stack => action::STACK,
+            Exit::Uplink | Exit::Masqueraded => action::UPLINK,
+        }
+    }
+
+    #[inline(always)]
+    fn code(self) -> i32 {
+        match self.exit {
+            Exit::Passed => NEXT,
+            Exit::Delivered | Exit::HostOverlay | Exit::Stack | Exit::Masqueraded => OK,
+            Exit::LocalPod => helper::redirect_peer(self.ifindex),
+            Exit::Overlay => helper::redirect(self.ifindex),
+            Exit::Uplink => helper::redirect_neighbour(self.ifindex),
+        }
+    }
+}
+
+/// What every decision comes to.
+pub type Outcome = Result<Verdict, DropReason>;
+
+/// Ends a tc program.
+#[inline(always)]
+pub fn conclude(skb: Skb, outcome: Outcome) -> i32 {
+    match outcome {
+        Ok(verdict) => {
+            count(&FORWARDS, verdict.path(), skb);
+            if helper::tracing() {
+                let slow = if verdict.slow { trace::SLOW_PATH } else { 0 };
+                let word = u32::from(verdict.action()) | slow;
+                skb.set_trace([word, verdict.ifindex, verdict.node_slot, verdict.path()]);
+            }
+            verdict.code()
+        }
+        Err(reason) => {
+            count(&DROPS, reason as u32, skb);
+            if helper::tracing() {
+                skb.set_trace([u32::from(reason as u8) << 8 | trace::SLOW_PATH, 0, 0, 0]);
+            }
+            SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn count(map: &'static PerCpuArray<Counter>, row: u32, skb: Skb) {
+    if let Some(counter) = helper::own_row(map, row) {
+        counter.packets += 1;
+        counter.bytes += u64::from(skb.len());
+    }
+}
