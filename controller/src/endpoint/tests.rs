@@ -1,0 +1,251 @@
+//! Objects in, slices out.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::slices::LARGEST;
+use super::{
+    HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, TRIGGER_ANNOTATION, desired, plan,
+};
+
+fn service(spec: Value) -> Service {
+    let mut spec = spec;
+    let defaults = json!({"clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"], "ports": [{"port": 80, "targetPort": 8080}]});
+    for (key, value) in defaults.as_object().expect("object") {
+        spec.as_object_mut().expect("object").entry(key).or_insert_with(|| value.clone());
+    }
+    let metadata = json!({"name": "web", "namespace": "default", "uid": "s1", "labels": {"team": "a"}});
+    serde_json::from_value(json!({"metadata": metadata, "spec": spec})).expect("service")
+}
+
+fn pod(number: u8, ready: bool) -> Value {
+    json!({
+        "metadata": {"name": format!("p{number}"), "namespace": "default", "uid": format!("u{number:03}")},
+        "spec": {"nodeName": format!("n{}", number % 2), "containers": [
+            {"name": "c", "ports": [{"name": "http", "containerPort": 8000 + u16::from(number % 2)}]}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": format!("10.0.0.{number}")}, {"ip": format!("fd00::{number}")}],
+                   "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
+    })
+}
+
+fn typed(pod: Value) -> Pod {
+    serde_json::from_value(pod).expect("pod")
+}
+
+fn zone(node: &str) -> Option<String> {
+    (node == "n1").then(|| "z1".to_owned())
+}
+
+fn planned(service: &Service, pods: &[Pod], existing: &[EndpointSlice]) -> Plan {
+    plan(service, desired(service, pods, zone), existing)
+}
+
+/// The endpoints of a first plan.
+fn endpoints(service: &Service, pods: &[Pod]) -> Vec<Endpoint> {
+    planned(service, pods, &[])
+        .create
+        .into_iter()
+        .flat_map(|slice| slice.endpoints.unwrap_or_default())
+        .collect()
+}
+
+/// Carries a plan out.
+fn apply(mut slices: Vec<EndpointSlice>, plan: Plan, serial: &mut u32) -> Vec<EndpointSlice> {
+    let gone: Vec<_> = plan.delete.iter().map(|slice| slice.metadata.name.clone()).collect();
+    slices.retain(|slice| !gone.contains(&slice.metadata.name));
+    for new in plan.update {
+        let stored = slices.iter_mut().find(|slice| slice.metadata.name == new.metadata.name);
+        *stored.expect("an update is of a slice that exists") = new;
+    }
+    for mut new in plan.create {
+        *serial += 1;
+        new.metadata.name = Some(format!("web-{serial}"));
+        slices.push(new);
+    }
+    slices
+}
+
+#[test]
+fn s6_conditions_follow_the_pod() {
+    let mut terminating = pod(3, true);
+    terminating["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let pods = [typed(pod(1, true)), typed(pod(2, false)), typed(terminating)];
+    let found = |publish: bool| -> Vec<_> {
+        let service = service(json!({"publishNotReadyAddresses": publish}));
+        let found = endpoints(&service, &pods).into_iter().map(|one| one.conditions.expect("set"));
+        found.map(|one| (one.ready, one.serving, one.terminating)).collect()
+    };
+    let (yes, no) = (Some(true), Some(false));
+    assert_eq!(found(false), [(yes, yes, no), (no, no, no), (no, yes, yes)]);
+    assert_eq!(found(true), [(yes, yes, no), (yes, no, no), (yes, yes, yes)]);
+}
+
+#[test]
+fn finished_pods_and_pods_without_an_address_are_no_endpoints() {
+    let mut pods = vec![typed(pod(1, true))];
+    for phase in ["Succeeded", "Failed"] {
+        let mut finished = pod(2, true);
+        finished["status"]["phase"] = json!(phase);
+        pods.push(typed(finished));
+    }
+    let mut nowhere = pod(3, true);
+    nowhere["status"]["podIPs"] = json!([]);
+    pods.push(typed(nowhere));
+    let mut malformed = pod(4, true);
+    malformed["status"]["podIPs"] = json!([{"ip": "127.0.0.1"}, {"ip": "x"}]);
+    pods.push(typed(malformed));
+    assert_eq!(endpoints(&service(json!({})), &pods).len(), 1);
+}
+
+#[test]
+fn each_family_and_each_set_of_ports_has_slices_of_its_own() {
+    let spec =
+        json!({"ipFamilies": ["IPv4", "IPv6"], "ports": [{"name": "w", "port": 80, "targetPort": "http"}]});
+    let plan = planned(&service(spec), &[typed(pod(1, true)), typed(pod(2, true))], &[]);
+    let mut found: Vec<_> = plan
+        .create
+        .iter()
+        .map(|slice| {
+            let port = &slice.ports.as_ref().expect("ports")[0];
+            let address = slice.endpoints.as_ref().expect("endpoints")[0].addresses[0].clone();
+            (slice.address_type.as_str(), port.port, address)
+        })
+        .collect();
+    found.sort();
+    let expected = [
+        ("IPv4", Some(8000), "10.0.0.2"),
+        ("IPv4", Some(8001), "10.0.0.1"),
+        ("IPv6", Some(8000), "fd00::2"),
+        ("IPv6", Some(8001), "fd00::1"),
+    ];
+    assert_eq!(found, expected.map(|(family, port, address)| (family, port, address.to_owned())));
+}
+
+#[test]
+fn a_name_or_protocol_nobody_serves_makes_no_endpoint() {
+    for target in [
+        json!({"port": 80, "targetPort": "admin"}),
+        json!({"port": 80, "targetPort": "http", "protocol": "UDP"}),
+    ] {
+        assert!(endpoints(&service(json!({"ports": [target]})), &[typed(pod(1, true))]).is_empty());
+    }
+    let portless = service(json!({"clusterIP": "None", "ports": []}));
+    assert_eq!(endpoints(&portless, &[typed(pod(1, true))]).len(), 1);
+}
+
+#[test]
+fn an_endpoint_tells_its_pod_node_and_zone() {
+    let mut named = pod(1, true);
+    named["spec"]["hostname"] = json!("first");
+    named["spec"]["subdomain"] = json!("web");
+    let found = endpoints(&service(json!({})), &[typed(named)]).remove(0);
+    assert_eq!(
+        serde_json::to_value(found).expect("json"),
+        json!({
+            "addresses": ["10.0.0.1"], "hostname": "first", "nodeName": "n1", "zone": "z1",
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+            "targetRef": {"kind": "Pod", "namespace": "default", "name": "p1", "uid": "u001"},
+        })
+    );
+}
+
+#[test]
+fn s15_traffic_distribution_becomes_hints_of_ready_endpoints() {
+    let pods = [typed(pod(1, true)), typed(pod(2, true)), typed(pod(3, false))];
+    for (distribution, expected) in [
+        ("PreferSameZone", [json!({"forZones": [{"name": "z1"}]}), Value::Null, Value::Null]),
+        ("PreferClose", [json!({"forZones": [{"name": "z1"}]}), Value::Null, Value::Null]),
+        (
+            "PreferSameNode",
+            [
+                json!({"forZones": [{"name": "z1"}], "forNodes": [{"name": "n1"}]}),
+                json!({"forNodes": [{"name": "n0"}]}),
+                Value::Null,
+            ],
+        ),
+    ] {
+        let found = endpoints(&service(json!({"trafficDistribution": distribution})), &pods);
+        let found: Vec<_> = found.iter().map(|one| serde_json::to_value(&one.hints).expect("json")).collect();
+        assert_eq!(found, expected, "{distribution}");
+    }
+}
+
+#[test]
+fn slices_carry_the_labels_of_the_service_and_ours() {
+    let slice = planned(&service(json!({"clusterIP": "None"})), &[typed(pod(1, true))], &[]).create.remove(0);
+    let expected =
+        [("team", "a"), (SERVICE_LABEL, "web"), (MANAGED_BY_LABEL, MANAGED_BY), (HEADLESS_LABEL, "")];
+    let expected: BTreeMap<_, _> =
+        expected.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    assert_eq!(slice.metadata.labels, Some(expected));
+    assert_eq!(slice.metadata.owner_references.expect("owner")[0].uid, "s1");
+}
+
+#[test]
+fn a_change_of_one_endpoint_writes_one_slice() {
+    let service = service(json!({}));
+    let mut pods: Vec<_> = (0..250).map(|number| typed(pod(number, true))).collect();
+    let mut serial = 0;
+    let slices = apply(Vec::new(), planned(&service, &pods, &[]), &mut serial);
+    let sizes: Vec<_> = slices.iter().map(|slice| slice.endpoints.as_ref().expect("set").len()).collect();
+    assert_eq!(sizes, [LARGEST, LARGEST, 50]);
+    pods[120] = typed(pod(120, false));
+    let change = planned(&service, &pods, &slices);
+    assert_eq!((change.create.len(), change.update.len(), change.delete.len()), (0, 1, 0));
+    let slices = apply(slices, change, &mut serial);
+    pods.push(typed(pod(250, true)));
+    let growth = planned(&service, &pods, &slices);
+    assert_eq!((growth.create.len(), growth.update.len()), (0, 1), "the slice with room takes it");
+    let slices = apply(slices, growth, &mut serial);
+    assert_eq!(planned(&service, &[], &slices).delete.len(), 3);
+}
+
+#[test]
+fn s53_the_trigger_time_is_the_latest_change_and_is_told_once() {
+    let mut timed = pod(1, true);
+    timed["status"]["conditions"][0]["lastTransitionTime"] = json!("2026-01-02T00:00:00Z");
+    let (service, pods) = (service(json!({})), [typed(timed)]);
+    let mut first = planned(&service, &pods, &[]);
+    first.stamp(&service, &pods);
+    let stamp = |slice: &EndpointSlice| {
+        slice.metadata.annotations.as_ref().and_then(|all| all.get(TRIGGER_ANNOTATION)).cloned()
+    };
+    assert_eq!(stamp(&first.create[0]).as_deref(), Some("2026-01-02T00:00:00Z"));
+    let slices = apply(Vec::new(), first, &mut 0);
+    let pods = [pods[0].clone(), typed(pod(2, true))];
+    let mut second = planned(&service, &pods, &slices);
+    second.stamp(&service, &pods);
+    assert_eq!(stamp(&second.update[0]), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_plan_reaches_the_desired_state_and_then_rests(
+        steps in prop::collection::vec(prop::collection::vec((0u8..=254, any::<bool>()), 0..230), 1..5),
+    ) {
+        let service = service(json!({
+            "ipFamilies": ["IPv4", "IPv6"], "ports": [{"name": "w", "port": 80, "targetPort": "http"}]}));
+        let (mut slices, mut serial) = (Vec::new(), 0);
+        for step in steps {
+            let states: BTreeMap<_, _> = step.into_iter().collect();
+            let pods: Vec<_> = states.iter().map(|(&number, &ready)| typed(pod(number, ready))).collect();
+            let plan = planned(&service, &pods, &slices);
+            slices = apply(slices, plan, &mut serial);
+            let mut found: Vec<_> =
+                slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).map(|one| one.addresses[0].clone()).collect();
+            prop_assert!(slices.iter().all(|slice| (1..=LARGEST).contains(&slice.endpoints.as_ref().map_or(0, Vec::len))));
+            found.sort();
+            let mut expected: Vec<_> =
+                states.keys().flat_map(|number| [format!("10.0.0.{number}"), format!("fd00::{number}")]).collect();
+            expected = expected.into_iter().map(|text| text.parse::<std::net::IpAddr>().expect("ip").to_string()).collect();
+            expected.sort();
+            prop_assert_eq!(found, expected);
+            prop_assert!(planned(&service, &pods, &slices).is_empty(), "a second plan changes nothing");
+        }
+    }
+}
