@@ -3,7 +3,7 @@
 //! Started by the container runtime once per operation; reads the environment and standard input, answers on standard
 //! output. It does the netlink work itself, in the host's namespaces; addresses and eBPF are the agent's, asked over a
 //! unix socket. An ADD that fails leaves nothing behind, and DEL needs nobody.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod add;
 mod agent;

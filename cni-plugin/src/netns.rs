@@ -4,12 +4,13 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use nix::sys::socket::getsockopt;
+use nix::{getsockopt_impl, sockopt_impl};
 use quilla_cni_protocol::{CniError, ErrorCode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -69,22 +70,17 @@ impl AsFd for Netns {
     }
 }
 
-/// The kernel's identifier of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14), which socket
-/// programs see as `bpf_get_netns_cookie`.
-#[allow(unsafe_code, reason = "no safe wrapper offers this socket option")]
+sockopt_impl!(
+    /// The kernel's identifier of a socket's network namespace (Linux 5.14).
+    NetnsCookie,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64
+);
+
+/// The identifier of the calling thread's network namespace, the one socket programs see as `bpf_get_netns_cookie`.
 pub(crate) fn cookie() -> io::Result<u64> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let mut cookie = 0_u64;
-    let mut length = libc::socklen_t::try_from(mem::size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: `cookie` and `length` live across the call, and `length` says how many bytes `cookie` has.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    Ok(getsockopt(&socket, NetnsCookie)?)
 }

@@ -127,16 +127,20 @@ pub(crate) fn the_agent_is_asked_before_the_answer() -> Result<()> {
     let [Call::Attach(endpoint)] = calls.as_slice() else { anyhow::bail!("{calls:?}") };
     ensure!(endpoint.container_id == pod.id && endpoint.ifname == "eth0", "{endpoint:?}");
     ensure!((endpoint.pod_namespace.as_str(), &endpoint.pod_name) == ("default", &pod.id), "{endpoint:?}");
-    let path = format!("/sys/class/net/{}/ifindex", endpoint.host_ifname);
     let link = node.host.command("ip").args(["-j", "link", "show", &endpoint.host_ifname]).text()?;
     let link: Value = serde_json::from_str(&link)?;
-    ensure!(link[0]["ifindex"] == endpoint.host_ifindex, "{path}: {link}, {endpoint:?}");
+    ensure!(link[0]["ifindex"] == endpoint.host_ifindex, "{link}, {endpoint:?}");
     let addresses = [endpoint.ipv4.map(|ip| ip.to_string()), endpoint.ipv6.map(|ip| ip.to_string())];
     ensure!(
         crate::node::addresses(&result) == addresses.into_iter().flatten().collect::<Vec<_>>(),
         "{result}"
     );
-    ensure!(endpoint.netns_cookie != 0, "{endpoint:?}");
+
+    let other = node.pod("other")?;
+    node.add(&other)?;
+    let calls = node.recorder.calls();
+    let Some(Call::Attach(second)) = calls.last() else { anyhow::bail!("{calls:?}") };
+    ensure!(endpoint.netns_cookie != second.netns_cookie, "two namespaces, one cookie: {calls:?}");
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod node;
 mod pods;
 mod process;
 mod rollback;
+mod timing;
 
 use std::process::ExitCode;
 
@@ -58,5 +59,6 @@ fn main() -> ExitCode {
         rollback::plugin_killed,
         rollback::pool_exhausted,
         rollback::agent_restarts_with_its_endpoints,
+        timing::start_to_exit,
     ])
 }

@@ -170,14 +170,24 @@ impl Call {
         self.run_with_input(self.config.to_string().as_bytes())
     }
 
-    /// The plugin in the host's namespace, with nothing else in its environment.
+    /// The plugin, for a thread that is in the host's namespace.
+    pub(crate) fn command_on_host(&self) -> Result<Command> {
+        Ok(self.prepare(Command::new(plugin()?)))
+    }
+
+    /// The plugin in the host's namespace.
     pub(crate) fn command(&self) -> Result<Command> {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.host.display())).arg("--").arg(plugin()?);
+        Ok(self.prepare(command))
+    }
+
+    /// Nothing but the call's own variables in the environment.
+    fn prepare(&self, mut command: Command) -> Command {
         command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default());
         command.envs(self.env.iter().map(|(name, value)| (*name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Ok(command)
+        command
     }
 
     pub(crate) fn run_with_input(&self, input: &[u8]) -> Result<Answer> {
@@ -221,8 +231,11 @@ impl Answer {
     }
 }
 
-/// The plugin's binary, beside this test's folder.
+/// The plugin's binary: the one named, or the one beside this test's folder.
 fn plugin() -> Result<PathBuf> {
+    if let Some(named) = env::var_os("QUILLA_CNI_PLUGIN") {
+        return Ok(named.into());
+    }
     let own = env::current_exe().context("find this program")?;
     let folder = own.parent().and_then(Path::parent).context("find the target folder")?;
     let path = folder.join("quilla-cni");
