@@ -1,9 +1,10 @@
 //! Debian packages: those of the machine's own release through `apt-get install`, and single packages of another
 //! suite, unpacked beside the build and never installed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -28,9 +29,8 @@ const COMMANDS: [(&str, &str); 11] = [
 /// Packages whose commands are not on this machine.
 pub(crate) fn missing(workspace: &Workspace) -> Vec<&'static str> {
     let absent = COMMANDS.iter().filter(|(command, _)| workspace.which(command).is_none());
-    let mut packages: Vec<&str> = absent.map(|(_, package)| *package).collect();
-    packages.dedup();
-    packages
+    let packages: BTreeSet<&str> = absent.map(|(_, package)| *package).collect();
+    packages.into_iter().collect()
 }
 
 pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
@@ -42,7 +42,8 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
     run(workspace.command("apt-get").args(["update", "-qq"]))?;
     let mut install = workspace.command("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-qq", "--no-install-recommends"]);
-    run(install.args(packages))
+    // Its errors are on the other stream; a line for each step of each package hides them.
+    run(install.args(packages).stdout(Stdio::null()))
 }
 
 /// bookworm's kubectl is of 2020 and cannot talk to a present apiserver; trixie's is one static file.
