@@ -57,15 +57,9 @@ pub fn origin(skb: Skb) -> Result<UnderlayAddress, DropReason> {
         address::v4_mapped(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes())
     } else if helper::tunnel_key(skb.raw(), &mut key, u64::from(BPF_F_TUNINFO_IPV6)).is_ok() {
         // SAFETY: with the flag it fills in the IPv6 member.
-        bytes(unsafe { key.__bindgen_anon_1.remote_ipv6 })
+        V6::of_words(unsafe { key.__bindgen_anon_1.remote_ipv6 })
     } else {
         return Err(DropReason::UnknownTunnelSource);
     };
     if key.tunnel_id == route::config()?.vni { Ok(remote) } else { Err(DropReason::WrongVni) }
-}
-
-#[inline(always)]
-fn bytes(words: [u32; 4]) -> UnderlayAddress {
-    let [a, b, c, d] = words.map(u32::to_ne_bytes);
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }

@@ -1,8 +1,8 @@
 //! The programs of the object, as the loader finds them by the names in [`quilla_abi::program`].
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 use quilla_abi::DropReason;
 use quilla_ebpf_core::{V4, V6};
 
@@ -12,6 +12,7 @@ use crate::hook::{FromOverlay, FromPod, FromUplink, ToOverlay, ToPod, ToUplink};
 use crate::packet::Skb;
 use crate::pipeline::{self, Encode, Next, Pipeline, Scalar, Stages, dispatch};
 use crate::scratch::Scratch;
+use crate::socket::{self, Name};
 use crate::verdict::conclude;
 
 /// What a Pod sends.
@@ -54,6 +55,32 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 pub fn to_uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude(skb, dispatch::<ToUplink>(skb))
+}
+
+macro_rules! socket_programs {
+    ($($program:ident($hook:ident) = $function:expr;)+) => {$(
+        #[cgroup_sock_addr($hook)]
+        pub fn $program(ctx: SockAddrContext) -> i32 {
+            $function(Name::new(ctx.sock_addr))
+        }
+    )+};
+}
+
+socket_programs! {
+    sock_connect4(connect4) = socket::forward::<socket::Ipv4>;
+    sock_connect6(connect6) = socket::forward6;
+    sock_sendmsg4(sendmsg4) = socket::forward::<socket::Ipv4>;
+    sock_sendmsg6(sendmsg6) = socket::forward6;
+    sock_recvmsg4(recvmsg4) = socket::reverse::<socket::Ipv4>;
+    sock_recvmsg6(recvmsg6) = socket::reverse6;
+    sock_getpeername4(getpeername4) = socket::reverse::<socket::Ipv4>;
+    sock_getpeername6(getpeername6) = socket::reverse6;
+}
+
+/// A socket goes away.
+#[cgroup_sock(sock_release)]
+pub fn sock_release(ctx: SockContext) -> i32 {
+    socket::release(ctx.sock)
 }
 
 /// Tells the loader what the clock says.

@@ -208,3 +208,18 @@ pub fn host_route(skb: *mut __sk_buff, params: &mut bpf_fib_lookup) -> i64 {
     // SAFETY: `params` is valid for reads and writes of its size.
     unsafe { kernel::bpf_fib_lookup(skb.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) }
 }
+
+/// The number of a socket that no other socket has, as two halves.
+#[inline(always)]
+pub fn cookie(context: *mut core::ffi::c_void) -> [u32; 2] {
+    // SAFETY: the context of a program that may ask.
+    let cookie = unsafe { kernel::bpf_get_socket_cookie(context.cast()) };
+    [cookie as u32, (cookie >> 32) as u32]
+}
+
+/// Sets the error with which a refused system call fails.
+#[inline(always)]
+pub fn fail_with(error: i32) {
+    // SAFETY: takes no pointers.
+    unsafe { kernel::bpf_set_retval(-error) };
+}

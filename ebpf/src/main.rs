@@ -33,6 +33,8 @@ mod scratch;
 #[cfg(target_arch = "bpf")]
 mod service;
 #[cfg(target_arch = "bpf")]
+mod socket;
+#[cfg(target_arch = "bpf")]
 mod spoof;
 #[cfg(target_arch = "bpf")]
 mod verdict;

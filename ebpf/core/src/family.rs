@@ -78,6 +78,15 @@ pub struct V4;
 #[derive(Clone, Copy, Debug)]
 pub struct V6;
 
+impl V6 {
+    /// An address from its words.
+    #[inline(always)]
+    pub fn of_words(words: [u32; 4]) -> [u8; 16] {
+        let [a, b, c, d] = words.map(u32::to_ne_bytes);
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+    }
+}
+
 fn ports<A>(key: &FlowKey<A>) -> u32 {
     u32::from(key.sport.wire()) | u32::from(key.dport.wire()) << 16
 }
