@@ -1,5 +1,6 @@
 //! The crate against the real kernel, in namespaces and BPF file systems of its own. Needs root.
 
+mod device;
 mod links;
 mod maps;
 mod pins;

@@ -1,0 +1,76 @@
+//! Routing netlink, blocking: devices, their addresses, and routes.
+//!
+//! A [`Netlink`] belongs to the network namespace of the thread that opened it, whichever thread uses it later. It has
+//! a small runtime of its own, so it must not be used from within an asynchronous task.
+
+mod device;
+mod overlay;
+mod route;
+
+use std::io;
+
+use futures::{Stream, TryStreamExt};
+use rtnetlink::Handle;
+use tokio::runtime::{Builder, Runtime};
+
+pub use device::Device;
+pub use overlay::Overlay;
+pub use route::{PROTOCOL, PodRoute, RouteChanges};
+
+use crate::error::{DatapathError, Result};
+
+/// A netlink socket.
+pub struct Netlink {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+impl std::fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Netlink").finish_non_exhaustive()
+    }
+}
+
+impl Netlink {
+    /// Opens one in the calling thread's namespace.
+    pub fn open() -> Result<Self> {
+        let failed = |source| DatapathError::kernel("open", "a netlink socket", source);
+        let runtime = Builder::new_current_thread().enable_io().build().map_err(failed)?;
+        let (connection, handle) = {
+            let _inside = runtime.enter();
+            let (connection, handle, _messages) = rtnetlink::new_connection().map_err(failed)?;
+            (connection, handle)
+        };
+        runtime.spawn(connection);
+        Ok(Self { runtime, handle })
+    }
+
+    /// Sends a request that is answered by success or failure.
+    fn request(
+        &self,
+        operation: &'static str,
+        object: &str,
+        request: impl Future<Output = Result<(), rtnetlink::Error>>,
+    ) -> Result<()> {
+        self.runtime.block_on(request).map_err(|source| DatapathError::netlink(operation, object, source))
+    }
+
+    /// Sends a request that is answered by a list.
+    fn list<T>(
+        &self,
+        operation: &'static str,
+        object: &str,
+        answers: impl Stream<Item = Result<T, rtnetlink::Error>>,
+    ) -> Result<Vec<T>> {
+        self.runtime
+            .block_on(answers.try_collect())
+            .map_err(|source| DatapathError::netlink(operation, object, source))
+    }
+}
+
+/// Whether the kernel's answer was `errno`.
+fn is(error: &DatapathError, errno: i32) -> bool {
+    let DatapathError::Netlink { source, .. } = error else { return false };
+    matches!(source.as_ref(), rtnetlink::Error::NetlinkError(answer)
+        if io::Error::from(answer.clone()).raw_os_error() == Some(errno))
+}
