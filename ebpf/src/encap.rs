@@ -23,7 +23,7 @@ fn empty_key() -> bpf_tunnel_key {
 
 /// Tells the overlay device where the packet goes, and `to_overlay` that we did.
 #[inline(always)]
-pub fn to_node(skb: Skb, slot: u32) -> Result<(), DropReason> {
+pub(crate) fn to_node(skb: Skb, slot: u32) -> Result<(), DropReason> {
     let vni = route::config()?.vni;
     let node = helper::row(&NODES, slot).ok_or(DropReason::UnknownNode)?;
     let mut key = empty_key();
@@ -44,7 +44,7 @@ pub fn to_node(skb: Skb, slot: u32) -> Result<(), DropReason> {
 
 /// The far end of the tunnel that carried the packet (E20).
 #[inline(always)]
-pub fn origin(skb: Skb) -> Result<UnderlayAddress, DropReason> {
+pub(crate) fn origin(skb: Skb) -> Result<UnderlayAddress, DropReason> {
     if helper::tracing() {
         return match skb.traced_tunnel_source() {
             0 => Err(DropReason::UnknownTunnelSource),

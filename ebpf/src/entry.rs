@@ -1,4 +1,5 @@
 //! The programs of the object, as the loader finds them by the names in [`quilla_abi::program`].
+#![allow(clippy::needless_pass_by_value, reason = "the attributes of the programs call for it")]
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
@@ -17,42 +18,42 @@ use crate::verdict::conclude;
 
 /// What a Pod sends.
 #[classifier]
-pub fn from_pod(ctx: TcContext) -> i32 {
+pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude(skb, dispatch::<FromPod>(skb))
 }
 
 /// What the host's stack sends to a Pod.
 #[classifier]
-pub fn to_pod(ctx: TcContext) -> i32 {
+pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude(skb, dispatch::<ToPod>(skb))
 }
 
 /// What other nodes send.
 #[classifier]
-pub fn from_overlay(ctx: TcContext) -> i32 {
+pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude(skb, dispatch::<FromOverlay>(skb))
 }
 
 /// What the host's stack sends to Pods of other nodes.
 #[classifier]
-pub fn to_overlay(ctx: TcContext) -> i32 {
+pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude(skb, dispatch::<ToOverlay>(skb))
 }
 
 /// Answers to masqueraded flows.
 #[classifier]
-pub fn from_uplink(ctx: TcContext) -> i32 {
+pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude(skb, dispatch::<FromUplink>(skb))
 }
 
 /// What Pods send to the world through the host's stack.
 #[classifier]
-pub fn to_uplink(ctx: TcContext) -> i32 {
+pub(crate) fn to_uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude(skb, dispatch::<ToUplink>(skb))
 }
@@ -60,7 +61,7 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 macro_rules! socket_programs {
     ($($program:ident($hook:ident) = $function:expr;)+) => {$(
         #[cgroup_sock_addr($hook)]
-        pub fn $program(ctx: SockAddrContext) -> i32 {
+        pub(crate) fn $program(ctx: SockAddrContext) -> i32 {
             $function(Name::new(ctx.sock_addr))
         }
     )+};
@@ -79,14 +80,14 @@ socket_programs! {
 
 /// A socket goes away.
 #[cgroup_sock(sock_release)]
-pub fn sock_release(ctx: SockContext) -> i32 {
+pub(crate) fn sock_release(ctx: SockContext) -> i32 {
     socket::release(ctx.sock)
 }
 
 /// Tells the loader what the clock says.
 #[classifier]
-pub fn clock(_ctx: TcContext) -> i32 {
-    helper::now() as i32
+pub(crate) fn clock(_ctx: TcContext) -> i32 {
+    helper::now().cast_signed()
 }
 
 /// The parts of the programs that the verifier looks at once, as functions of their own: their arguments and results

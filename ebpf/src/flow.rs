@@ -1,8 +1,8 @@
 //! The flow table: finding an entry, trusting it, and writing both directions of a new one.
 
+use quilla_abi::DropReason;
 use quilla_abi::epoch::{self, Dep};
 use quilla_abi::flow::{Flow, FlowKey, dep, flag, state};
-use quilla_abi::DropReason;
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, advance, twin_key};
 use quilla_ebpf_core::protocol::ip;
@@ -13,45 +13,45 @@ use crate::scratch::{Scratch, Side};
 
 /// The one lookup of an established packet.
 #[inline(always)]
-pub fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<&'static mut Flow<F::Addr>> {
+pub(crate) fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<&'static mut Flow<F::Addr>> {
     helper::find_flow(F::flows(), key)
 }
 
 /// The present value of an epoch.
 #[inline(always)]
-pub fn epoch(index: u32) -> u32 {
+pub(crate) fn epoch(index: u32) -> u32 {
     helper::row(&EPOCHS, index).map_or(0, |value| *value)
 }
 
 /// A dependency on the present value of an epoch.
 #[inline(always)]
-pub fn depend(index: u32) -> Dep {
+pub(crate) fn depend(index: u32) -> Dep {
     Dep { index, epoch: epoch(index) }
 }
 
 /// Whether what the dependency stands for is unchanged.
 #[inline(always)]
-pub fn holds(dep: &Dep) -> bool {
+pub(crate) fn holds(dep: &Dep) -> bool {
     epoch(dep.index) == dep.epoch
 }
 
 /// Whether everything the flow was computed from is unchanged.
 #[inline(always)]
-pub fn is_current<A>(flow: &Flow<A>) -> bool {
+pub(crate) fn is_current<A>(flow: &Flow<A>) -> bool {
     let [a, b, c, d] = &flow.deps;
     holds(a) && holds(b) && holds(c) && holds(d)
 }
 
 /// Whether the flow was silent for so long that the packet starts a new one.
 #[inline(always)]
-pub fn is_idle<A>(proto: u8, flow: &Flow<A>) -> bool {
+pub(crate) fn is_idle<A>(proto: u8, flow: &Flow<A>) -> bool {
     connection::timed_out(proto, flow.state, flow.last_seen, helper::now(), helper::hz())
 }
 
 /// Counts the packet and moves the connection's state. In place: no update, and a second lookup only when the state
 /// of both directions changes.
 #[inline(always)]
-pub fn account<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Addr>) {
+pub(crate) fn account<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Addr>) {
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     flow.last_seen = helper::now();
@@ -83,7 +83,7 @@ fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
 
 /// Completes the entry of the packet's own direction.
 #[inline(never)]
-pub fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
+pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
     let Scratch { flow, from, to, out, .. } = scratch;
     connect(flow, from, to);
     if connection::set_rewrite::<F>(&mut flow.rewrite, &headers.key, out) {
@@ -120,7 +120,7 @@ fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::A
 
 /// What became of an attempt to claim the tuple of the answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Claim {
+pub(crate) enum Claim {
     /// It is ours.
     Done,
     /// Another connection has it.
@@ -129,7 +129,10 @@ pub enum Claim {
 
 /// Claims the answers' tuple for the packet's flow, with `scratch.out` as the translated tuple.
 #[inline(always)]
-pub fn claim<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) -> Result<Claim, DropReason> {
+pub(crate) fn claim<F: Maps>(
+    headers: &Headers<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<Claim, DropReason> {
     let flags = scratch.flow.flags;
     scratch.twin_key = scratch.out.mirrored();
     scratch.twin_key.scope = connection::twin_scope(headers.key.scope, scratch.to.action, flags);
@@ -166,7 +169,7 @@ fn is_abandoned<A>(proto: u8, holder: &Flow<A>) -> bool {
 
 /// Writes the packet's own entry; on failure the answers' entry goes too, unless it was there before.
 #[inline(never)]
-pub fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) -> Result<(), DropReason> {
+pub(crate) fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) -> Result<(), DropReason> {
     if helper::insert(F::flows(), key, &scratch.flow, ANY).is_ok() {
         return Ok(());
     }
@@ -178,7 +181,7 @@ pub fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) -> Res
 
 /// Asks the flows of a local endpoint to write both of their entries again, at most once a second (E12).
 #[inline(always)]
-pub fn ask_for_restore(endpoint: Dep) {
+pub(crate) fn ask_for_restore(endpoint: Dep) {
     let Some(id) = endpoint.index.checked_sub(epoch::ENDPOINTS) else { return };
     let Some(last) = helper::row(&crate::maps::RESTORES, id) else { return };
     let now = helper::now();

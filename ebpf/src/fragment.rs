@@ -27,7 +27,7 @@ fn key<F: Maps>(headers: &Headers<F::Addr>) -> FragmentKey<F::Addr> {
 
 /// Completes the tuple of a later fragment.
 #[inline(always)]
-pub fn recall<F: Maps>(headers: &mut Headers<F::Addr>) -> Result<(), DropReason> {
+pub(crate) fn recall<F: Maps>(headers: &mut Headers<F::Addr>) -> Result<(), DropReason> {
     if headers.part != Part::Later || !has_ports::<F>(headers.key.proto) {
         return Ok(());
     }
@@ -42,7 +42,7 @@ pub fn recall<F: Maps>(headers: &mut Headers<F::Addr>) -> Result<(), DropReason>
 
 /// Remembers the ports of a first fragment. Its loss costs only the datagram.
 #[inline(always)]
-pub fn remember<F: Maps>(headers: &Headers<F::Addr>) {
+pub(crate) fn remember<F: Maps>(headers: &Headers<F::Addr>) {
     if headers.part != Part::First || !has_ports::<F>(headers.key.proto) {
         return;
     }

@@ -2,6 +2,10 @@
 //!
 //! With `COUNT_HELPERS` set each call is counted by kind, which is how the tests prove what a packet costs. The switch
 //! is read-only data: where it is 0 the verifier removes the counting.
+#![allow(
+    clippy::mut_from_ref,
+    reason = "a map is a handle: its rows are the kernel's memory, not the static's"
+)]
 
 use core::ptr;
 
@@ -15,12 +19,12 @@ use quilla_abi::counter::helper;
 use crate::maps::HELPERS;
 
 /// Insert, and fail when the key is there.
-pub const NEW_ONLY: u64 = 1;
+pub(crate) const NEW_ONLY: u64 = 1;
 /// Insert or replace.
-pub const ANY: u64 = 0;
+pub(crate) const ANY: u64 = 0;
 
 /// The kernel's error for [`NEW_ONLY`].
-pub const EXISTS: i32 = -17;
+pub(crate) const EXISTS: i32 = -17;
 
 #[unsafe(no_mangle)]
 static COUNT_HELPERS: u32 = 0;
@@ -41,19 +45,19 @@ macro_rules! constant {
 
 /// Jiffies per second.
 #[inline(always)]
-pub fn hz() -> u32 {
+pub(crate) fn hz() -> u32 {
     constant!(HZ)
 }
 
 /// Whether verdicts are written into the packet's control block.
 #[inline(always)]
-pub fn tracing() -> bool {
+pub(crate) fn tracing() -> bool {
     constant!(TRACE) != 0
 }
 
 /// Extra flag of `bpf_l4_csum_replace` for IPv6.
 #[inline(always)]
-pub fn ipv6_checksum_flag() -> u64 {
+pub(crate) fn ipv6_checksum_flag() -> u64 {
     u64::from(constant!(IPV6_CHECKSUM_FLAG))
 }
 
@@ -69,14 +73,14 @@ fn count(kind: u32) {
 
 /// Low 32 bits of the kernel's coarse clock.
 #[inline(always)]
-pub fn now() -> u32 {
+pub(crate) fn now() -> u32 {
     // SAFETY: takes no arguments and touches no memory of ours.
     (unsafe { kernel::bpf_jiffies64() }) as u32
 }
 
 /// A row of a hash map; the reference is for reading.
 #[inline(always)]
-pub fn find<K, V>(map: &'static HashMap<K, V>, key: &K) -> Option<&'static V> {
+pub(crate) fn find<K, V>(map: &'static HashMap<K, V>, key: &K) -> Option<&'static V> {
     count(helper::LOOKUP_HASH);
     // SAFETY: rows are plain bytes that stay allocated while the program runs; user space replaces them as a whole.
     unsafe { map.get_ptr(key).map(|row| &*row) }
@@ -84,14 +88,14 @@ pub fn find<K, V>(map: &'static HashMap<K, V>, key: &K) -> Option<&'static V> {
 
 /// A row of an LRU hash, to be read and written in place.
 #[inline(always)]
-pub fn find_recent<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut V> {
+pub(crate) fn find_recent<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut V> {
     count(helper::LOOKUP_HASH);
     recent(map, key)
 }
 
 /// The same for the flow table, counted on its own.
 #[inline(always)]
-pub fn find_flow<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut V> {
+pub(crate) fn find_flow<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut V> {
     count(helper::LOOKUP_FLOW);
     recent(map, key)
 }
@@ -105,14 +109,14 @@ fn recent<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static mut 
 
 /// The longest prefix that covers `addr`.
 #[inline(always)]
-pub fn find_prefix<K, V>(map: &'static LpmTrie<K, V>, bits: u32, addr: K) -> Option<&'static V> {
+pub(crate) fn find_prefix<K, V>(map: &'static LpmTrie<K, V>, bits: u32, addr: K) -> Option<&'static V> {
     count(helper::LOOKUP_LPM);
     map.get(Key::new(bits, addr))
 }
 
 /// A row of an array.
 #[inline(always)]
-pub fn row<V>(map: &'static Array<V>, index: u32) -> Option<&'static mut V> {
+pub(crate) fn row<V>(map: &'static Array<V>, index: u32) -> Option<&'static mut V> {
     count(helper::LOOKUP_ARRAY);
     // SAFETY: as for `recent`; rows of arrays are never freed.
     unsafe { map.get_ptr_mut(index).map(|row| &mut *row) }
@@ -120,7 +124,7 @@ pub fn row<V>(map: &'static Array<V>, index: u32) -> Option<&'static mut V> {
 
 /// This CPU's row of an array.
 #[inline(always)]
-pub fn own_row<V>(map: &'static PerCpuArray<V>, index: u32) -> Option<&'static mut V> {
+pub(crate) fn own_row<V>(map: &'static PerCpuArray<V>, index: u32) -> Option<&'static mut V> {
     count(helper::LOOKUP_ARRAY);
     // SAFETY: only this CPU has it, and programs do not nest.
     unsafe { map.get_ptr_mut(index).map(|row| &mut *row) }
@@ -128,14 +132,19 @@ pub fn own_row<V>(map: &'static PerCpuArray<V>, index: u32) -> Option<&'static m
 
 /// Inserts into an LRU hash; the kernel's error otherwise.
 #[inline(always)]
-pub fn insert<K, V>(map: &'static LruHashMap<K, V>, key: &K, value: &V, flags: u64) -> Result<(), i32> {
+pub(crate) fn insert<K, V>(
+    map: &'static LruHashMap<K, V>,
+    key: &K,
+    value: &V,
+    flags: u64,
+) -> Result<(), i32> {
     count(helper::UPDATE);
     map.insert(key, value, flags)
 }
 
 /// Deletes from an LRU hash; a missing row is as good.
 #[inline(always)]
-pub fn remove<K, V>(map: &'static LruHashMap<K, V>, key: &K) {
+pub(crate) fn remove<K, V>(map: &'static LruHashMap<K, V>, key: &K) {
     count(helper::DELETE);
     // Either it is gone now or it was before.
     let (Ok(()) | Err(_)) = map.remove(key);
@@ -148,7 +157,12 @@ fn done(code: i64) -> Result<(), DropReason> {
 
 /// Changes a transport checksum by a difference.
 #[inline(always)]
-pub fn change_checksum(skb: *mut __sk_buff, at: u32, difference: u32, flags: u64) -> Result<(), DropReason> {
+pub(crate) fn change_checksum(
+    skb: *mut __sk_buff,
+    at: u32,
+    difference: u32,
+    flags: u64,
+) -> Result<(), DropReason> {
     count(helper::CHECKSUM);
     // SAFETY: `skb` is the program's context; the helper checks the offset.
     done(unsafe { kernel::bpf_l4_csum_replace(skb, at, 0, u64::from(difference), flags) })
@@ -156,7 +170,7 @@ pub fn change_checksum(skb: *mut __sk_buff, at: u32, difference: u32, flags: u64
 
 /// Makes the first `length` bytes of the packet readable directly.
 #[inline(always)]
-pub fn pull(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
+pub(crate) fn pull(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
     count(helper::PACKET);
     // SAFETY: `skb` is the program's context; packet pointers are read again after it.
     done(unsafe { kernel::bpf_skb_pull_data(skb, length) })
@@ -164,7 +178,7 @@ pub fn pull(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
 
 /// Out of the egress of a device.
 #[inline(always)]
-pub fn redirect(ifindex: u32) -> i32 {
+pub(crate) fn redirect(ifindex: u32) -> i32 {
     count(helper::REDIRECT);
     // SAFETY: takes no pointers.
     (unsafe { kernel::bpf_redirect(ifindex, 0) }) as i32
@@ -172,7 +186,7 @@ pub fn redirect(ifindex: u32) -> i32 {
 
 /// Into the namespace at the other end of a veth.
 #[inline(always)]
-pub fn redirect_peer(ifindex: u32) -> i32 {
+pub(crate) fn redirect_peer(ifindex: u32) -> i32 {
     count(helper::REDIRECT);
     // SAFETY: takes no pointers.
     (unsafe { kernel::bpf_redirect_peer(ifindex, 0) }) as i32
@@ -180,7 +194,7 @@ pub fn redirect_peer(ifindex: u32) -> i32 {
 
 /// Out of a device, with the next hop and its Ethernet address found by the kernel.
 #[inline(always)]
-pub fn redirect_neighbour(ifindex: u32) -> i32 {
+pub(crate) fn redirect_neighbour(ifindex: u32) -> i32 {
     count(helper::REDIRECT);
     // SAFETY: a null pointer with length 0 asks for the kernel's own lookup.
     (unsafe { kernel::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) }) as i32
@@ -188,7 +202,11 @@ pub fn redirect_neighbour(ifindex: u32) -> i32 {
 
 /// Where the frame that carried the packet came from.
 #[inline(always)]
-pub fn tunnel_key(skb: *mut __sk_buff, key: &mut bpf_tunnel_key, flags: u64) -> Result<(), DropReason> {
+pub(crate) fn tunnel_key(
+    skb: *mut __sk_buff,
+    key: &mut bpf_tunnel_key,
+    flags: u64,
+) -> Result<(), DropReason> {
     count(helper::TUNNEL);
     // SAFETY: `key` is valid for writes of its size.
     done(unsafe { kernel::bpf_skb_get_tunnel_key(skb, key, size_of::<bpf_tunnel_key>() as u32, flags) })
@@ -196,7 +214,11 @@ pub fn tunnel_key(skb: *mut __sk_buff, key: &mut bpf_tunnel_key, flags: u64) -> 
 
 /// Where the overlay device is to send the packet.
 #[inline(always)]
-pub fn set_tunnel_key(skb: *mut __sk_buff, key: &mut bpf_tunnel_key, flags: u64) -> Result<(), DropReason> {
+pub(crate) fn set_tunnel_key(
+    skb: *mut __sk_buff,
+    key: &mut bpf_tunnel_key,
+    flags: u64,
+) -> Result<(), DropReason> {
     count(helper::TUNNEL);
     // SAFETY: `key` is valid for reads of its size.
     done(unsafe { kernel::bpf_skb_set_tunnel_key(skb, key, size_of::<bpf_tunnel_key>() as u32, flags) })
@@ -204,14 +226,14 @@ pub fn set_tunnel_key(skb: *mut __sk_buff, key: &mut bpf_tunnel_key, flags: u64)
 
 /// Asks the host's routing table. The result is the kernel's code, the answer is in `params`.
 #[inline(always)]
-pub fn host_route(skb: *mut __sk_buff, params: &mut bpf_fib_lookup) -> i64 {
+pub(crate) fn host_route(skb: *mut __sk_buff, params: &mut bpf_fib_lookup) -> i64 {
     // SAFETY: `params` is valid for reads and writes of its size.
     unsafe { kernel::bpf_fib_lookup(skb.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) }
 }
 
 /// The number of a socket that no other socket has, as two halves.
 #[inline(always)]
-pub fn cookie(context: *mut core::ffi::c_void) -> [u32; 2] {
+pub(crate) fn cookie(context: *mut core::ffi::c_void) -> [u32; 2] {
     // SAFETY: the context of a program that may ask.
     let cookie = unsafe { kernel::bpf_get_socket_cookie(context.cast()) };
     [cookie as u32, (cookie >> 32) as u32]
@@ -219,7 +241,7 @@ pub fn cookie(context: *mut core::ffi::c_void) -> [u32; 2] {
 
 /// Sets the error with which a refused system call fails.
 #[inline(always)]
-pub fn fail_with(error: i32) {
+pub(crate) fn fail_with(error: i32) {
     // SAFETY: takes no pointers.
     unsafe { kernel::bpf_set_retval(-error) };
 }

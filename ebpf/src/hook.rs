@@ -4,9 +4,9 @@ mod overlay;
 mod pod;
 mod uplink;
 
-pub use overlay::{FromOverlay, ToOverlay};
-pub use pod::{FromPod, ToPod};
-pub use uplink::{FromUplink, ToUplink};
+pub(crate) use overlay::{FromOverlay, ToOverlay};
+pub(crate) use pod::{FromPod, ToPod};
+pub(crate) use uplink::{FromUplink, ToUplink};
 
 use quilla_abi::DropReason;
 use quilla_abi::config::Config;
@@ -52,4 +52,3 @@ fn finish<F: Pipeline>(
     flow::store::<F>(&headers.key, scratch)?;
     Ok(Next::Forward)
 }
-

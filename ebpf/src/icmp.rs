@@ -8,6 +8,6 @@ use crate::verdict::Outcome;
 
 /// Forwards an error by its address.
 #[inline(always)]
-pub fn error<H: Hook, F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> Outcome {
+pub(crate) fn error<H: Hook, F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> Outcome {
     Err(quilla_abi::DropReason::NoFlow)
 }

@@ -3,6 +3,19 @@
 //! Decisions are in `quilla-ebpf-core`; this crate fetches what they need and does what they say. On the host it is an
 //! empty program, so that the workspace builds without the BPF toolchain.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "the kernel's interface is made of casts: codes, halves of words, sizes of its structs"
+    ),
+    allow(
+        clippy::inline_always,
+        reason = "a call costs more than most functions, and the verifier follows each"
+    )
+)]
 
 #[cfg(target_arch = "bpf")]
 mod encap;

@@ -32,7 +32,7 @@ static SERVICES_V4: HashMap<ServiceKey<Ipv4>, Service> = HashMap::with_max_entri
 #[map(name = "services_v6")]
 static SERVICES_V6: HashMap<ServiceKey<Ipv6>, Service> = HashMap::with_max_entries(capacity::SERVICES, 0);
 #[map(name = "slots")]
-pub static SLOTS: Array<u32> = Array::with_max_entries(capacity::SLOTS, 0);
+pub(crate) static SLOTS: Array<u32> = Array::with_max_entries(capacity::SLOTS, 0);
 #[map(name = "backends_v4")]
 static BACKENDS_V4: Array<Backend<Ipv4>> = Array::with_max_entries(epoch::MAX_BACKENDS, 0);
 #[map(name = "backends_v6")]
@@ -46,42 +46,47 @@ static ENDPOINTS_V4: HashMap<Ipv4, Endpoint> = HashMap::with_max_entries(epoch::
 #[map(name = "endpoints_v6")]
 static ENDPOINTS_V6: HashMap<Ipv6, Endpoint> = HashMap::with_max_entries(epoch::MAX_ENDPOINTS, 0);
 #[map(name = "interfaces")]
-pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(epoch::MAX_ENDPOINTS, 0);
+pub(crate) static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(epoch::MAX_ENDPOINTS, 0);
 #[map(name = "nodes")]
-pub static NODES: Array<Node> = Array::with_max_entries(epoch::MAX_NODES, 0);
+pub(crate) static NODES: Array<Node> = Array::with_max_entries(epoch::MAX_NODES, 0);
 #[map(name = "node_slots")]
-pub static NODE_SLOTS: HashMap<UnderlayAddress, u32> = HashMap::with_max_entries(2 * epoch::MAX_NODES, 0);
+pub(crate) static NODE_SLOTS: HashMap<UnderlayAddress, u32> =
+    HashMap::with_max_entries(2 * epoch::MAX_NODES, 0);
 #[map(name = "routes_v4")]
 static ROUTES_V4: LpmTrie<Ipv4, Route> = LpmTrie::with_max_entries(capacity::ROUTES, 0);
 #[map(name = "routes_v6")]
 static ROUTES_V6: LpmTrie<Ipv6, Route> = LpmTrie::with_max_entries(capacity::ROUTES, 0);
 #[map(name = "epochs")]
-pub static EPOCHS: Array<u32> = Array::with_max_entries(epoch::COUNT, 0);
+pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(epoch::COUNT, 0);
 #[map(name = "config")]
-pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map(name = "drops")]
-pub static DROPS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(drop_reason::COUNT, 0);
+pub(crate) static DROPS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(drop_reason::COUNT, 0);
 #[map(name = "forwards")]
-pub static FORWARDS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(counter::path::COUNT, 0);
+pub(crate) static FORWARDS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(counter::path::COUNT, 0);
 #[map(name = "helpers")]
-pub static HELPERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::helper::COUNT, 0);
+pub(crate) static HELPERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::helper::COUNT, 0);
 #[map(name = "fragments_v4")]
-static FRAGMENTS_V4: LruHashMap<FragmentKey<Ipv4>, Fragment> = LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+static FRAGMENTS_V4: LruHashMap<FragmentKey<Ipv4>, Fragment> =
+    LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
 #[map(name = "fragments_v6")]
-static FRAGMENTS_V6: LruHashMap<FragmentKey<Ipv6>, Fragment> = LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+static FRAGMENTS_V6: LruHashMap<FragmentKey<Ipv6>, Fragment> =
+    LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
 #[map(name = "sockets_v4")]
-static SOCKETS_V4: LruHashMap<SocketKey<Ipv4>, Frontend<Ipv4>> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+static SOCKETS_V4: LruHashMap<SocketKey<Ipv4>, Frontend<Ipv4>> =
+    LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 #[map(name = "sockets_v6")]
-static SOCKETS_V6: LruHashMap<SocketKey<Ipv6>, Frontend<Ipv6>> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+static SOCKETS_V6: LruHashMap<SocketKey<Ipv6>, Frontend<Ipv6>> =
+    LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 #[map(name = "scratch_v4")]
 static SCRATCH_V4: PerCpuArray<Memory<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "scratch_v6")]
 static SCRATCH_V6: PerCpuArray<Memory<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "restores")]
-pub static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDPOINTS, 0);
+pub(crate) static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDPOINTS, 0);
 
 /// The maps of a family.
-pub trait Maps: Family {
+pub(crate) trait Maps: Family {
     fn flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow<Self::Addr>>;
     fn services() -> &'static HashMap<ServiceKey<Self::Addr>, Service>;
     fn backends() -> &'static Array<Backend<Self::Addr>>;
@@ -138,10 +143,28 @@ macro_rules! maps_of {
 }
 
 maps_of!(
-    V4, Ipv4, FLOWS_V4, SERVICES_V4, BACKENDS_V4, BACKEND_IDS_V4, ENDPOINTS_V4, ROUTES_V4, FRAGMENTS_V4, SOCKETS_V4,
+    V4,
+    Ipv4,
+    FLOWS_V4,
+    SERVICES_V4,
+    BACKENDS_V4,
+    BACKEND_IDS_V4,
+    ENDPOINTS_V4,
+    ROUTES_V4,
+    FRAGMENTS_V4,
+    SOCKETS_V4,
     SCRATCH_V4
 );
 maps_of!(
-    V6, Ipv6, FLOWS_V6, SERVICES_V6, BACKENDS_V6, BACKEND_IDS_V6, ENDPOINTS_V6, ROUTES_V6, FRAGMENTS_V6, SOCKETS_V6,
+    V6,
+    Ipv6,
+    FLOWS_V6,
+    SERVICES_V6,
+    BACKENDS_V6,
+    BACKEND_IDS_V6,
+    ENDPOINTS_V6,
+    ROUTES_V6,
+    FRAGMENTS_V6,
+    SOCKETS_V6,
     SCRATCH_V6
 );

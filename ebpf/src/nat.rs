@@ -20,7 +20,7 @@ use crate::scratch::Scratch;
 /// Transport checksums first, by helper: only the kernel knows whether the packet carries a whole or a partial one
 /// (E7). The IPv4 header's own sum stays zero over the header, so it is changed in place.
 #[inline(always)]
-pub fn translate<F: Pipeline>(
+pub(crate) fn translate<F: Pipeline>(
     skb: Skb,
     headers: &Headers<F::Addr>,
     flow: &Flow<F::Addr>,
@@ -61,7 +61,11 @@ fn header_checksum<F: Pipeline>(skb: Skb, difference: u32) -> Result<(), DropRea
 
 /// Ports or identifier, and the transport checksum.
 #[inline(always)]
-fn transport<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, rewrite: &Rewrite<F::Addr>) -> Result<(), DropReason> {
+fn transport<F: Pipeline>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+    rewrite: &Rewrite<F::Addr>,
+) -> Result<(), DropReason> {
     let at = headers.transport;
     let pair = |a: Be16, b: Be16| {
         let ([a, b], [c, d]) = (a.wire().to_ne_bytes(), b.wire().to_ne_bytes());
@@ -98,7 +102,12 @@ fn sums<F: Pipeline>(
 ) -> Result<(), DropReason> {
     if pseudo_header && rewrite.addr_delta != 0 {
         let family = if F::CHECKSUM.is_none() { helper::ipv6_checksum_flag() } else { 0 };
-        helper::change_checksum(skb.raw(), at, rewrite.addr_delta, flags | u64::from(BPF_F_PSEUDO_HDR) | family)?;
+        helper::change_checksum(
+            skb.raw(),
+            at,
+            rewrite.addr_delta,
+            flags | u64::from(BPF_F_PSEUDO_HDR) | family,
+        )?;
     }
     if rewrite.port_delta != 0 {
         helper::change_checksum(skb.raw(), at, rewrite.port_delta, flags)?;
@@ -108,7 +117,7 @@ fn sums<F: Pipeline>(
 
 /// Chooses the source of a flow and claims the tuple of its answers.
 #[inline(never)]
-pub fn choose_source<F: Pipeline>(
+pub(crate) fn choose_source<F: Pipeline>(
     headers: &Headers<F::Addr>,
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
@@ -137,16 +146,12 @@ pub fn choose_source<F: Pipeline>(
     if !is_translatable::<F>(headers) {
         return Err(DropReason::Untranslatable);
     }
-    allocate::<F>(headers, ports.ok_or(DropReason::PortsExhausted)?, scratch)
+    allocate::<F>(ports.ok_or(DropReason::PortsExhausted)?, scratch)
 }
 
 /// Tries free ports for the source.
 #[inline(always)]
-fn allocate<F: Pipeline>(
-    headers: &Headers<F::Addr>,
-    ports: Ports,
-    scratch: &mut Scratch<F::Addr>,
-) -> Result<(), DropReason> {
+fn allocate<F: Pipeline>(ports: Ports, scratch: &mut Scratch<F::Addr>) -> Result<(), DropReason> {
     scratch.flow.flags |= flag::SNAT;
     for attempt in 0..PROBES {
         scratch.out.sport = Be16::new(ports.candidate(scratch.hash, attempt));

@@ -7,14 +7,14 @@ use core::arch::asm;
 use aya_ebpf::bindings::__sk_buff;
 use quilla_abi::flow::Forward;
 use quilla_abi::{Address, DropReason, Mac};
-use quilla_ebpf_core::frame::HEADERS;
 use quilla_ebpf_core::Frame;
+use quilla_ebpf_core::frame::HEADERS;
 
 use crate::helper;
 
 /// The context of a tc program.
 #[derive(Clone, Copy)]
-pub struct Skb {
+pub(crate) struct Skb {
     raw: *mut __sk_buff,
 }
 
@@ -22,58 +22,58 @@ pub struct Skb {
 const REACH: u32 = 2 * HEADERS;
 
 impl Skb {
-    pub fn new(raw: *mut __sk_buff) -> Self {
+    pub(crate) fn new(raw: *mut __sk_buff) -> Self {
         Self { raw }
     }
 
     #[inline(always)]
-    pub fn raw(&self) -> *mut __sk_buff {
+    pub(crate) fn raw(self) -> *mut __sk_buff {
         self.raw
     }
 
     /// The device the hook runs on.
     #[inline(always)]
-    pub fn ifindex(&self) -> u32 {
+    pub(crate) fn ifindex(self) -> u32 {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*self.raw).ifindex }
     }
 
     /// The device the packet came in by, if it was forwarded by the stack.
     #[inline(always)]
-    pub fn ingress_ifindex(&self) -> u32 {
+    pub(crate) fn ingress_ifindex(self) -> u32 {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.raw).ingress_ifindex }
     }
 
     #[inline(always)]
-    pub fn mark(&self) -> u32 {
+    pub(crate) fn mark(self) -> u32 {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.raw).mark }
     }
 
     #[inline(always)]
-    pub fn set_mark(&self, mark: u32) {
+    pub(crate) fn set_mark(self, mark: u32) {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.raw).mark = mark };
     }
 
     /// A VLAN tag that the device took out of the frame.
     #[inline(always)]
-    pub fn is_tagged(&self) -> bool {
+    pub(crate) fn is_tagged(self) -> bool {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.raw).vlan_present != 0 }
     }
 
     /// The tunnel's far end as a test gives it; see [`quilla_abi::trace::TUNNEL_SOURCE`].
     #[inline(always)]
-    pub fn traced_tunnel_source(&self) -> u32 {
+    pub(crate) fn traced_tunnel_source(self) -> u32 {
         // SAFETY: as in `ifindex`; the index is a constant.
         unsafe { (*self.raw).cb[quilla_abi::trace::TUNNEL_SOURCE] }
     }
 
     /// Writes the first four words of the control block.
     #[inline(always)]
-    pub fn set_trace(&self, words: [u32; 4]) {
+    pub(crate) fn set_trace(self, words: [u32; 4]) {
         // SAFETY: as in `ifindex`; the indices are constants.
         unsafe {
             (*self.raw).cb[0] = words[0];
@@ -84,20 +84,20 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn data(&self) -> usize {
+    fn data(self) -> usize {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.raw).data as usize }
     }
 
     #[inline(always)]
-    fn data_end(&self) -> usize {
+    fn data_end(self) -> usize {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.raw).data_end as usize }
     }
 
     /// Where `T`, made of bytes, lies in the linear part of the packet.
     #[inline(always)]
-    fn at<T>(&self, offset: u32) -> Option<*mut T> {
+    fn at<T>(self, offset: u32) -> Option<*mut T> {
         const { assert!(align_of::<T>() == 1, "packets know no alignment") };
         // The verifier wants bound, sum and access on the very same registers.
         let offset = opaque(offset as usize);
@@ -110,7 +110,7 @@ impl Skb {
 
     /// Writes an address at `offset`.
     #[inline(always)]
-    pub fn write_address<A: Address>(&self, offset: u32, address: A) -> Result<(), DropReason> {
+    pub(crate) fn write_address<A: Address>(self, offset: u32, address: A) -> Result<(), DropReason> {
         let place = self.at::<A>(offset).ok_or(DropReason::Internal)?;
         // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
         unsafe { *place = address };
@@ -119,7 +119,7 @@ impl Skb {
 
     /// Writes `bytes` at `offset`.
     #[inline(always)]
-    pub fn write<const N: usize>(&self, offset: u32, bytes: [u8; N]) -> Result<(), DropReason> {
+    pub(crate) fn write<const N: usize>(self, offset: u32, bytes: [u8; N]) -> Result<(), DropReason> {
         let place = self.at::<[u8; N]>(offset).ok_or(DropReason::Internal)?;
         // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
         unsafe { *place = bytes };
@@ -128,19 +128,19 @@ impl Skb {
 
     /// Writes the Ethernet addresses of the next hop.
     #[inline(always)]
-    pub fn address(&self, forward: &Forward) -> Result<(), DropReason> {
+    pub(crate) fn address(self, forward: &Forward) -> Result<(), DropReason> {
         self.write(0, forward.dmac)?;
         self.write(6, forward.smac)
     }
 
     #[inline(always)]
-    pub fn source_mac(&self) -> Result<Mac, DropReason> {
+    pub(crate) fn source_mac(self) -> Result<Mac, DropReason> {
         self.bytes(6)
     }
 
     /// The EtherType; tagged frames have none that we know.
     #[inline(always)]
-    pub fn ethertype(&self) -> Result<u16, DropReason> {
+    pub(crate) fn ethertype(self) -> Result<u16, DropReason> {
         if self.is_tagged() {
             return Err(DropReason::UnknownEtherType);
         }
@@ -149,7 +149,7 @@ impl Skb {
 
     /// Makes the headers linear; says whether that was news.
     #[inline(always)]
-    pub fn pull(&self) -> Result<bool, DropReason> {
+    pub(crate) fn pull(self) -> Result<bool, DropReason> {
         let wanted = if self.len() < REACH { self.len() } else { REACH };
         let linear = self.data_end().wrapping_sub(self.data()) as u32;
         if linear >= wanted {

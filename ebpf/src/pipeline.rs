@@ -19,7 +19,7 @@ use crate::{encap, flow, fragment, helper, icmp, nat};
 
 /// Where the slow path leads.
 #[derive(Clone, Copy)]
-pub enum Next {
+pub(crate) enum Next {
     /// Along the flow that now is in the scratch memory and in the table.
     Forward,
     /// On its way untouched and without a flow: not ours.
@@ -27,7 +27,7 @@ pub enum Next {
 }
 
 /// A result that crosses a function of its own as one number: 0 or more for success, a negative reason otherwise.
-pub trait Scalar: Sized {
+pub(crate) trait Scalar: Sized {
     fn number(self) -> i32;
     fn of_number(number: i32) -> Self;
 
@@ -41,7 +41,7 @@ pub trait Scalar: Sized {
 }
 
 /// The way there.
-pub trait Encode {
+pub(crate) trait Encode {
     fn encode(self) -> i32;
 }
 
@@ -94,20 +94,20 @@ impl Scalar for Claim {
 }
 
 /// The slow path of a hook for each family; see `entry`.
-pub trait Stages: Hook {
+pub(crate) trait Stages: Hook {
     fn slow_v4(skb: Skb) -> Result<Next, DropReason>;
     fn slow_v6(skb: Skb) -> Result<Next, DropReason>;
 }
 
 /// The stages of a family; see `entry`.
-pub trait Pipeline: Maps {
+pub(crate) trait Pipeline: Maps {
     fn parse(skb: Skb) -> Result<(), DropReason>;
     fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
     fn claim(scratch: &mut Scratch<Self::Addr>) -> Result<Claim, DropReason>;
 }
 
 /// What distinguishes the hooks.
-pub trait Hook {
+pub(crate) trait Hook {
     /// Scope of the tuples seen here.
     const SCOPE: u8 = scope::CLUSTER;
     /// Whether the packet is already on its way out of the right device.
@@ -161,7 +161,7 @@ pub trait Hook {
 
 /// Runs a hook on a packet of any family.
 #[inline(always)]
-pub fn dispatch<H: Stages>(skb: Skb) -> Outcome {
+pub(crate) fn dispatch<H: Stages>(skb: Skb) -> Outcome {
     if !H::is_ours(skb) {
         return Ok(Verdict::of(Exit::Passed));
     }
@@ -217,11 +217,7 @@ fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
 
 /// Whether the entry decides.
 #[inline(always)]
-fn is_established<H: Hook, F: Pipeline>(
-    skb: Skb,
-    memory: &Memory<F::Addr>,
-    entry: &Flow<F::Addr>,
-) -> bool {
+fn is_established<H: Hook, F: Pipeline>(skb: Skb, memory: &Memory<F::Addr>, entry: &Flow<F::Addr>) -> bool {
     flow::is_current(entry)
         && H::admits(skb, &entry.ingress, &memory.origin)
         && !opens(memory.headers.tcp)
@@ -235,19 +231,19 @@ fn memory<F: Pipeline>() -> Result<&'static mut Memory<F::Addr>, DropReason> {
 
 /// Reads the headers into this CPU's memory.
 #[inline(always)]
-pub fn parse<F: Pipeline>(skb: Skb) -> Result<(), DropReason> {
+pub(crate) fn parse<F: Pipeline>(skb: Skb) -> Result<(), DropReason> {
     headers::parse::<F, Skb>(&skb, &mut memory::<F>()?.headers)
 }
 
 /// Claims the tuple of the answers for the flow that is being built.
 #[inline(always)]
-pub fn claim<F: Pipeline>(scratch: Option<&mut Scratch<F::Addr>>) -> Result<Claim, DropReason> {
+pub(crate) fn claim<F: Pipeline>(scratch: Option<&mut Scratch<F::Addr>>) -> Result<Claim, DropReason> {
     flow::claim::<F>(&memory::<F>()?.headers, scratch.ok_or(DropReason::Internal)?)
 }
 
 /// The first packet of a flow, or the first after something changed: computes the flow into this CPU's memory.
 #[inline(always)]
-pub fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
+pub(crate) fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
     let Memory { headers, origin, scratch } = memory::<F>()?;
     scratch.clear();
     // Before any map is read: a change from here on leaves the flow stale, never wrong.

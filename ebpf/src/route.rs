@@ -21,7 +21,7 @@ use crate::scratch::Side;
 
 /// The node's configuration, if it speaks our version.
 #[inline(always)]
-pub fn config() -> Result<&'static Config, DropReason> {
+pub(crate) fn config() -> Result<&'static Config, DropReason> {
     match helper::row(&CONFIG, 0) {
         Some(config) if config.schema == SCHEMA => Ok(config),
         _ => Err(DropReason::NotConfigured),
@@ -30,14 +30,14 @@ pub fn config() -> Result<&'static Config, DropReason> {
 
 /// The row of `routes_*` that covers an address.
 #[inline(always)]
-pub fn find<F: Maps>(addr: F::Addr) -> Option<Route> {
+pub(crate) fn find<F: Maps>(addr: F::Addr) -> Option<Route> {
     helper::find_prefix(F::routes(), F::BITS, addr).copied()
 }
 
 /// The local Pod with an address, if there is one. Its epoch is read between two reads of the row: a change in between
 /// is either seen or makes the epoch stale.
 #[inline(never)]
-pub fn endpoint<F: Maps>(addr: &F::Addr, side: &mut Side) -> bool {
+pub(crate) fn endpoint<F: Maps>(addr: &F::Addr, side: &mut Side) -> bool {
     let Some(first) = helper::find(F::endpoints(), addr) else { return false };
     let id = first.id;
     if id >= epoch::MAX_ENDPOINTS {
@@ -58,7 +58,7 @@ pub fn endpoint<F: Maps>(addr: &F::Addr, side: &mut Side) -> bool {
 
 /// The node in a slot.
 #[inline(never)]
-pub fn node(config: &Config, slot: u16, side: &mut Side) -> Result<(), DropReason> {
+pub(crate) fn node(config: &Config, slot: u16, side: &mut Side) -> Result<(), DropReason> {
     let index = u32::from(slot);
     if index == 0 || index >= epoch::MAX_NODES {
         return Err(DropReason::UnknownNode);
@@ -77,14 +77,14 @@ pub fn node(config: &Config, slot: u16, side: &mut Side) -> Result<(), DropReaso
 
 /// Whether a tunnel from `remote` is the node's.
 #[inline(always)]
-pub fn is_node_at(row: &Node, remote: &UnderlayAddress) -> bool {
+pub(crate) fn is_node_at(row: &Node, remote: &UnderlayAddress) -> bool {
     (row.flags & node::flag::IPV4 != 0 && address::v4_mapped(row.ipv4) == *remote)
         || (row.flags & node::flag::IPV6 != 0 && row.ipv6 == *remote)
 }
 
 /// Who receives a packet with this (translated) tuple, sent by a local Pod.
 #[inline(never)]
-pub fn receiver<F: Maps>(
+pub(crate) fn receiver<F: Maps>(
     skb: Skb,
     config: &Config,
     out: &FlowKey<F::Addr>,
@@ -134,7 +134,9 @@ fn host_route<F: Family>(skb: Skb, out: &FlowKey<F::Addr>) -> Result<u32, DropRe
     params.__bindgen_anon_3.ipv6_src = F::words(out.src);
     params.__bindgen_anon_4.ipv6_dst = F::words(out.dst);
     match helper::host_route(skb.raw(), &mut params) as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => Ok(params.ifindex),
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            Ok(params.ifindex)
+        }
         _ => Err(DropReason::NoRoute),
     }
 }

@@ -11,34 +11,34 @@ use quilla_ebpf_core::Headers;
 /// A party of a flow, seen from this node: how to send to it, and where its packets come from.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub struct Side {
+pub(crate) struct Side {
     /// How to send to it.
-    pub forward: Forward,
+    pub(crate) forward: Forward,
     /// Where its packets arrive.
-    pub ingress: Ingress,
+    pub(crate) ingress: Ingress,
     /// What knowing it depends on.
-    pub dep: Dep,
+    pub(crate) dep: Dep,
     /// [`action`] that sends to it.
-    pub action: u8,
-    pub pad: [u8; 3],
+    pub(crate) action: u8,
+    pub(crate) pad: [u8; 3],
 }
 
 impl Side {
     /// The host's own stack, whose packets are met at the hook on `ifindex`.
-    pub fn be_stack(&mut self, ifindex: u32) {
+    pub(crate) fn be_stack(&mut self, ifindex: u32) {
         *self = Self { dep: Dep::NONE, action: action::STACK, ..Self::default() };
         self.ingress.ifindex = ifindex;
     }
 
     /// The world behind the uplink.
-    pub fn be_world(&mut self, ifindex: u32) {
+    pub(crate) fn be_world(&mut self, ifindex: u32) {
         self.be_stack(ifindex);
         self.forward.ifindex = ifindex;
         self.action = action::UPLINK;
     }
 
     /// Whether we are a router to it: the stack does its own counting of hops.
-    pub fn is_routed(&self) -> bool {
+    pub(crate) fn is_routed(&self) -> bool {
         self.action != action::STACK
     }
 }
@@ -46,30 +46,30 @@ impl Side {
 /// What the slow path builds before it is written to the maps.
 #[repr(C)]
 #[derive(Default)]
-pub struct Scratch<A> {
+pub(crate) struct Scratch<A> {
     /// The entry of the packet's own direction.
-    pub flow: Flow<A>,
+    pub(crate) flow: Flow<A>,
     /// The entry of the answers.
-    pub twin: Flow<A>,
+    pub(crate) twin: Flow<A>,
     /// The tuple after translation.
-    pub out: FlowKey<A>,
+    pub(crate) out: FlowKey<A>,
     /// The key of `twin`.
-    pub twin_key: FlowKey<A>,
+    pub(crate) twin_key: FlowKey<A>,
     /// Who sends.
-    pub from: Side,
+    pub(crate) from: Side,
     /// Who receives.
-    pub to: Side,
+    pub(crate) to: Side,
     /// The global epoch before anything was read.
-    pub global: Dep,
+    pub(crate) global: Dep,
     /// Hash of the tuple as it arrived.
-    pub hash: u32,
+    pub(crate) hash: u32,
     /// Whether the entry existed and keeps its translation.
-    pub kept: u32,
+    pub(crate) kept: u32,
 }
 
 impl<A: Address> Scratch<A> {
     /// Forgets the last packet.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         *self = Self::default();
         self.flow.deps = [Dep::NONE; 4];
     }
@@ -77,11 +77,11 @@ impl<A: Address> Scratch<A> {
 
 /// The row of the map.
 #[repr(C)]
-pub struct Memory<A> {
+pub(crate) struct Memory<A> {
     /// What the parser found.
-    pub headers: Headers<A>,
+    pub(crate) headers: Headers<A>,
     /// The far end of the tunnel, at the hook that has one.
-    pub origin: UnderlayAddress,
+    pub(crate) origin: UnderlayAddress,
     /// What the slow path builds.
-    pub scratch: Scratch<A>,
+    pub(crate) scratch: Scratch<A>,
 }

@@ -18,7 +18,7 @@ use crate::scratch::Scratch;
 /// Takes over what an existing entry says, if the packet still belongs to it: its translation is kept, only routing
 /// is computed anew.
 #[inline(never)]
-pub fn keep<F: Maps>(
+pub(crate) fn keep<F: Maps>(
     headers: &Headers<F::Addr>,
     existing: Option<&Flow<F::Addr>>,
     scratch: &mut Scratch<F::Addr>,
@@ -42,7 +42,7 @@ pub fn keep<F: Maps>(
 
 /// Chooses a backend if the destination is a Service. Says whether it is one.
 #[inline(never)]
-pub fn select<F: Maps>(
+pub(crate) fn select<F: Maps>(
     headers: &Headers<F::Addr>,
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
@@ -66,14 +66,14 @@ pub fn select<F: Maps>(
 }
 
 /// A backend as it was read, and the generation it had before.
-pub struct Chosen<A: 'static> {
-    pub row: &'static Backend<A>,
-    pub dep: epoch::Dep,
+pub(crate) struct Chosen<A: 'static> {
+    pub(crate) row: &'static Backend<A>,
+    pub(crate) dep: epoch::Dep,
 }
 
 /// The backend of a Service for a hash.
 #[inline(always)]
-pub fn choose<F: Maps>(service: &Service, proto: u8, hash: u32) -> Option<(u32, Chosen<F::Addr>)> {
+pub(crate) fn choose<F: Maps>(service: &Service, proto: u8, hash: u32) -> Option<(u32, Chosen<F::Addr>)> {
     let slot = selection::slot(service, hash)?;
     let id = *helper::row(&SLOTS, slot)?;
     if id == 0 || id >= epoch::MAX_BACKENDS {
@@ -110,7 +110,7 @@ fn restore<F: Maps>(
 /// Whether a packet from the middle of an unknown connection may be the answer of a backend. Sent on as it is, it
 /// would carry the wrong source (E12).
 #[inline(never)]
-pub fn may_be_answer<F: Maps>(headers: &Headers<F::Addr>) -> bool {
+pub(crate) fn may_be_answer<F: Maps>(headers: &Headers<F::Addr>) -> bool {
     let key = &headers.key;
     let backend = Backend { addr: key.src, port: key.sport, proto: key.proto, pad: 0 };
     helper::find(F::backend_ids(), &backend).is_some()
@@ -118,7 +118,7 @@ pub fn may_be_answer<F: Maps>(headers: &Headers<F::Addr>) -> bool {
 
 /// A connection picked up in its middle is an established one.
 #[inline(always)]
-pub fn pick_up<A>(headers: &Headers<A>, entry: &mut Flow<A>) {
+pub(crate) fn pick_up<A>(headers: &Headers<A>, entry: &mut Flow<A>) {
     if headers.key.proto == ip::TCP && !opens(headers.tcp) {
         entry.state = state::ESTABLISHED;
     }

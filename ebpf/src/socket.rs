@@ -18,7 +18,7 @@ use crate::maps::Maps;
 use crate::{route, service};
 
 /// Let the call go on.
-pub const ALLOW: i32 = 1;
+pub(crate) const ALLOW: i32 = 1;
 /// Let it fail with the error that was set.
 const REFUSE: i32 = 0;
 
@@ -29,7 +29,7 @@ const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
 
 /// The context of a `sock_addr` program, and the address that it may change.
 #[derive(Clone, Copy)]
-pub struct Name {
+pub(crate) struct Name {
     raw: *mut bpf_sock_addr,
 }
 
@@ -49,7 +49,7 @@ macro_rules! set_field {
 }
 
 impl Name {
-    pub fn new(raw: *mut bpf_sock_addr) -> Self {
+    pub(crate) fn new(raw: *mut bpf_sock_addr) -> Self {
         Self { raw }
     }
 
@@ -83,14 +83,14 @@ impl Name {
 }
 
 /// How an address stands in the context.
-pub trait Place {
+pub(crate) trait Place {
     type F: Maps;
     fn get(name: Name) -> <Self::F as Family>::Addr;
     fn set(name: Name, addr: <Self::F as Family>::Addr);
 }
 
 /// An IPv4 address of an IPv4 socket.
-pub struct Ipv4;
+pub(crate) struct Ipv4;
 /// An IPv4 address of an IPv6 socket.
 struct MappedIpv4;
 /// An IPv6 address.
@@ -149,19 +149,19 @@ impl Place for Ipv6 {
 
 /// `connect` and `sendmsg` of an IPv6 socket.
 #[inline(always)]
-pub fn forward6(name: Name) -> i32 {
+pub(crate) fn forward6(name: Name) -> i32 {
     if name.is_mapped() { forward::<MappedIpv4>(name) } else { forward::<Ipv6>(name) }
 }
 
 /// `recvmsg` and `getpeername` of an IPv6 socket.
 #[inline(always)]
-pub fn reverse6(name: Name) -> i32 {
+pub(crate) fn reverse6(name: Name) -> i32 {
     if name.is_mapped() { reverse::<MappedIpv4>(name) } else { reverse::<Ipv6>(name) }
 }
 
 /// Replaces a Service by one of its backends.
 #[inline(always)]
-pub fn forward<P: Place>(name: Name) -> i32 {
+pub(crate) fn forward<P: Place>(name: Name) -> i32 {
     let Some(proto) = name.proto() else { return ALLOW };
     let (addr, port) = (P::get(name), name.port());
     let key = ServiceKey { addr, port, proto, scope: scope::INTERNAL };
@@ -191,7 +191,7 @@ pub fn forward<P: Place>(name: Name) -> i32 {
 
 /// Shows the Service where the socket would see the backend.
 #[inline(always)]
-pub fn reverse<P: Place>(name: Name) -> i32 {
+pub(crate) fn reverse<P: Place>(name: Name) -> i32 {
     if let Some(proto) = name.proto() {
         let key = socket_key(name.cookie(), P::get(name), name.port(), proto);
         if let Some(frontend) = helper::find_recent(P::F::sockets(), &key) {
@@ -209,7 +209,7 @@ fn socket_key<A: Address>(cookie: [u32; 2], addr: A, port: Be16, proto: u8) -> S
 
 /// Forgets what a connected socket was translated to.
 #[inline(always)]
-pub fn release(sock: *mut bpf_sock) -> i32 {
+pub(crate) fn release(sock: *mut bpf_sock) -> i32 {
     macro_rules! peer {
         ($($field:tt)+) => {
             // SAFETY: the context is valid for the whole run of the program.

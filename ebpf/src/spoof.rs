@@ -13,14 +13,17 @@ use crate::verdict::{Exit, Outcome, Verdict};
 
 /// Who sits behind the device, if the frame carries its Ethernet address.
 #[inline(always)]
-pub fn interface(skb: Skb) -> Result<&'static Interface, DropReason> {
+pub(crate) fn interface(skb: Skb) -> Result<&'static Interface, DropReason> {
     let interface = helper::find(&INTERFACES, &skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
     if skb.source_mac()? == interface.pod_mac { Ok(interface) } else { Err(DropReason::SpoofedMac) }
 }
 
 /// The sender of an IP packet, if the source address is its own and the destination is one receiver.
 #[inline(always)]
-pub fn sender<F: Maps>(skb: Skb, headers: &Headers<F::Addr>) -> Result<&'static Interface, DropReason> {
+pub(crate) fn sender<F: Maps>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+) -> Result<&'static Interface, DropReason> {
     let interface = interface(skb)?;
     if F::of_interface(interface) != Some(headers.key.src) {
         return Err(DropReason::SpoofedAddress);
@@ -33,7 +36,7 @@ pub fn sender<F: Maps>(skb: Skb, headers: &Headers<F::Addr>) -> Result<&'static 
 
 /// Frames of a Pod that are not IP: ARP about itself, nothing else.
 #[inline(always)]
-pub fn not_ip(skb: Skb, kind: u16) -> Outcome {
+pub(crate) fn not_ip(skb: Skb, kind: u16) -> Outcome {
     let interface = interface(skb)?;
     if kind != ethertype::ARP {
         return Err(DropReason::UnknownEtherType);
@@ -45,7 +48,7 @@ pub fn not_ip(skb: Skb, kind: u16) -> Outcome {
 
 /// Neighbour discovery and listener reports of a Pod.
 #[inline(always)]
-pub fn neighbour<F: Maps>(skb: Skb, headers: &Headers<F::Addr>) -> Outcome {
+pub(crate) fn neighbour<F: Maps>(skb: Skb, headers: &Headers<F::Addr>) -> Outcome {
     let interface = interface(skb)?;
     // Only IPv6 has these messages, so the address is read again in its own type.
     let src: [u8; 16] = skb.bytes(ETHERNET + V6::SOURCE)?;
@@ -69,6 +72,6 @@ pub fn neighbour<F: Maps>(skb: Skb, headers: &Headers<F::Addr>) -> Outcome {
 
 /// Whether an address belongs to a node of the cluster.
 #[inline(always)]
-pub fn is_node<F: Maps>(addr: F::Addr) -> bool {
+pub(crate) fn is_node<F: Maps>(addr: F::Addr) -> bool {
     helper::find(&NODE_SLOTS, &F::underlay(addr)).is_some()
 }

@@ -20,7 +20,7 @@ const SHOT: i32 = 2;
 /// How a packet leaves the program.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// Untouched: not ours.
     Passed,
     /// Into a Pod from an ingress hook.
@@ -41,25 +41,25 @@ pub enum Exit {
 
 /// A decision to let a packet live.
 #[derive(Clone, Copy)]
-pub struct Verdict {
-    pub exit: Exit,
+pub(crate) struct Verdict {
+    pub(crate) exit: Exit,
     /// Whether no established entry decided.
-    pub slow: bool,
+    pub(crate) slow: bool,
     /// The device of a redirect, else 0.
-    pub ifindex: u32,
+    pub(crate) ifindex: u32,
     /// The node slot of an encapsulation, else 0.
-    pub node_slot: u32,
+    pub(crate) node_slot: u32,
 }
 
 impl Verdict {
     #[inline(always)]
-    pub fn of(exit: Exit) -> Self {
+    pub(crate) fn of(exit: Exit) -> Self {
         Self { exit, slow: false, ifindex: 0, node_slot: 0 }
     }
 
     /// The same after the slow path.
     #[inline(always)]
-    pub fn slow(self) -> Self {
+    pub(crate) fn slow(self) -> Self {
         Self { slow: true, ..self }
     }
 
@@ -99,11 +99,11 @@ impl Verdict {
 }
 
 /// What every decision comes to.
-pub type Outcome = Result<Verdict, DropReason>;
+pub(crate) type Outcome = Result<Verdict, DropReason>;
 
 /// Ends a tc program.
 #[inline(always)]
-pub fn conclude(skb: Skb, outcome: Outcome) -> i32 {
+pub(crate) fn conclude(skb: Skb, outcome: Outcome) -> i32 {
     match outcome {
         Ok(verdict) => {
             count(&FORWARDS, verdict.path(), skb);

@@ -75,12 +75,17 @@ pub const fn twin_scope(own: u8, act: u8, flags: u8) -> u8 {
 
 /// Sets the new tuple and what it does to the checksums. Says whether anything changes.
 #[inline(always)]
-pub fn set_rewrite<F: Family>(rewrite: &mut Rewrite<F::Addr>, old: &FlowKey<F::Addr>, new: &FlowKey<F::Addr>) -> bool {
+pub fn set_rewrite<F: Family>(
+    rewrite: &mut Rewrite<F::Addr>,
+    old: &FlowKey<F::Addr>,
+    new: &FlowKey<F::Addr>,
+) -> bool {
     rewrite.src = new.src;
     rewrite.dst = new.dst;
     rewrite.sport = new.sport;
     rewrite.dport = new.dport;
-    let changed = old.src != new.src || old.dst != new.dst || old.sport != new.sport || old.dport != new.dport;
+    let changed =
+        old.src != new.src || old.dst != new.dst || old.sport != new.sport || old.dport != new.dport;
     if changed {
         let addresses = |key: &FlowKey<F::Addr>| checksum::add(F::sum(key.src), F::sum(key.dst));
         let ports = |key: &FlowKey<F::Addr>| u32::from(key.sport.wire()) + u32::from(key.dport.wire());

@@ -136,7 +136,8 @@ impl Family for V4 {
 
     #[inline(always)]
     fn hash(key: &FlowKey<[u8; 4]>, seed: u32) -> u32 {
-        let words = [u32::from_ne_bytes(key.src), u32::from_ne_bytes(key.dst), ports(key), u32::from(key.proto)];
+        let words =
+            [u32::from_ne_bytes(key.src), u32::from_ne_bytes(key.dst), ports(key), u32::from(key.proto)];
         jhash(&words, seed)
     }
 
@@ -229,9 +230,9 @@ impl Family for V6 {
 
     #[inline(always)]
     fn hash(key: &FlowKey<[u8; 16]>, seed: u32) -> u32 {
-        let [a, b, c, d] = Self::words(key.src);
-        let [e, f, g, h] = Self::words(key.dst);
-        jhash(&[a, b, c, d, e, f, g, h, ports(key), u32::from(key.proto)], seed)
+        let (s, d) = (Self::words(key.src), Self::words(key.dst));
+        let words = [s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3], ports(key), u32::from(key.proto)];
+        jhash(&words, seed)
     }
 
     #[inline(always)]

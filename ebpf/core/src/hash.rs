@@ -65,7 +65,10 @@ mod tests {
         assert_eq!(jhash::<0>(&[], 0), 0xdead_beef);
         for seed in [0, 1, 0x1234_5678] {
             assert_eq!(jhash(&[7, 8, 9, 10], seed), hashword(&[7, 8, 9, 10], seed));
-            assert_eq!(jhash(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], seed), hashword(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], seed));
+            assert_eq!(
+                jhash(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], seed),
+                hashword(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], seed)
+            );
             assert_eq!(jhash(&[1, 2, 3], seed), hashword(&[1, 2, 3], seed));
         }
     }
@@ -91,7 +94,9 @@ mod tests {
             for (lane, word) in s.iter_mut().zip(&words[at..at + 3]) {
                 *lane = lane.wrapping_add(*word);
             }
-            for (x, y, z, turn) in [(0, 2, 1, 4), (1, 0, 2, 6), (2, 1, 0, 8), (0, 2, 1, 16), (1, 0, 2, 19), (2, 1, 0, 4)] {
+            for (x, y, z, turn) in
+                [(0, 2, 1, 4), (1, 0, 2, 6), (2, 1, 0, 8), (0, 2, 1, 16), (1, 0, 2, 19), (2, 1, 0, 4)]
+            {
                 s[x] = s[x].wrapping_sub(s[y]) ^ s[y].rotate_left(turn);
                 s[y] = s[y].wrapping_add(s[z]);
             }
@@ -101,7 +106,9 @@ mod tests {
             *lane = lane.wrapping_add(*word);
         }
         if at < words.len() {
-            for (x, y, turn) in [(2, 1, 14), (0, 2, 11), (1, 0, 25), (2, 1, 16), (0, 2, 4), (1, 0, 14), (2, 1, 24)] {
+            for (x, y, turn) in
+                [(2, 1, 14), (0, 2, 11), (1, 0, 25), (2, 1, 16), (0, 2, 4), (1, 0, 14), (2, 1, 24)]
+            {
                 s[x] = (s[x] ^ s[y]).wrapping_sub(s[y].rotate_left(turn));
             }
         }

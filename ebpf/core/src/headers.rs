@@ -85,7 +85,10 @@ const TCP_FRAGMENT: u32 = 24;
 /// The result is written through a reference and not returned: in the kernel it is memory that the verifier does not
 /// follow, so that what comes after the parser is verified once and not once for each way through it.
 #[inline(always)]
-pub fn parse<F: Family, P: Frame + ?Sized>(frame: &P, headers: &mut Headers<F::Addr>) -> Result<(), DropReason> {
+pub fn parse<F: Family, P: Frame + ?Sized>(
+    frame: &P,
+    headers: &mut Headers<F::Addr>,
+) -> Result<(), DropReason> {
     *headers = Headers::default();
     F::network(frame, ETHERNET, headers)?;
     frame.settle();

@@ -6,6 +6,11 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "widths of header fields are cut on purpose, after masking"
+)]
+#![allow(clippy::inline_always, reason = "a call costs more than most of these functions")]
 
 pub mod checksum;
 pub mod connection;

@@ -74,7 +74,8 @@ mod tests {
     fn attempts_try_different_ports() {
         let config = Config { snat_port_min: 61_000, snat_port_max: 65_535, ..Config::default() };
         let ports = Ports::of(&config).expect("a range");
-        let tried: std::collections::BTreeSet<u16> = (0..PROBES).map(|n| ports.candidate(u32::MAX, n)).collect();
+        let tried: std::collections::BTreeSet<u16> =
+            (0..PROBES).map(|n| ports.candidate(u32::MAX, n)).collect();
         assert_eq!(tried.len(), PROBES as usize);
     }
 }

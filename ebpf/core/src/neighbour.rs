@@ -44,7 +44,7 @@ pub fn arp(packet: &[u8; ARP], interface: &Interface) -> Result<(), DropReason> 
 /// A neighbour discovery message as far as it matters here.
 #[derive(Clone, Copy, Debug)]
 pub struct Discovery {
-    /// ICMPv6 type.
+    /// ICMP type.
     pub kind: u8,
     /// Source of the packet.
     pub src: [u8; 16],

@@ -3,7 +3,7 @@
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: u32 = 14;
 
-/// EtherTypes.
+/// Ethernet types.
 pub mod ethertype {
     /// Internet Protocol version 4.
     pub const IPV4: u16 = 0x0800;

@@ -17,7 +17,7 @@ use crate::verdict::{Exit, Outcome, Verdict};
 use crate::{encap, flow, helper, route, service};
 
 /// What other nodes send: the outer source must be a node, and the inner one must live there.
-pub struct FromOverlay;
+pub(crate) struct FromOverlay;
 
 impl Hook for FromOverlay {
     #[inline(always)]
@@ -73,7 +73,9 @@ impl Hook for FromOverlay {
 fn sender<F: Pipeline>(headers: &Headers<F::Addr>, origin: &UnderlayAddress) -> Result<u16, DropReason> {
     let slot = *helper::find(&NODE_SLOTS, origin).ok_or(DropReason::UnknownTunnelSource)?;
     match route::find::<F>(headers.key.src) {
-        Some(route) if route.kind == kind::REMOTE_PODS && u32::from(route.node_slot) == slot => Ok(route.node_slot),
+        Some(route) if route.kind == kind::REMOTE_PODS && u32::from(route.node_slot) == slot => {
+            Ok(route.node_slot)
+        }
         _ => Err(DropReason::WrongTunnelSource),
     }
 }
@@ -94,7 +96,7 @@ fn receiver<F: Pipeline>(skb: Skb, addr: &F::Addr, side: &mut Side) -> Result<()
 }
 
 /// What the host's stack sends to Pods of other nodes.
-pub struct ToOverlay;
+pub(crate) struct ToOverlay;
 
 impl Hook for ToOverlay {
     const EGRESS: bool = true;

@@ -1,10 +1,10 @@
 //! `from_pod` and `to_pod`: the host side of a Pod's veth.
 
+use quilla_abi::DropReason;
 use quilla_abi::config::Config;
 use quilla_abi::flow::{Flow, FlowKey, Ingress};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::route::kind;
-use quilla_abi::DropReason;
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::protocol::ip;
 
@@ -16,7 +16,7 @@ use crate::verdict::{Exit, Outcome, Verdict};
 use crate::{flow, route, service, spoof};
 
 /// What a Pod sends: the sender is checked on every packet, Services are resolved, everybody may receive.
-pub struct FromPod;
+pub(crate) struct FromPod;
 
 impl Hook for FromPod {
     #[inline(always)]
@@ -46,7 +46,9 @@ impl Hook for FromPod {
         let config = route::config()?;
         spoof::sender::<F>(skb, headers)?;
         sender::<F>(skb, headers, &mut scratch.from)?;
-        if !begin::<F>(headers, config, existing, scratch)? && !service::select::<F>(headers, config, scratch)? {
+        if !begin::<F>(headers, config, existing, scratch)?
+            && !service::select::<F>(headers, config, scratch)?
+        {
             if is_stray(headers) && service::may_be_answer::<F>(headers) {
                 flow::ask_for_restore(scratch.from.dep);
                 return Err(DropReason::NoFlow);
@@ -77,7 +79,7 @@ fn forged_overlay<F: Pipeline>(config: &Config, out: &FlowKey<F::Addr>) -> Resul
 }
 
 /// What the host's stack sends to a Pod: probes, answers of host backends, routed traffic.
-pub struct ToPod;
+pub(crate) struct ToPod;
 
 impl Hook for ToPod {
     const EGRESS: bool = true;
@@ -108,7 +110,9 @@ impl Hook for ToPod {
             service::pick_up(headers, &mut scratch.flow);
         }
         scratch.from.be_stack(skb.ifindex());
-        if !route::endpoint::<F>(&scratch.out.dst, &mut scratch.to) || scratch.to.forward.ifindex != skb.ifindex() {
+        if !route::endpoint::<F>(&scratch.out.dst, &mut scratch.to)
+            || scratch.to.forward.ifindex != skb.ifindex()
+        {
             return Err(DropReason::NoEndpoint);
         }
         finish::<F>(headers, config, scratch)

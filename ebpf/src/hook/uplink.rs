@@ -14,12 +14,12 @@ use quilla_ebpf_core::{Headers, route as targets};
 use super::{begin, finish};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
-use crate::scratch::{Scratch, Side};
+use crate::scratch::Scratch;
 use crate::verdict::{Exit, Outcome, Verdict};
 use crate::{route, service};
 
 /// What the world sends: only answers to masqueraded flows concern us.
-pub struct FromUplink;
+pub(crate) struct FromUplink;
 
 impl Hook for FromUplink {
     const SCOPE: u8 = scope::UPLINK;
@@ -90,7 +90,7 @@ fn may_answer<F: Pipeline>(config: &Config, headers: &Headers<F::Addr>) -> bool 
 }
 
 /// What leaves the node: Pods' packets that came through the stack are masqueraded here.
-pub struct ToUplink;
+pub(crate) struct ToUplink;
 
 impl Hook for ToUplink {
     const SCOPE: u8 = scope::UPLINK;
