@@ -111,7 +111,8 @@ fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::A
     twin.backend = flow.backend;
     twin.service = flow.service;
     twin.state = flow.state;
-    twin.last_seen = flow.last_seen;
+    // The flow itself is stamped last, when it is complete; an unstamped twin would look idle.
+    twin.last_seen = helper::now();
     twin.flags |= flag::REPLY | (flow.flags & flag::SNAT);
     if connection::set_rewrite::<F>(&mut twin.rewrite, twin_key, &headers.key.mirrored()) {
         twin.flags |= flag::REWRITE;
