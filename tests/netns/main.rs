@@ -1,6 +1,9 @@
 //! Real veths, real sockets: topologies of namespaces, first the harness itself.
 
 mod harness;
+mod paths;
+mod restart;
+mod services;
 
 fn main() -> std::process::ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
@@ -9,5 +12,16 @@ fn main() -> std::process::ExitCode {
         harness::the_underlay_connects_nodes,
         harness::a_panic_leaves_nothing,
         harness::a_killed_sandbox_leaves_nothing,
+        paths::pods_reach_pods,
+        paths::large_transfers_fit_the_path,
+        paths::hosts_and_pods_reach_each_other,
+        paths::the_outside_sees_the_node,
+        paths::containers_share_the_pod,
+        services::cluster_ips_reach_every_backend,
+        services::a_pod_reaches_itself_through_its_service,
+        services::backends_leave_and_come,
+        restart::a_killed_agent_loses_nothing,
+        restart::the_kernel_needs_no_agent,
+        restart::drift_is_repaired,
     ])
 }

@@ -27,7 +27,7 @@ use crate::cgroup::Cgroup;
 use crate::command::{Daemon, Run};
 use crate::netns::Netns;
 use crate::node::Node;
-use crate::pod::PodBuilder;
+use crate::pod::{Pod, PodBuilder};
 use crate::sandbox::{FILES, Sandbox};
 use crate::topology::{FABRIC, Machine, Topology};
 use crate::{binary, dump, eventually, netns};
@@ -126,7 +126,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn start_nodes(&mut self) -> Result<()> {
+    /// Starts podlets and agents, and waits until the agents can serve.
+    pub fn start_nodes(&mut self) -> Result<()> {
         for node in &mut self.nodes {
             node.start_podlet()?;
         }
@@ -213,16 +214,22 @@ impl Cluster {
         serde_json::from_str(&text).context("parse kubectl's output")
     }
 
-    /// Waits until a Pod is ready; the object.
-    pub fn wait_pod_ready(&self, name: &str) -> Result<Value> {
-        eventually::succeeds(&format!("pod {name} is ready"), || {
+    /// Deletes a Pod and waits until it is gone.
+    pub fn delete_pod(&self, name: &str) -> Result<()> {
+        self.kubectl(&["delete", "pod", name, "--wait=true", "--timeout=60s"]).map(drop)
+    }
+
+    /// Waits until a Pod of the default namespace is ready.
+    pub fn wait_pod(&self, name: &str) -> Result<Pod> {
+        let object = eventually::succeeds(&format!("pod {name} is ready"), || {
             let object = self.get(&["pod", name])?;
             let conditions = object["status"]["conditions"].as_array();
             let ready =
                 conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True");
             ensure!(ready, "last status: {}", object["status"]);
             Ok(object)
-        })
+        })?;
+        Pod::of(self, &object)
     }
 
     /// Waits until a Service has so many ready endpoints; its ClusterIPs.

@@ -19,6 +19,9 @@ use crate::{binary, eventually};
 /// Where a node's agent serves health and metrics, on the node's loopback.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9640);
 
+/// Flow table entries per node: enough for any test here, and little enough for many nodes on one machine.
+const FLOWS: &str = "65536";
+
 /// A node of a cluster.
 #[derive(Debug)]
 pub struct Node {
@@ -104,7 +107,7 @@ impl Node {
         command.arg("--bpffs").arg(&self.bpffs);
         command.arg("--state-dir").arg(self.files.join("state"));
         command.arg("--run-dir").arg(self.files.join("run"));
-        command.args(["--metrics", &METRICS.to_string()]);
+        command.args(["--metrics", &METRICS.to_string(), "--flow-capacity", FLOWS]);
         self.agent = Some(Daemon::start("quilla-agent", &mut command, &self.log("agent"))?);
         Ok(())
     }

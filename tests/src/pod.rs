@@ -1,7 +1,7 @@
 //! Pods of a test: created through the apiserver, run by the node's podlet, addressed here.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::command::in_place;
-use crate::node::Node;
 
 /// What a Pod is to be.
 #[derive(Debug)]
@@ -65,59 +64,48 @@ impl<'c> PodBuilder<'c> {
         self
     }
 
-    /// Creates it without waiting for it.
-    pub fn create(self) -> Result<Starting<'c>> {
+    /// Creates it without waiting for it; its name.
+    pub fn create(self) -> Result<String> {
         self.cluster.apply(&self.object.to_string())?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        Ok(Starting {
-            cluster: self.cluster,
-            name: text(&self.object["metadata"]["name"]),
-            node: text(&self.object["spec"]["nodeName"]),
-            host_network: self.object["spec"]["hostNetwork"] == true,
-        })
+        let name = self.object["metadata"]["name"].as_str();
+        name.map(str::to_owned).context("name of the pod")
     }
 
     /// Creates it and waits until it is ready.
-    pub fn start(self) -> Result<Pod<'c>> {
-        self.create()?.wait()
-    }
-}
-
-/// A Pod that has been created.
-#[derive(Debug)]
-pub struct Starting<'c> {
-    cluster: &'c Cluster,
-    name: String,
-    node: String,
-    host_network: bool,
-}
-
-impl<'c> Starting<'c> {
-    /// Waits until it is ready.
-    pub fn wait(self) -> Result<Pod<'c>> {
-        let Self { cluster, name, node, host_network } = self;
-        let object = cluster.wait_pod_ready(&name)?;
-        let ips = object["status"]["podIPs"].as_array().context("podIPs")?;
-        let parse = |ip: &Value| -> Result<IpAddr> { Ok(ip["ip"].as_str().context("ip")?.parse()?) };
-        let addresses = ips.iter().map(parse).collect::<Result<_>>()?;
-        let node = cluster.node(&node);
-        let netns =
-            if host_network { node.netns().path().to_owned() } else { node.pod_netns("default", &name) };
-        Ok(Pod { cluster, node, name, addresses, netns })
+    pub fn start(self) -> Result<Pod> {
+        let cluster = self.cluster;
+        cluster.wait_pod(&self.create()?)
     }
 }
 
 /// A running Pod.
 #[derive(Debug)]
-pub struct Pod<'c> {
-    cluster: &'c Cluster,
-    node: &'c Node,
+pub struct Pod {
     name: String,
     addresses: Vec<IpAddr>,
     netns: PathBuf,
+    hooked: PathBuf,
+    unhooked: PathBuf,
 }
 
-impl Pod<'_> {
+impl Pod {
+    /// Finds the Pod of a ready object.
+    pub(crate) fn of(cluster: &Cluster, object: &Value) -> Result<Self> {
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("incomplete pod");
+        let (metadata, spec) = (&object["metadata"], &object["spec"]);
+        let (name, node) = (text(&metadata["name"])?, cluster.node(&text(&spec["nodeName"])?));
+        let ips = object["status"]["podIPs"].as_array().context("podIPs")?;
+        let parse = |ip: &Value| -> Result<IpAddr> { Ok(text(&ip["ip"])?.parse()?) };
+        let addresses = ips.iter().map(parse).collect::<Result<_>>()?;
+        let netns = if spec["hostNetwork"] == true {
+            node.netns().path().to_owned()
+        } else {
+            node.pod_netns(&text(&metadata["namespace"])?, &name)
+        };
+        let (hooked, unhooked) = (node.pod_cgroup().to_owned(), cluster.cgroup().to_owned());
+        Ok(Self { name, addresses, netns, hooked, unhooked })
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -135,22 +123,17 @@ impl Pod<'_> {
     }
 
     /// Path of its network namespace.
-    pub fn netns(&self) -> &std::path::Path {
+    pub fn netns(&self) -> &Path {
         &self.netns
     }
 
     /// A command as one of its processes.
     pub fn command(&self, program: &str) -> Command {
-        in_place(self.node.pod_cgroup(), Some(&self.netns), program)
+        in_place(&self.hooked, Some(&self.netns), program)
     }
 
     /// A command in its network but outside the cgroup of the socket hooks: Services are found per packet.
     pub fn command_without_hooks(&self, program: &str) -> Command {
-        in_place(self.cluster.cgroup(), Some(&self.netns), program)
-    }
-
-    /// Deletes it and waits until it is gone.
-    pub fn delete(self) -> Result<()> {
-        self.cluster.kubectl(&["delete", "pod", &self.name, "--wait=true", "--timeout=60s"]).map(drop)
+        in_place(&self.unhooked, Some(&self.netns), program)
     }
 }

@@ -13,6 +13,8 @@ use std::process::{Command, exit};
 
 use anyhow::{Context, Result};
 use rustix::mount::MountFlags;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cgroup::Cgroup;
 use crate::command::{Run, in_place};
@@ -46,10 +48,24 @@ impl Sandbox {
     }
 }
 
+/// Where a sandbox can be found from outside, while it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The process whose only child is the sandbox's first; killing it ends the sandbox.
+    pub process: u32,
+    /// The sandbox's cgroup.
+    pub cgroup: PathBuf,
+}
+
 /// Returns inside the sandbox; outside of it, never returns. Must be called before any thread is started.
 pub fn enter() -> Result<Sandbox> {
+    enter_recorded(None)
+}
+
+/// The same, with a [`Record`] as JSON in a file for the sandbox's lifetime.
+pub fn enter_recorded(record: Option<&Path>) -> Result<Sandbox> {
     if env::var_os(MARK).is_none() {
-        exit(supervise()?);
+        exit(supervise(record)?);
     }
     let sandbox = Sandbox::current()?;
     // Only the first process of the sandbox finds it bare; helpers that it starts find it ready.
@@ -69,13 +85,36 @@ pub fn wrapped(cgroup: &Cgroup, program: &Path) -> Command {
     command
 }
 
-fn supervise() -> Result<i32> {
+/// Waits for the sandbox, or for the word to end it, and removes what the kernel does not.
+fn supervise(record: Option<&Path>) -> Result<i32> {
     let cgroup = Cgroup::of_sandbox()?;
     let program = env::current_exe().context("find this program")?;
-    let status = wrapped(&cgroup, &program).args(env::args_os().skip(1)).status();
-    let status = status.context("start the sandbox: needs setpriv and unshare of util-linux")?;
+    let mut command = wrapped(&cgroup, &program);
+    command.args(env::args_os().skip(1));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let status = runtime.context("start a runtime")?.block_on(async {
+        let mut child = tokio::process::Command::from(command).spawn().context("start the sandbox")?;
+        if let (Some(path), Some(process)) = (record, child.id()) {
+            let record = Record { process, cgroup: cgroup.path().to_owned() };
+            let text = serde_json::to_string(&record).context("write the record")?;
+            fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+        let mut terminated = signal(SignalKind::terminate()).context("listen for signals")?;
+        let ended = tokio::select! {
+            ended = child.wait() => Some(ended.context("wait for the sandbox")?),
+            _ = tokio::signal::ctrl_c() => None,
+            _ = terminated.recv() => None,
+        };
+        if ended.is_none() {
+            child.kill().await.context("end the sandbox")?;
+        }
+        Ok::<_, anyhow::Error>(ended)
+    });
     drop(cgroup);
-    Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+    if let Some(path) = record {
+        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(status?.map_or(130, |status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))))
 }
 
 fn furnish() -> Result<()> {

@@ -1,0 +1,120 @@
+//! The kernel works without the agent: killed under load, restarted, its rows damaged.
+
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use quilla_tests::ask::{By, ask};
+use quilla_tests::cluster::Cluster;
+use quilla_tests::command::Run;
+use quilla_tests::{binary, eventually};
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports:
+  - {name: tcp, port: 80, targetPort: 8080, protocol: TCP}
+  - {name: udp, port: 80, targetPort: 8080, protocol: UDP}
+";
+
+/// Promise 2: long flows and new connections, through ClusterIPs and across nodes, while the agent of the client's
+/// node is killed again and again and started anew.
+pub(crate) fn a_killed_agent_loses_nothing() -> Result<()> {
+    let mut cluster = Cluster::builder("killed-agent").nodes(2).start()?;
+    for (node, name) in [("node-a", "web-a"), ("node-b", "web-b")] {
+        cluster.pod(node, name).label("app", "web").start()?;
+    }
+    let client = cluster.pod("node-a", "client").start()?;
+    cluster.apply(SERVICE)?;
+    let ips = cluster.wait_service("web", 2)?;
+    let targets: Vec<SocketAddr> =
+        ips.iter().map(|ip| Ok(SocketAddr::new(ip.parse()?, 80))).collect::<Result<_>>()?;
+    for target in &targets {
+        eventually::succeeds("the Service answers", || {
+            ask(|program| client.command(program), *target, By::Http, 1)
+        })?;
+    }
+    let places = [client.command("env"), client.command_without_hooks("env")];
+    let loads = places.into_iter().map(|place| load(place, &targets)).collect::<Result<Vec<_>>>()?;
+    for _ in 0..4 {
+        let node = cluster.node_mut("node-a");
+        node.agent()?.kill()?;
+        node.start_agent()?;
+        node.wait_ready()?;
+    }
+    for load in loads {
+        let output = load.wait_with_output().context("wait for the load")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "lost: {said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    cluster.stop()
+}
+
+fn load(mut place: Command, targets: &[SocketAddr]) -> Result<std::process::Child> {
+    place.arg(binary::path("quilla-load")?).args(["--long", "50", "--rate", "100", "--seconds", "8"]);
+    for target in targets {
+        place.args(["--target", &target.to_string()]);
+    }
+    place.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start the load")
+}
+
+/// Everything goes on with no agent at all: established rows, new connections, and Pods that go away (CNI-21).
+pub(crate) fn the_kernel_needs_no_agent() -> Result<()> {
+    let mut cluster = Cluster::builder("no-agent").nodes(2).start()?;
+    cluster.pod("node-b", "web").label("app", "web").start()?;
+    let client = cluster.pod("node-a", "client").start()?;
+    cluster.apply(SERVICE)?;
+    let ips = cluster.wait_service("web", 1)?;
+    let to = SocketAddr::new(ips[0].parse()?, 80);
+    let here = |program: &str| client.command(program);
+    eventually::succeeds("the Service answers", || ask(here, to, By::Http, 1))?;
+    for node in ["node-a", "node-b"] {
+        cluster.node_mut(node).agent()?.kill()?;
+    }
+    for by in By::ALL {
+        for answers in
+            [ask(here, to, by, 20)?, ask(|program| client.command_without_hooks(program), to, by, 20)?]
+        {
+            ensure!(answers.iter().all(|answer| answer.server == "web"), "{by:?}: {answers:?}");
+        }
+    }
+    cluster.delete_pod(client.name())?;
+    for node in ["node-a", "node-b"] {
+        cluster.node_mut(node).start_agent()?;
+        cluster.node_mut(node).wait_ready()?;
+    }
+    // The address that was given back without the agent is given out again only through its journal.
+    let again = cluster.pod("node-a", "again").start()?;
+    ask(|program| again.command(program), to, By::Http, 1)?;
+    cluster.stop()
+}
+
+/// A detached program is attached again.
+pub(crate) fn drift_is_repaired() -> Result<()> {
+    let mut cluster = Cluster::builder("drift").nodes(1).start()?;
+    cluster.pod("node-a", "web").label("app", "web").start()?;
+    cluster.apply(SERVICE)?;
+    let ips = cluster.wait_service("web", 1)?;
+    let to = SocketAddr::new(ips[0].parse()?, 80);
+    let client = cluster.pod("node-a", "client").start()?;
+    let answers = || ask(|program| client.command_without_hooks(program), to, By::Http, 1);
+    eventually::succeeds("the Service answers", answers)?;
+
+    let node = cluster.node_mut("node-a");
+    node.agent()?.kill()?;
+    let pins = Command::new("find").arg(node.bpffs()).args(["-path", "*links*", "-type", "f"]).text()?;
+    ensure!(!pins.is_empty(), "no pinned links under {}", node.bpffs().display());
+    Command::new("find").arg(node.bpffs()).args(["-path", "*links*", "-type", "f", "-delete"]).text()?;
+    let broken = answers();
+    ensure!(broken.is_err(), "the Service answers without programs: {broken:?}");
+
+    let node = cluster.node_mut("node-a");
+    node.start_agent()?;
+    node.wait_ready()?;
+    eventually::succeeds("the Service answers again", answers)?;
+    cluster.stop()
+}

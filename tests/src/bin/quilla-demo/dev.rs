@@ -1,0 +1,130 @@
+//! `dev up`, `dev down`, `dev shell NODE`: a cluster in the background.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Subcommand;
+use quilla_tests::cluster::Cluster;
+use quilla_tests::command::in_place;
+use quilla_tests::sandbox::{FILES, Record};
+use quilla_tests::{binary, eventually, sandbox};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{CLUSTER, record, screen};
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Start a cluster of three nodes in the background.
+    Up,
+    /// End it and everything in it.
+    Down,
+    /// A shell on `node-a`, `node-b`, `node-c` or `fabric`, with kubectl set up.
+    Shell {
+        /// Which node.
+        node: String,
+    },
+    /// What `up` leaves in the background.
+    #[command(hide = true)]
+    Serve,
+}
+
+/// The line of `serve` that `up` waits for.
+const READY: &str = "the cluster is ready";
+
+pub(crate) fn run(action: &Action) -> Result<()> {
+    match action {
+        Action::Up => up(),
+        Action::Down => down(),
+        Action::Shell { node } => shell(node),
+        Action::Serve => serve(),
+    }
+}
+
+pub(crate) fn how_to_look_inside() -> String {
+    "  cargo xtask dev shell node-a     a shell on a node (or node-b, node-c, fabric)\n  \
+       there:  kubectl get pods,services -o wide\n  \
+       there:  ip -brief address;  ip netns list\n  \
+     cargo xtask dev down             end it"
+        .to_owned()
+}
+
+fn log() -> Result<PathBuf> {
+    Ok(binary::folder()?.join("quilla-dev.log"))
+}
+
+fn up() -> Result<()> {
+    ensure!(find()?.is_none(), "a cluster is up already: `cargo xtask dev down` ends it");
+    let log = log()?;
+    let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    let program = std::env::current_exe().context("find this program")?;
+    let mut command = Command::new("setsid");
+    command.arg(program).args(["dev", "serve"]).stdin(Stdio::null());
+    command.stderr(output.try_clone().context("share the log")?).stdout(output);
+    screen::step("Starting a cluster of three nodes", || {
+        let mut child = command.spawn().context("start the cluster")?;
+        eventually::succeeds("the cluster is ready", || {
+            let said = fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
+            if said.contains(READY) {
+                return Ok(Ok(()));
+            }
+            if let Some(status) = child.try_wait().context("look after the cluster")? {
+                return Ok(Err(anyhow::anyhow!("{status}\n{said}")));
+            }
+            bail!("see {}", log.display())
+        })??;
+        Ok("it stays up in the background".to_owned())
+    })?;
+    screen::say(&how_to_look_inside());
+    Ok(())
+}
+
+fn serve() -> Result<()> {
+    sandbox::enter_recorded(Some(&record()?))?;
+    let _cluster = Cluster::builder(CLUSTER).nodes(3).start()?;
+    println!("{READY}");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The kept cluster, if it lives.
+fn find() -> Result<Option<Record>> {
+    let path = record()?;
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(None) };
+    let record: Record = serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+    // A record outlives a supervisor that was killed, and its number may be another program's by now.
+    let name = fs::read_to_string(format!("/proc/{}/comm", record.process)).unwrap_or_default();
+    Ok((name.trim() == "unshare").then_some(record))
+}
+
+fn down() -> Result<()> {
+    let record = find()?.context("no cluster is up")?;
+    let process =
+        i32::try_from(record.process).ok().and_then(Pid::from_raw).context("the record's process")?;
+    kill_process(process, Signal::KILL).context("end the cluster")?;
+    eventually::succeeds("everything is gone", || {
+        ensure!(!record.cgroup.exists(), "{} is still there", record.cgroup.display());
+        Ok(())
+    })?;
+    screen::say("The cluster and everything in it are gone.");
+    Ok(())
+}
+
+fn shell(node: &str) -> Result<()> {
+    let record = find()?.context("no cluster is up: `cargo xtask dev up` starts one")?;
+    let children = format!("/proc/{0}/task/{0}/children", record.process);
+    let children = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
+    let first = children.split_whitespace().next().context("the cluster has ended")?;
+    // The control plane's namespace has no cgroup of its own.
+    let own = record.cgroup.join(CLUSTER).join(node);
+    let cgroup = if own.exists() { own } else { record.cgroup.join(CLUSTER) };
+    let mut command = in_place(&cgroup, None, "nsenter");
+    command.args(["--target", first, "--mount", "--pid", "--ipc", "--"]);
+    command.args(["nsenter", &format!("--net=/run/netns/{CLUSTER}.{node}"), "--"]);
+    command.env("KUBECONFIG", format!("{FILES}/{CLUSTER}/control-plane/admin.kubeconfig"));
+    command.env("PS1", format!("{node} # ")).args(["bash", "--norc"]);
+    Err(command.exec()).context("start a shell")
+}
