@@ -15,7 +15,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use quilla_cni_protocol::{CniError, ErrorCode};
 use rustix::fd::OwnedFd;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -154,7 +154,8 @@ impl Netlink {
         let mut answers = Vec::new();
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
-            let (received, _) = recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+            let (received, _) =
+                retry_on_intr(|| recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty()))?;
             let mut rest = &buffer[..received];
             while !rest.is_empty() {
                 let message =

@@ -18,3 +18,6 @@ pub use ipam::Pools;
 pub use journal::JournalError;
 pub use server::{CniServer, CniServerConfig, CniServerError};
 pub use store::StoreError;
+
+#[cfg(test)]
+mod tests;

@@ -255,7 +255,7 @@ impl Store {
 
     /// Writes a record, and the whole file anew once most of its lines are history.
     fn append(&mut self, record: &Record, durability: Durability) -> Result<(), StoreError> {
-        if self.journal.lines() > 1024 + 4 * (self.entries.len() + self.ipam.cooling().count()) {
+        if self.journal.lines() > 256 + 2 * (self.entries.len() + self.ipam.cooling().count()) {
             self.journal = Journal::rewrite(&self.dir, &snapshot(&self.ipam, &self.entries))?;
         }
         Ok(self.journal.append(record, durability)?)
