@@ -1,0 +1,55 @@
+//! Required fields, by path.
+//!
+//! `Resource::faults` calls it. Invariant: an empty string or list counts as missing, as in Kubernetes.
+
+use serde_json::Value;
+
+use crate::admission::Cause;
+use crate::status::required;
+
+/// `a.b[].c`: `c` must be in every element of the list `a.b`, which itself may be absent.
+pub(super) fn required_at(object: &Value, path: &str, faults: &mut Vec<Cause>) {
+    match path.split_once("[]") {
+        Some((list, rest)) => {
+            let rest = rest.trim_start_matches('.');
+            let elements = crate::object::at(object, list).as_array().into_iter().flatten();
+            for (at, element) in elements.enumerate() {
+                let mut inner = Vec::new();
+                required_at(element, rest, &mut inner);
+                faults.extend(
+                    inner
+                        .into_iter()
+                        .map(|cause| Cause { field: format!("{list}[{at}].{}", cause.field), ..cause }),
+                );
+            }
+        }
+        None => {
+            let missing = match crate::object::at(object, path) {
+                Value::Null => true,
+                Value::String(text) => text.is_empty(),
+                Value::Array(list) => list.is_empty(),
+                _ => false,
+            };
+            if missing {
+                faults.push(required(path));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn goes_through_lists() {
+        let object = json!({"spec": {"containers": [{"name": "a"}, {"name": ""}], "none": []}});
+        let mut faults = Vec::new();
+        required_at(&object, "spec.containers[].name", &mut faults);
+        required_at(&object, "spec.none", &mut faults);
+        required_at(&object, "spec.absent[].x", &mut faults);
+        let fields: Vec<_> = faults.iter().map(|cause| cause.field.as_str()).collect();
+        assert_eq!(fields, ["spec.containers[1].name", "spec.none"]);
+    }
+}
