@@ -135,6 +135,12 @@ impl Datapath {
         &self.opened
     }
 
+    /// Lets go of maps that were moved aside, and of their memory. For an agent that has replaced every program that
+    /// used them.
+    pub fn forget_replaced(&self) -> Result<()> {
+        pin::forget_replaced(&self.layout.maps)
+    }
+
     /// How the data path runs on this kernel.
     pub fn status(&self) -> &Status {
         &self.status

@@ -6,6 +6,7 @@
 mod device;
 mod overlay;
 mod route;
+mod watch;
 
 use std::io;
 
@@ -16,6 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 pub use device::Device;
 pub use overlay::Overlay;
 pub use route::{PROTOCOL, PodRoute, RouteChanges};
+pub use watch::DeviceChanges;
 
 use crate::error::{DatapathError, Result};
 
@@ -34,11 +36,11 @@ impl std::fmt::Debug for Netlink {
 impl Netlink {
     /// Opens one in the calling thread's namespace.
     pub fn open() -> Result<Self> {
-        let failed = |source| DatapathError::kernel("open", "a netlink socket", source);
-        let runtime = Builder::new_current_thread().enable_io().build().map_err(failed)?;
+        let runtime = runtime()?;
         let (connection, handle) = {
             let _inside = runtime.enter();
-            let (connection, handle, _messages) = rtnetlink::new_connection().map_err(failed)?;
+            let (connection, handle, _messages) = rtnetlink::new_connection()
+                .map_err(|source| DatapathError::kernel("open", "a netlink socket", source))?;
             (connection, handle)
         };
         runtime.spawn(connection);
@@ -66,6 +68,12 @@ impl Netlink {
             .block_on(answers.try_collect())
             .map_err(|source| DatapathError::netlink(operation, object, source))
     }
+}
+
+/// A runtime for one socket, driven by whoever waits for an answer.
+fn runtime() -> Result<Runtime> {
+    let runtime = Builder::new_current_thread().enable_io().enable_time().build();
+    runtime.map_err(|source| DatapathError::kernel("start", "a netlink runtime", source))
 }
 
 /// Whether the kernel's answer was `errno`.

@@ -43,14 +43,11 @@ pub struct Opened {
     pub replaced: Vec<&'static str>,
 }
 
-/// A flow names backends by id and remembers epochs: without the map that gave them their meaning it would be believed
-/// wrongly. (map that is lost, map that is lost with it)
-const MEANINGLESS_WITHOUT: [(&str, &str); 4] = [
-    (name::EPOCHS, name::FLOWS_V4),
-    (name::EPOCHS, name::FLOWS_V6),
-    (name::BACKENDS_V4, name::FLOWS_V4),
-    (name::BACKENDS_V6, name::FLOWS_V6),
-];
+/// A flow remembers epochs, and names backends, nodes and endpoints by number. Without the map that gave one of those
+/// its meaning it would be believed wrongly.
+const FLOWS: [&str; 2] = [name::FLOWS_V4, name::FLOWS_V6];
+const MEANING_OF_FLOWS: [&str; 6] =
+    [name::EPOCHS, name::BACKENDS_V4, name::BACKENDS_V6, name::NODES, name::ENDPOINTS_V4, name::ENDPOINTS_V6];
 
 enum Found {
     Nothing,
@@ -66,15 +63,13 @@ pub(crate) fn sort(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result
             shapes.get(map).ok_or_else(|| DatapathError::Missing { kind: "map", name: map.to_owned() })?;
         found.insert(map, look(&directory.join(map), shape)?);
     }
-    if !same_schema(found.get(name::CONFIG))? {
-        for state in found.values_mut().filter(|state| matches!(state, Found::Fitting(_))) {
+    let fits = |map: &str| matches!(found.get(map), Some(Found::Fitting(_)));
+    let same_schema = same_schema(found.get(name::CONFIG))?;
+    let flows_have_meaning = MEANING_OF_FLOWS.into_iter().all(fits);
+    for (map, state) in &mut found {
+        let usable = same_schema && (flows_have_meaning || !FLOWS.contains(map));
+        if !usable && matches!(state, Found::Fitting(_)) {
             *state = Found::Unfit;
-        }
-    }
-    for (lost, dependent) in MEANINGLESS_WITHOUT {
-        let gone = !matches!(found.get(lost), Some(Found::Fitting(_)));
-        if gone && matches!(found.get(dependent), Some(Found::Fitting(_))) {
-            found.insert(dependent, Found::Unfit);
         }
     }
     let mut opened = Opened::default();
@@ -115,10 +110,29 @@ fn same_schema(config: Option<&Found>) -> Result<bool> {
     Ok(row.schema == SCHEMA || row.schema == 0)
 }
 
-/// An earlier map that was moved aside goes.
+/// One that was moved aside before goes.
 fn move_aside(path: &Path) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push("-replaced");
-    fs::rename(path, PathBuf::from(aside))
+    fs::rename(path, aside(path))
         .map_err(|source| DatapathError::kernel("move aside", path.to_string_lossy(), source))
+}
+
+/// Lets go of the maps that were moved aside.
+pub(crate) fn forget_replaced(directory: &Path) -> Result<()> {
+    for map in PINNED {
+        let aside = aside(&directory.join(map));
+        match fs::remove_file(&aside) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(DatapathError::kernel("remove pin", aside.to_string_lossy(), source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A BPF file system allows no dots.
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-replaced");
+    name.into()
 }

@@ -1,9 +1,10 @@
 //! The overlay device, its addresses, and the routes through it.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use quilla_datapath::netlink::{PROTOCOL, RouteChanges};
-use quilla_datapath::{Device, Netlink, Overlay, PodRoute, netns, sysctl};
+use quilla_datapath::{Device, DeviceChanges, Netlink, Overlay, PodRoute, netns, sysctl};
 
 use crate::support::Namespace;
 
@@ -173,6 +174,17 @@ fn facts_of_the_uplink_are_found_by_its_default_route() {
         device.addresses
     );
     assert_eq!(nodes[0].run(|| Netlink::open()?.device("nowhere")).expect("look up"), None);
+}
+
+#[test]
+fn a_change_of_a_device_is_told() {
+    let namespace = Namespace::new();
+    let mut changes = namespace.run(DeviceChanges::open).expect("listen");
+    assert!(!changes.wait(Duration::ZERO));
+    namespace.ip("link set lo mtu 1400");
+    assert!(changes.wait(Duration::from_secs(10)));
+    namespace.ip("addr add 10.9.9.9/32 dev lo");
+    assert!(changes.wait(Duration::from_secs(10)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use quilla_abi::config::Config;
 use quilla_abi::service::{Service, ServiceKey};
 use quilla_abi::version::SCHEMA;
 use quilla_abi::{Be16, map};
-use quilla_datapath::{Datapath, Options};
+use quilla_datapath::{Datapath, DatapathError, Object, Options};
 
 use crate::support::{Bpffs, open};
 
@@ -40,7 +40,11 @@ fn a_map_of_another_size_is_moved_aside() {
     let second = open(&options);
     assert_eq!(second.opened().replaced, [map::FLOWS_V4, map::FLOWS_V6]);
     assert_eq!(second.maps().flows_v4.capacity(), 2048);
-    assert!(bpffs.maps().join("flows_v4-replaced").exists());
+    let aside = bpffs.maps().join("flows_v4-replaced");
+    assert!(aside.exists());
+    second.forget_replaced().expect("forget");
+    second.forget_replaced().expect("forget again");
+    assert!(!aside.exists());
     assert_eq!(second.maps().services_v4.get(&FRONTEND).expect("get"), Some(SERVICE));
 }
 
@@ -81,6 +85,17 @@ fn flows_are_not_believed_without_the_epochs_they_were_made_under() {
 
     let second = bpffs.open();
     assert_eq!(second.opened().replaced, [map::FLOWS_V4, map::FLOWS_V6]);
+}
+
+#[test]
+fn an_object_that_is_cut_short_is_refused() {
+    let bpffs = Bpffs::new();
+    let whole = Object::embedded().bytes();
+    for length in [0, 8, 64, whole.len() / 2] {
+        let error = Datapath::open_object(&Object::from_bytes(&whole[..length]), &bpffs.options());
+        assert!(matches!(error, Err(DatapathError::Object { .. })), "{length} bytes: {error:?}");
+    }
+    assert!(bpffs.open().opened().recovered.is_empty(), "and nothing was pinned");
 }
 
 #[test]

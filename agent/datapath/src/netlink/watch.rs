@@ -1,0 +1,56 @@
+//! Being told when devices or their addresses change, such as the uplink's MTU.
+//!
+//! Says only that something did: whoever waits reads the facts anew, so a message that got lost in a full socket costs
+//! nothing once the next one comes.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::SocketAddr;
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+use crate::error::{DatapathError, Result};
+use crate::netlink::runtime;
+
+const GROUPS: [MulticastGroup; 3] =
+    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+
+/// Changes of the devices in one network namespace.
+pub struct DeviceChanges {
+    runtime: Runtime,
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+}
+
+impl std::fmt::Debug for DeviceChanges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeviceChanges").finish_non_exhaustive()
+    }
+}
+
+impl DeviceChanges {
+    /// Listens in the calling thread's namespace.
+    pub fn open() -> Result<Self> {
+        let runtime = runtime()?;
+        let (connection, messages) = {
+            let _inside = runtime.enter();
+            let (connection, _handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)
+                .map_err(|source| DatapathError::kernel("listen for", "changes of devices", source))?;
+            (connection, messages)
+        };
+        runtime.spawn(connection);
+        Ok(Self { runtime, messages })
+    }
+
+    /// Waits for a change, or for `limit` to pass; says whether anything changed. Changes that came together are one.
+    pub fn wait(&mut self, limit: Duration) -> bool {
+        let Self { runtime, messages } = self;
+        let changed = runtime.block_on(async { timeout(limit, messages.next()).await });
+        while messages.try_recv().is_ok() {}
+        matches!(changed, Ok(Some(_)))
+    }
+}
