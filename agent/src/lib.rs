@@ -1,4 +1,24 @@
 //! The node agent: watches the apiserver and programs the kernel.
+//!
+//! ```text
+//! watch ──► snapshot ──► reconcile (plan, diff) ──► table, node ──► kernel
+//! cni ──► endpoint ─────────┘                  health, admin ◄── view, counters
+//! ```
+//!
+//! [`app`] wires it. Invariant: nothing in the kernel depends on the agent being alive.
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod app;
 pub mod cni;
+pub mod endpoint;
+pub mod health;
+pub mod last_known;
+pub mod metrics;
+pub mod node;
+pub mod options;
+pub mod reconcile;
+pub mod selftest;
+pub mod snapshot;
+pub mod table;
+pub mod watch;

@@ -1,4 +1,4 @@
-//! Times a plan, a layout and a difference of a large cluster: 10,000 Services of two ports, 100,000 endpoints.
+//! Times a plan, a layout and a difference of a large cluster: 10,000 Services of two ports, 100,000 backends.
 //!
 //! `cargo run --release -p quilla-plan --example scale`
 
@@ -12,7 +12,7 @@ use quilla_model::{
 use quilla_plan::{Layout, NodeFacts, Step, Tables, diff, plan};
 
 const SERVICES: u32 = 10_000;
-const ENDPOINTS: u32 = 10;
+const ENDPOINTS: u32 = 5;
 
 fn main() {
     let mut snapshot = Snapshot::default();

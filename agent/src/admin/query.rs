@@ -1,0 +1,192 @@
+//! Answers to queries: rows for people, from the reconciler's view and from the maps. Called by the admin socket.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use quilla_abi::flow::{Flow, FlowKey, action, state};
+use quilla_abi::{Address, Be16, DropReason, Mac};
+use quilla_datapath::Result;
+use quilla_plan::family::AddressFamily;
+use quilla_plan::{FamilyTables, FrontendKey};
+use serde_json::{Value, json};
+
+use super::{Admin, Query};
+use crate::metrics::PATHS;
+use crate::reconcile::View;
+use crate::selftest::Readiness;
+
+/// More flows than these are not listed: the socket is for people.
+const MAX_FLOWS: usize = 10_000;
+
+pub(super) fn rows(query: Query, admin: &Admin) -> Result<Vec<Value>> {
+    let view = admin.view.borrow().clone();
+    Ok(match query {
+        Query::Status => status(admin, &view),
+        Query::Services => services(&view),
+        Query::Backends => backends(&view.tables.v4).chain(backends(&view.tables.v6)).collect(),
+        Query::Flows => flows(admin)?,
+        Query::Drops => counters(admin)?,
+        Query::Endpoints => endpoints(&view),
+        Query::Nodes => nodes(&view),
+        Query::Problems => view.problems.iter().map(problem).collect(),
+    })
+}
+
+fn status(admin: &Admin, view: &View) -> Vec<Value> {
+    let (ready, reason) = match &*admin.readiness.borrow() {
+        Readiness::Ready => (true, String::new()),
+        Readiness::NotReady { reason } => (false, reason.clone()),
+    };
+    let kernel = admin.datapath.status();
+    vec![json!({
+        "node": admin.node, "ready": ready, "reason": reason, "programmed": view.programmed,
+        "tcx": kernel.tcx, "kernel": format!("{}.{}", kernel.release.0, kernel.release.1),
+        "services": view.desired.frontends.len(), "backends": view.desired.backends.len(),
+        "endpoints": view.endpoints.len(), "nodes": view.desired.tunnels.len(), "problems": view.problems.len(),
+    })]
+}
+
+fn services(view: &View) -> Vec<Value> {
+    let row = |(key, frontend): (&FrontendKey, &quilla_plan::Frontend)| {
+        let backends: Vec<_> =
+            frontend.backends.iter().map(|b| SocketAddr::new(b.address, b.port).to_string()).collect();
+        json!({
+            "service": frontend.service.to_string(), "port": frontend.port_name,
+            "address": SocketAddr::new(key.address, key.port).to_string(), "protocol": protocol(key.protocol),
+            "backends": backends.join(" "),
+        })
+    };
+    view.desired.frontends.iter().map(row).collect()
+}
+
+fn backends<A: AddressFamily>(tables: &FamilyTables<A>) -> impl Iterator<Item = Value> {
+    let mut named: HashMap<u32, usize> = HashMap::new();
+    for id in tables.services.values().flat_map(|laid| laid.slots.iter()) {
+        *named.entry(*id).or_default() += 1;
+    }
+    tables.backends.iter().map(move |(id, row)| {
+        json!({
+            "id": id, "address": address(row.addr, row.port), "protocol": protocol(row.proto),
+            "slots": named.get(id).copied().unwrap_or(0),
+        })
+    })
+}
+
+fn endpoints(view: &View) -> Vec<Value> {
+    let row = |endpoint: &crate::cni::AttachedEndpoint| {
+        let id = view.tables.interfaces.get(&endpoint.host_ifindex).map(|interface| interface.id);
+        json!({
+            "namespace": endpoint.pod_namespace, "pod": endpoint.pod_name, "id": id,
+            "ipv4": endpoint.ipv4, "ipv6": endpoint.ipv6, "device": endpoint.host_ifname,
+            "mac": mac(endpoint.pod_mac), "container": endpoint.container_id,
+        })
+    };
+    view.endpoints.iter().map(row).collect()
+}
+
+fn nodes(view: &View) -> Vec<Value> {
+    let row = |(name, tunnel): (&String, &quilla_plan::Tunnel)| {
+        let own = |(net, target): (&ipnet::IpNet, &quilla_plan::Target)| {
+            matches!(target, quilla_plan::Target::RemotePods(node) if node == name).then(|| net.to_string())
+        };
+        let cidrs: Vec<_> = view.desired.routes.iter().filter_map(own).collect();
+        json!({
+            "node": name, "ipv4": tunnel.ipv4, "ipv6": tunnel.ipv6, "mac": mac(tunnel.mac),
+            "pods": cidrs.join(" "),
+        })
+    };
+    view.desired.tunnels.iter().map(row).collect()
+}
+
+fn problem(problem: &quilla_model::Problem) -> Value {
+    json!({ "object": problem.object.to_string(), "reason": problem.reason.label(), "detail": problem.detail })
+}
+
+/// What was dropped and why, and what was delivered and how; rows that never moved are left out.
+fn counters(admin: &Admin) -> Result<Vec<Value>> {
+    let maps = admin.datapath.maps();
+    let drops = maps.drops.totals()?;
+    let mut rows = Vec::new();
+    for reason in DropReason::ALL {
+        let Some(total) = drops.get(*reason as usize).filter(|total| total.packets > 0) else { continue };
+        rows.push(json!({
+            "verdict": "drop", "reason": reason.label(), "packets": total.packets, "bytes": total.bytes,
+            "explanation": reason.explanation().trim(),
+        }));
+    }
+    for (row, name) in PATHS {
+        let total = maps.forwards.total(row)?;
+        if total.packets > 0 {
+            rows.push(json!({
+                "verdict": "forward", "reason": name, "packets": total.packets, "bytes": total.bytes,
+                "explanation": "",
+            }));
+        }
+    }
+    Ok(rows)
+}
+
+fn flows(admin: &Admin) -> Result<Vec<Value>> {
+    let maps = admin.datapath.maps();
+    let mut rows = Vec::new();
+    maps.flows_v4.for_each(|key, flow| list(&mut rows, key, flow))?;
+    maps.flows_v6.for_each(|key, flow| list(&mut rows, key, flow))?;
+    Ok(rows)
+}
+
+fn list<A: AddressFamily>(rows: &mut Vec<Value>, key: &FlowKey<A>, flow: &Flow<A>) {
+    if rows.len() < MAX_FLOWS {
+        rows.push(flow_row(key, flow));
+    }
+}
+
+fn flow_row<A: AddressFamily + Address>(key: &FlowKey<A>, flow: &Flow<A>) -> Value {
+    let reply = flow.flags & quilla_abi::flow::flag::REPLY != 0;
+    json!({
+        "protocol": protocol(key.proto), "direction": if reply { "reply" } else { "original" },
+        "source": address(key.src, key.sport), "destination": address(key.dst, key.dport),
+        "to": format!("{} > {}", address(flow.rewrite.src, flow.rewrite.sport), address(flow.rewrite.dst, flow.rewrite.dport)),
+        "action": action_name(flow.action), "state": state_name(flow.state),
+        "packets": flow.packets, "bytes": flow.bytes,
+    })
+}
+
+fn action_name(number: u8) -> &'static str {
+    match number {
+        action::LOCAL_POD => "local_pod",
+        action::OVERLAY => "overlay",
+        action::STACK => "stack",
+        action::UPLINK => "uplink",
+        _ => "unknown",
+    }
+}
+
+fn state_name(number: u8) -> &'static str {
+    match number {
+        state::NEW => "new",
+        state::ESTABLISHED => "established",
+        state::FIN => "fin",
+        state::CLOSED => "closed",
+        state::RESET => "reset",
+        _ => "unknown",
+    }
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        1 => "ICMP".into(),
+        6 => "TCP".into(),
+        17 => "UDP".into(),
+        58 => "ICMPv6".into(),
+        other => other.to_string(),
+    }
+}
+
+fn address<A: AddressFamily>(address: A, port: Be16) -> String {
+    let ip: IpAddr = address.to_ip();
+    SocketAddr::new(ip, port.get()).to_string()
+}
+
+fn mac(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

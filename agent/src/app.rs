@@ -1,0 +1,307 @@
+//! The wiring: builds every part, connects them, joins them. Read it to see how the agent hangs together.
+//!
+//! A part that ends before it was asked to ends the agent: half an agent is worse than one that its supervisor starts
+//! again, because the kernel goes on without either.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use quilla_datapath::{Datapath, DatapathError};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::cni::{CniServer, CniServerConfig, CniServerError, Pools};
+use crate::endpoint::Endpoints;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::node::NodeSettings;
+use crate::options::Options;
+use crate::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
+use crate::selftest::{Readiness, SelfTest};
+use crate::snapshot::Published;
+use crate::{admin, health, last_known, snapshot, watch as watches};
+
+/// How long the apiserver may take before the last-known snapshot is used.
+const FALLBACK_AFTER: Duration = Duration::from_secs(5);
+/// How long an address rests between two Pods.
+const ADDRESS_COOL_DOWN: Duration = Duration::from_secs(30);
+/// How often records of DELs are looked for.
+const RECORD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why the agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The kernel refused.
+    #[error("open the data path")]
+    Datapath(#[from] DatapathError),
+    /// The apiserver's address or credentials cannot be read.
+    #[error("read kubeconfig {}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The CNI server did not start.
+    #[error("start the cni server")]
+    Cni(#[from] CniServerError),
+    /// The operating system refused.
+    #[error("{operation} {object}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A part ended that should not have.
+    #[error("{part} ended unexpectedly")]
+    Ended {
+        /// Which.
+        part: &'static str,
+    },
+}
+
+/// Runs the agent until it is told to stop. What is in the kernel stays there.
+pub async fn run(options: Options) -> Result<(), AppError> {
+    let client = client(&options).await?;
+    let listener = bind(options.metrics).await?;
+    make_directories(&options)?;
+    let metrics = Arc::new(Metrics::new());
+    let datapath = open(&options).await?;
+    let drain = CancellationToken::new();
+
+    let (published, snapshots) = watch::channel(None);
+    let (view_sender, view) = watch::channel(Arc::new(View::default()));
+    let (mtu_sender, mtu) = watch::channel(1500);
+    let (pools_sender, pools) = watch::channel(None);
+    let not_ready = Readiness::NotReady { reason: "the kernel is not programmed yet".into() };
+    let (readiness_sender, readiness) = watch::channel(not_ready);
+    let (reconciler, commands) = channel();
+
+    let cni = cni_config(&options, pools, mtu);
+    let cni = CniServer::start(cni, Endpoints::new(reconciler.clone())).await?;
+    let self_test = SelfTest::bind().await.map_err(io("listen for", "the self-test"))?;
+    let own_services = self_test.services().map_err(io("read the address of", "the self-test"))?;
+    let parts = Parts {
+        datapath: Arc::clone(&datapath),
+        node: node_settings(&options, mtu_sender),
+        cgroup: options.cgroup.clone(),
+        metrics: Arc::clone(&metrics),
+        published: snapshots.clone(),
+        view: view_sender,
+        endpoints: cni.endpoints().await,
+        own_services,
+    };
+    let worker = Reconciler::new(parts)?;
+    let mut worker = tokio::task::spawn_blocking(move || worker.run(&commands));
+
+    let mut tasks = Tasks { set: JoinSet::new(), drain: drain.clone() };
+    let (updates, received) = mpsc::channel(1024);
+    let mut watching = watches::start(&client, &options.node_name, &updates, &metrics, &drain);
+    tasks.start("watches", async move { while watching.join_next().await.is_some() {} });
+    tasks.start("snapshot owner", snapshot::own(received, published, drain.clone()));
+    let file = last_known::path(&options.state_dir);
+    tasks.start("last-known snapshot", last_known::keep(file.clone(), snapshots.clone(), drain.clone()));
+    tasks.start("snapshot forwarder", forward(snapshots, reconciler.clone(), file, drain.clone()));
+    tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
+    let test = self_test.run(
+        options.cgroup.clone(),
+        view.clone(),
+        readiness_sender,
+        Arc::clone(&metrics),
+        drain.clone(),
+    );
+    tasks.start("self-test", test);
+    let socket = options.run_dir.join("admin.sock");
+    let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;
+    let (node, datapath_view) = (options.node_name.clone(), Arc::clone(&datapath));
+    let desk =
+        admin::Admin { node, datapath: datapath_view, view: view.clone(), readiness: readiness.clone() };
+    tasks.start("admin socket", admin::serve(admin_listener, desk, drain.clone()));
+    let health = Health { metrics, datapath, view, readiness };
+    let serving = health::serve(listener, health, drain.clone());
+    tasks.start("health server", async {
+        if let Err(error) = serving.await {
+            tracing::error!(error = %error, "serve health");
+        }
+    });
+
+    let outcome = tasks.supervise(&mut worker).await;
+    cni.shutdown().await;
+    drop(reconciler);
+    tasks.join().await;
+    // It ends with the last handle, unless its end is why we are here.
+    if !worker.is_finished()
+        && let Err(error) = worker.await
+    {
+        tracing::error!(error = %error, "the reconciler ended badly");
+    }
+    outcome
+}
+
+/// The async parts, by name.
+struct Tasks {
+    set: JoinSet<&'static str>,
+    drain: CancellationToken,
+}
+
+impl Tasks {
+    fn start(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        self.set.spawn(async move {
+            part.await;
+            name
+        });
+    }
+
+    /// Waits for the order to stop, or for the first part that ends without one; then tells all to end.
+    async fn supervise(&mut self, reconciler: &mut JoinHandle<()>) -> Result<(), AppError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(io("handle", "SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(io("handle", "SIGINT"))?;
+        let outcome = tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            _ = reconciler => Err(AppError::Ended { part: "reconciler" }),
+            ended = self.set.join_next() => {
+                let part = ended.and_then(Result::ok).unwrap_or("a part that panicked");
+                Err(AppError::Ended { part })
+            }
+        };
+        tracing::info!("stopping; the kernel goes on");
+        self.drain.cancel();
+        outcome
+    }
+
+    async fn join(mut self) {
+        while let Some(ended) = self.set.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(error = %error, "a part ended badly");
+            }
+        }
+    }
+}
+
+async fn client(options: &Options) -> Result<kube::Client, AppError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| AppError::Kubeconfig {
+        path: options.kubeconfig.clone(),
+        source,
+    };
+    let file = Kubeconfig::read_from(&options.kubeconfig).map_err(|error| failed(error.into()))?;
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+    let config = config.map_err(|error| failed(error.into()))?;
+    kube::Client::try_from(config).map_err(|error| failed(error.into()))
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(io("listen on", &address.to_string()))
+}
+
+fn make_directories(options: &Options) -> Result<(), AppError> {
+    for directory in [&options.state_dir, &options.run_dir] {
+        std::fs::create_dir_all(directory).map_err(io("create", &directory.to_string_lossy()))?;
+    }
+    Ok(())
+}
+
+fn io(operation: &'static str, object: &str) -> impl FnOnce(std::io::Error) -> AppError {
+    let object = object.to_owned();
+    move |source| AppError::Io { operation, object, source }
+}
+
+async fn open(options: &Options) -> Result<Arc<Datapath>, AppError> {
+    let kernel = quilla_datapath::Options {
+        bpffs: options.bpffs.clone(),
+        flow_capacity: options.flow_capacity,
+        ..quilla_datapath::Options::default()
+    };
+    let opened = tokio::task::spawn_blocking(move || Datapath::open(&kernel)).await;
+    let datapath = opened.map_err(|_| AppError::Ended { part: "loader" })??;
+    for map in &datapath.opened().replaced {
+        tracing::warn!(map, "pinned map of another version moved aside");
+    }
+    Ok(Arc::new(datapath))
+}
+
+fn cni_config(
+    options: &Options,
+    pools: watch::Receiver<Option<Pools>>,
+    mtu: watch::Receiver<u32>,
+) -> CniServerConfig {
+    CniServerConfig {
+        socket: options.run_dir.join("cni.sock"),
+        state_dir: options.state_dir.clone(),
+        record_dir: options.state_dir.join("cni"),
+        pools,
+        mtu,
+        cool_down: ADDRESS_COOL_DOWN,
+        record_interval: RECORD_INTERVAL,
+    }
+}
+
+fn node_settings(options: &Options, mtu: watch::Sender<u32>) -> NodeSettings {
+    NodeSettings {
+        name: options.node_name.clone(),
+        uplink: options.uplink.clone(),
+        vni: options.vni,
+        overlay_port: options.overlay_port,
+        masquerade: options.masquerade,
+        native: options.native_cidr.clone(),
+        mtu,
+    }
+}
+
+/// Tells the reconciler about snapshots; about the last-known one if none comes.
+async fn forward(
+    mut snapshots: watch::Receiver<Option<Published>>,
+    reconciler: Handle,
+    file: PathBuf,
+    drain: CancellationToken,
+) {
+    let first = tokio::time::timeout(FALLBACK_AFTER, snapshots.wait_for(Option::is_some));
+    let Some(first) = drain.run_until_cancelled(first).await.map(|first| first.is_ok()) else { return };
+    if first {
+        reconciler.tell(Command::SnapshotChanged);
+    } else if let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || last_known::load(&file)).await {
+        tracing::warn!("no apiserver answers: starting from the last-known snapshot");
+        let published = Published { snapshot: Arc::new(snapshot), problems: Arc::default() };
+        reconciler.tell(Command::Fallback(Box::new(published)));
+    }
+    while let Some(Ok(())) = drain.run_until_cancelled(snapshots.changed()).await {
+        if !reconciler.tell(Command::SnapshotChanged) {
+            return;
+        }
+    }
+}
+
+/// Gives addresses out only once the kernel knows what they are.
+async fn follow_pools(
+    mut view: watch::Receiver<Arc<View>>,
+    pools: watch::Sender<Option<Pools>>,
+    drain: CancellationToken,
+) {
+    while let Some(Ok(())) = drain.run_until_cancelled(view.changed()).await {
+        let current = pools_of(&view.borrow_and_update().pod_cidrs);
+        pools.send_if_modified(|known| {
+            let changed = current.is_some() && *known != current;
+            if changed {
+                *known = current;
+            }
+            changed
+        });
+    }
+}
+
+/// The first Pod CIDR of each family.
+fn pools_of(cidrs: &[IpNet]) -> Option<Pools> {
+    let ipv4 = cidrs.iter().find_map(|cidr| if let IpNet::V4(net) = cidr { Some(*net) } else { None });
+    let ipv6 = cidrs.iter().find_map(|cidr| if let IpNet::V6(net) = cidr { Some(*net) } else { None });
+    (ipv4.is_some() || ipv6.is_some()).then_some(Pools { ipv4, ipv6 })
+}

@@ -1,0 +1,193 @@
+//! What the agent counts, for Prometheus. Filled by whoever does the work, read by the health server.
+//!
+//! Labels are few and from fixed lists. Counters of the kernel are copied in when somebody asks, not kept twice.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use quilla_abi::DropReason;
+use quilla_abi::counter::path;
+use quilla_datapath::{Datapath, Result};
+use quilla_model::{Problem, Reason};
+
+use crate::table;
+use crate::watch::Kind;
+
+type Labels = [(&'static str, &'static str); 1];
+type Counters = Family<Labels, Counter>;
+type Gauges = Family<Labels, Gauge>;
+
+/// Paths of delivered packets, by their row.
+pub const PATHS: [(u32, &str); 6] = [
+    (path::LOCAL_POD, "local_pod"),
+    (path::OVERLAY, "overlay"),
+    (path::STACK, "stack"),
+    (path::UPLINK, "uplink"),
+    (path::PASSED, "passed"),
+    (path::HOST_OVERLAY, "host_overlay"),
+];
+
+/// All metrics and their registry.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    drops: Counters,
+    dropped_bytes: Counters,
+    forwards: Counters,
+    forwarded_bytes: Counters,
+    map_entries: Gauges,
+    map_capacity: Gauges,
+    reconcile_duration: Histogram,
+    reconcile_failures: Counters,
+    drift: Counters,
+    watch_restarts: Counters,
+    problems: Gauges,
+    endpoints: Gauge,
+    ready: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("quilla_agent");
+        let mut metrics = Self {
+            drops: Family::default(),
+            dropped_bytes: Family::default(),
+            forwards: Family::default(),
+            forwarded_bytes: Family::default(),
+            map_entries: Family::default(),
+            map_capacity: Family::default(),
+            reconcile_duration: Histogram::new(exponential_buckets(0.000_5, 2.0, 14)),
+            reconcile_failures: Family::default(),
+            drift: Family::default(),
+            watch_restarts: Family::default(),
+            problems: Family::default(),
+            endpoints: Gauge::default(),
+            ready: Gauge::default(),
+            registry: Registry::default(),
+        };
+        metrics.register_kernel(&mut registry);
+        metrics.register_agent(&mut registry);
+        metrics.registry = registry;
+        metrics
+    }
+
+    fn register_kernel(&self, registry: &mut Registry) {
+        registry.register("drops", "Packets not delivered, by reason", self.drops.clone());
+        registry.register("drop", "Bytes not delivered, by reason", self.dropped_bytes.clone());
+        registry.register("forwards", "Packets delivered, by path", self.forwards.clone());
+        registry.register("forward", "Bytes delivered, by path", self.forwarded_bytes.clone());
+        registry.register("map_entries", "Rows in a kernel map", self.map_entries.clone());
+        registry.register("map_capacity", "Rows that a kernel map can hold", self.map_capacity.clone());
+    }
+
+    fn register_agent(&self, registry: &mut Registry) {
+        let duration = self.reconcile_duration.clone();
+        let help = "Time from a change to rows in the kernel";
+        registry.register_with_unit("reconcile_duration", help, Unit::Seconds, duration);
+        let failures = self.reconcile_failures.clone();
+        registry.register("reconcile_failures", "Failed reconciliations, by what failed", failures);
+        registry.register(
+            "drift_repaired",
+            "Rows that an audit had to put right, by map",
+            self.drift.clone(),
+        );
+        registry.register("watch_restarts", "Interrupted watches, by kind", self.watch_restarts.clone());
+        registry.register(
+            "problems",
+            "Parts of objects that are skipped now, by reason",
+            self.problems.clone(),
+        );
+        registry.register("endpoints", "Pods attached to this node", self.endpoints.clone());
+        registry.register("ready", "Whether the self-test passed", self.ready.clone());
+    }
+
+    /// All metrics as text, with the kernel's counters as they are now.
+    pub fn render(&self, datapath: &Datapath) -> Result<String> {
+        self.copy_counters(datapath)?;
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        encode(&mut text, &self.registry).unwrap_or_default();
+        Ok(text)
+    }
+
+    fn copy_counters(&self, datapath: &Datapath) -> Result<()> {
+        let maps = datapath.maps();
+        let drops = maps.drops.totals()?;
+        for reason in DropReason::ALL {
+            let Some(total) = drops.get(*reason as usize) else { continue };
+            copy(&self.drops, [("reason", reason.label())], total.packets);
+            copy(&self.dropped_bytes, [("reason", reason.label())], total.bytes);
+        }
+        for (row, name) in PATHS {
+            let total = maps.forwards.total(row)?;
+            copy(&self.forwards, [("path", name)], total.packets);
+            copy(&self.forwarded_bytes, [("path", name)], total.bytes);
+        }
+        for (map, entries, capacity) in table::fill(maps)? {
+            set(&self.map_entries, [("map", map)], i64::try_from(entries).unwrap_or(i64::MAX));
+            set(&self.map_capacity, [("map", map)], i64::from(capacity));
+        }
+        Ok(())
+    }
+
+    /// A reconciliation took so long.
+    pub fn reconciled(&self, took: Duration) {
+        self.reconcile_duration.observe(took.as_secs_f64());
+    }
+
+    /// A reconciliation failed.
+    pub fn reconcile_failed(&self, error: &'static str) {
+        self.reconcile_failures.get_or_create(&[("error", error)]).inc();
+    }
+
+    /// An audit found rows of a map that were not what they should be.
+    pub fn drift_repaired(&self, map: &'static str, rows: usize) {
+        self.drift.get_or_create(&[("map", map)]).inc_by(rows as u64);
+    }
+
+    /// A watch was interrupted.
+    pub fn watch_restarted(&self, kind: Kind) {
+        self.watch_restarts.get_or_create(&[("kind", kind.name())]).inc();
+    }
+
+    /// What is skipped at the moment.
+    pub fn problems(&self, problems: &[Problem]) {
+        for &reason in Reason::ALL {
+            let count = problems.iter().filter(|problem| problem.reason == reason).count();
+            set(&self.problems, [("reason", reason.label())], i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// How many Pods are attached.
+    pub fn endpoints(&self, count: usize) {
+        self.endpoints.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the self-test passed.
+    pub fn ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn copy(counters: &Counters, labels: Labels, value: u64) {
+    let counter = counters.get_or_create(&labels);
+    let inner: &AtomicU64 = counter.inner();
+    inner.store(value, Ordering::Relaxed);
+}
+
+fn set(gauges: &Gauges, labels: Labels, value: i64) {
+    gauges.get_or_create(&labels).set(value);
+}

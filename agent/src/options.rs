@@ -1,0 +1,81 @@
+//! The command line: the one place where the agent's settings come from.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand};
+use ipnet::IpNet;
+
+/// The node agent of Quilla: watches the apiserver and programs the kernel.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "quilla-agent", version, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// How to run.
+    #[command(flatten)]
+    pub options: Option<Options>,
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub task: Option<Task>,
+}
+
+/// What the program does for itself, in a process of its own.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Task {
+    /// Connect to an address as a process of a control group would, and compare the answer.
+    #[command(hide = true)]
+    Probe {
+        /// The group.
+        #[arg(long)]
+        cgroup: PathBuf,
+        /// Where to connect.
+        #[arg(long)]
+        to: SocketAddr,
+        /// What must be answered.
+        #[arg(long)]
+        token: String,
+    },
+}
+
+/// How the agent runs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Name of this node in the API.
+    #[arg(long, env = "QUILLA_NODE_NAME")]
+    pub node_name: String,
+    /// How to reach the apiserver; by its own address, never by a Service's.
+    #[arg(long, env = "QUILLA_KUBECONFIG")]
+    pub kubeconfig: PathBuf,
+    /// Device that leads to the other nodes and the world.
+    #[arg(long, env = "QUILLA_UPLINK")]
+    pub uplink: String,
+    /// Control group (v2) whose sockets reach Services without a translation per packet.
+    #[arg(long, env = "QUILLA_CGROUP")]
+    pub cgroup: PathBuf,
+    /// A mounted BPF file system.
+    #[arg(long, env = "QUILLA_BPFFS", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// What must survive a restart of the node.
+    #[arg(long, env = "QUILLA_STATE_DIR", default_value = "/var/lib/quilla")]
+    pub state_dir: PathBuf,
+    /// Where sockets are.
+    #[arg(long, env = "QUILLA_RUN_DIR", default_value = "/run/quilla")]
+    pub run_dir: PathBuf,
+    /// Where health and metrics are served.
+    #[arg(long, env = "QUILLA_METRICS", default_value = "127.0.0.1:9469")]
+    pub metrics: SocketAddr,
+    /// Entries of each flow table.
+    #[arg(long, env = "QUILLA_FLOW_CAPACITY", default_value_t = quilla_abi::map::capacity::FLOWS)]
+    pub flow_capacity: u32,
+    /// VXLAN network identifier.
+    #[arg(long, env = "QUILLA_VNI", default_value_t = quilla_plan::facts::DEFAULT_VNI)]
+    pub vni: u32,
+    /// UDP port of the overlay.
+    #[arg(long, env = "QUILLA_OVERLAY_PORT", default_value_t = quilla_abi::config::OVERLAY_PORT)]
+    pub overlay_port: u16,
+    /// Whether Pods leave the cluster with the node's address.
+    #[arg(long, env = "QUILLA_MASQUERADE", default_value_t = true, action = ArgAction::Set)]
+    pub masquerade: bool,
+    /// A range outside the cluster that Pods reach with their own address; may be given again.
+    #[arg(long, env = "QUILLA_NATIVE_CIDRS", value_delimiter = ',')]
+    pub native_cidr: Vec<IpNet>,
+}

@@ -1,0 +1,339 @@
+//! The owner of the kernel's state: turns snapshots and endpoints into rows, devices and attached programs.
+//!
+//! A thread of its own, because every call on the kernel blocks. It starts from what is pinned, empties nothing, and is
+//! level-triggered: each round plans the whole desired state and writes the difference. When a round fails, the next
+//! one reads the maps back before it plans. Invariant: `actual` is what the maps hold, unless `unsure` is set.
+
+mod command;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use quilla_cni_protocol::Attachment;
+use quilla_datapath::{Datapath, DatapathError};
+use quilla_model::ObjectName;
+use quilla_plan::{
+    BackendKey, Desired, Frontend, FrontendKey, Layout, LocalEndpoint, Step, Tables, diff, plan,
+};
+use tokio::sync::watch;
+
+use crate::cni::AttachedEndpoint;
+use crate::metrics::Metrics;
+use crate::node::{Node, NodeSettings};
+use crate::snapshot::Published;
+use crate::table;
+
+pub use command::{Command, Handle, ReconcileError, channel};
+pub use view::View;
+
+/// How often the maps are compared with the plan.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
+/// How long to wait after a round that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the reconciler is made from.
+#[derive(Debug)]
+pub struct Parts {
+    /// The loaded data path.
+    pub datapath: Arc<Datapath>,
+    /// What to do on this node.
+    pub node: NodeSettings,
+    /// Where socket programs are attached.
+    pub cgroup: PathBuf,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Snapshots of the cluster.
+    pub published: watch::Receiver<Option<Published>>,
+    /// What others may see.
+    pub view: watch::Sender<Arc<View>>,
+    /// Endpoints of the journal.
+    pub endpoints: Vec<AttachedEndpoint>,
+    /// Frontends of the agent itself, for its self-test.
+    pub own_services: Vec<(FrontendKey, BackendKey)>,
+}
+
+/// The state of the kernel, as desired and as it is.
+#[derive(Debug)]
+pub struct Reconciler {
+    datapath: Arc<Datapath>,
+    node: Node,
+    cgroup: PathBuf,
+    metrics: Arc<Metrics>,
+    published: watch::Receiver<Option<Published>>,
+    view: watch::Sender<Arc<View>>,
+    endpoints: BTreeMap<Attachment, AttachedEndpoint>,
+    own_services: Vec<(FrontendKey, BackendKey)>,
+    /// The snapshot of a previous run, for as long as no apiserver answers.
+    fallback: Option<Published>,
+    layout: Layout,
+    actual: Arc<Tables>,
+    unsure: bool,
+    /// Whether programs of this run are attached everywhere.
+    attached: bool,
+    retry_at: Option<Instant>,
+}
+
+impl Reconciler {
+    /// Reads the maps; changes nothing yet.
+    pub fn new(parts: Parts) -> Result<Self, DatapathError> {
+        let Parts { datapath, node, cgroup, metrics, published, view, endpoints, own_services } = parts;
+        let actual = Arc::new(table::dump(datapath.maps())?);
+        Ok(Self {
+            node: Node::new(node, actual.config.hash_seed),
+            layout: Layout::recover(&actual),
+            actual,
+            datapath,
+            cgroup,
+            metrics,
+            published,
+            view,
+            endpoints: endpoints.into_iter().map(|endpoint| (endpoint.attachment(), endpoint)).collect(),
+            own_services,
+            fallback: None,
+            unsure: true,
+            attached: false,
+            retry_at: None,
+        })
+    }
+
+    /// Works until every [`Handle`] is gone.
+    pub fn run(mut self, commands: &Receiver<Command>) {
+        let mut audit_at = Instant::now() + AUDIT_INTERVAL;
+        loop {
+            let next = self.retry_at.unwrap_or(audit_at).min(audit_at);
+            match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= audit_at => {
+                    self.audit();
+                    audit_at = Instant::now() + AUDIT_INTERVAL;
+                }
+                Err(RecvTimeoutError::Timeout) => self.round(),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::SnapshotChanged => self.round(),
+            Command::Fallback(published) => {
+                self.fallback = Some(*published);
+                self.round();
+            }
+            Command::Attach(endpoint, answer) => answer.give(self.attach(*endpoint)),
+            Command::Detach(endpoint, answer) => answer.give(self.detach(&endpoint)),
+            Command::Check(endpoint, answer) => answer.give(self.check(&endpoint)),
+        }
+    }
+
+    /// One round, with its outcome counted, logged and, if it failed, tried again later.
+    fn round(&mut self) {
+        match self.reconcile() {
+            Ok(()) => self.retry_at = None,
+            Err(ReconcileError::NoSnapshot) => {}
+            Err(error) => {
+                tracing::error!(error = %error, cause = error.cause(), "reconcile failed");
+                self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+            }
+        }
+    }
+
+    fn reconcile(&mut self) -> Result<(), ReconcileError> {
+        let started = Instant::now();
+        let result = self.program();
+        match &result {
+            Ok(()) => self.metrics.reconciled(started.elapsed()),
+            Err(error) => {
+                self.unsure = true;
+                self.metrics.reconcile_failed(error.label());
+            }
+        }
+        result
+    }
+
+    /// Everything the kernel should hold, from the newest snapshot: devices, rows, routes, programs.
+    fn program(&mut self) -> Result<(), ReconcileError> {
+        let published = self.published.borrow_and_update().clone().or_else(|| self.fallback.clone());
+        let Published { snapshot, problems } = published.ok_or(ReconcileError::NoSnapshot)?;
+        self.resynchronise()?;
+        self.node.prepare(&snapshot)?;
+        let facts = self.node.facts(self.local_endpoints());
+        let (mut desired, mut found) = plan(&snapshot, &facts);
+        self.add_own_services(&mut desired);
+        found.extend(problems.iter().cloned());
+        let (tables, unplaced) = self.layout.lay_out(&desired);
+        found.extend(unplaced);
+        self.write(&tables)?;
+        self.node.route(&snapshot, &desired)?;
+        self.attach_programs()?;
+        self.metrics.problems(&found);
+        self.metrics.endpoints(self.endpoints.len());
+        self.view.send_replace(Arc::new(View {
+            programmed: true,
+            pod_cidrs: snapshot.nodes.get(&facts.name).map_or_else(Vec::new, |node| node.pod_cidrs.clone()),
+            desired,
+            tables,
+            problems: found,
+            endpoints: self.endpoints.values().cloned().collect(),
+        }));
+        Ok(())
+    }
+
+    /// After a start or a failure: the maps are the truth, and every flow is to look again.
+    fn resynchronise(&mut self) -> Result<(), ReconcileError> {
+        if !self.unsure {
+            return Ok(());
+        }
+        self.actual = Arc::new(table::dump(self.datapath.maps())?);
+        self.layout = Layout::recover(&self.actual);
+        Ok(())
+    }
+
+    fn write(&mut self, tables: &Arc<Tables>) -> Result<(), ReconcileError> {
+        let mut steps = diff(&self.actual, tables);
+        if self.unsure {
+            steps.push(quilla_plan::diff::refresh());
+        }
+        table::apply(self.datapath.maps(), &steps)?;
+        if !steps.is_empty() {
+            tracing::debug!(steps = steps.len(), rows = rows(&steps), "rows written");
+        }
+        self.actual = Arc::clone(tables);
+        self.unsure = false;
+        Ok(())
+    }
+
+    fn local_endpoints(&self) -> Vec<LocalEndpoint> {
+        let local = |endpoint: &AttachedEndpoint| LocalEndpoint {
+            pod: ObjectName::new(&endpoint.pod_namespace, &endpoint.pod_name),
+            ifindex: endpoint.host_ifindex,
+            pod_mac: endpoint.pod_mac,
+            host_mac: endpoint.host_mac,
+            ipv4: endpoint.ipv4,
+            ipv6: endpoint.ipv6,
+        };
+        self.endpoints.values().map(local).collect()
+    }
+
+    fn add_own_services(&self, desired: &mut Desired) {
+        for (key, backend) in &self.own_services {
+            let frontend = Frontend {
+                service: ObjectName::new("", "self-test"),
+                port_name: String::new(),
+                backends: vec![*backend],
+                affinity_seconds: 0,
+                flags: 0,
+            };
+            desired.frontends.insert(*key, frontend);
+            if let Err(position) = desired.backends.binary_search(backend) {
+                desired.backends.insert(position, *backend);
+            }
+        }
+    }
+
+    // === programs ===
+
+    /// Puts this run's programs in the place of the previous run's, once the maps are right.
+    fn attach_programs(&mut self) -> Result<(), ReconcileError> {
+        if self.attached {
+            return Ok(());
+        }
+        self.datapath.attach_uplink(self.node.uplink())?;
+        self.datapath.attach_overlay(self.node.overlay())?;
+        self.datapath.attach_sockets(&self.cgroup)?;
+        for endpoint in self.endpoints.values() {
+            match self.datapath.attach_pod(&endpoint.host_ifname) {
+                // Its DEL is on record, or the runtime will notice: the others must not wait for it.
+                Err(DatapathError::NoDevice { name }) => {
+                    tracing::warn!(device = name, pod = endpoint.pod_name, "endpoint without a device");
+                }
+                attached => attached?,
+            }
+        }
+        let pruned = self.datapath.prune_links()?;
+        tracing::info!(endpoints = self.endpoints.len(), pruned = pruned.len(), "programs attached");
+        self.attached = true;
+        Ok(())
+    }
+
+    fn attach(&mut self, endpoint: AttachedEndpoint) -> Result<(), ReconcileError> {
+        if !self.attached {
+            return Err(ReconcileError::NoSnapshot);
+        }
+        let key = endpoint.attachment();
+        let device = endpoint.host_ifname.clone();
+        self.endpoints.insert(key.clone(), endpoint);
+        let attached = self.reconcile().and_then(|()| Ok(self.datapath.attach_pod(&device)?));
+        if attached.is_err() {
+            self.endpoints.remove(&key);
+            self.round();
+        }
+        attached
+    }
+
+    /// Rows first: from then on the device's packets are dropped as a stranger's.
+    fn detach(&mut self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+        self.endpoints.remove(&endpoint.attachment());
+        match self.reconcile() {
+            // Nothing was written yet in this run; the first round leaves the endpoint out.
+            Ok(()) | Err(ReconcileError::NoSnapshot) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.datapath.detach_pod(&endpoint.host_ifname)?)
+    }
+
+    fn check(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+        let missing =
+            |what: &str| ReconcileError::Missing { what: format!("{what} of {}", endpoint.host_ifname) };
+        let known = self.endpoints.get(&endpoint.attachment());
+        if known.is_none_or(|known| known != endpoint) {
+            return Err(missing("endpoint"));
+        }
+        let row = self.datapath.maps().interfaces.get(&endpoint.host_ifindex)?;
+        if row.as_ref() != self.actual.interfaces.get(&endpoint.host_ifindex) || row.is_none() {
+            return Err(missing("interface row"));
+        }
+        let suffix = format!("-{}", endpoint.host_ifname);
+        let links = self.datapath.links()?;
+        let attached = links.iter().filter(|link| link.name.ends_with(&suffix) && !link.defunct).count();
+        if self.datapath.status().tcx && attached < 2 {
+            return Err(missing("programs"));
+        }
+        Ok(())
+    }
+
+    // === audit ===
+
+    /// Compares the maps with the plan and puts right what differs; then a round, in case the node itself changed.
+    fn audit(&mut self) {
+        if let Err(error) = self.repair() {
+            tracing::error!(error = %error, cause = error.cause(), "audit failed");
+            self.unsure = true;
+        }
+        self.node.forget();
+        self.round();
+    }
+
+    fn repair(&mut self) -> Result<(), ReconcileError> {
+        if self.unsure {
+            return Ok(());
+        }
+        let found = table::dump(self.datapath.maps())?;
+        let steps = diff(&found, &self.actual);
+        for step in &steps {
+            if !matches!(step, Step::Bump(_)) {
+                tracing::warn!(map = step.map(), rows = step.rows(), "drift repaired");
+                self.metrics.drift_repaired(step.map(), step.rows());
+            }
+        }
+        Ok(table::apply(self.datapath.maps(), &steps)?)
+    }
+}
+
+fn rows(steps: &[Step]) -> usize {
+    steps.iter().map(Step::rows).sum()
+}

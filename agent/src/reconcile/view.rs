@@ -1,0 +1,26 @@
+//! What the rest of the agent may see of the reconciler's state.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use quilla_model::Problem;
+use quilla_plan::{Desired, Tables};
+
+use crate::cni::AttachedEndpoint;
+
+/// The state after the last round that succeeded. Never changed, only replaced.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Whether any round has succeeded.
+    pub programmed: bool,
+    /// What this node's Pods get their addresses from.
+    pub pod_cidrs: Vec<IpNet>,
+    /// What the kernel should do.
+    pub desired: Desired,
+    /// With which rows.
+    pub tables: Arc<Tables>,
+    /// What had to be skipped.
+    pub problems: Vec<Problem>,
+    /// The attached Pods.
+    pub endpoints: Vec<AttachedEndpoint>,
+}

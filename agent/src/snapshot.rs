@@ -1,0 +1,217 @@
+//! The single owner of what the watches know: takes their updates, publishes snapshots.
+//!
+//! Invariant: nothing is published before every kind was listed once, so that a start never looks like a cluster in
+//! which everything was deleted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quilla_model::{ObjectName, Problem, Snapshot};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::watch::{Kind, Known, Update, Value};
+
+/// How long changes are collected before a snapshot is published.
+const COALESCE: Duration = Duration::from_millis(20);
+
+/// A snapshot, and what was skipped on the way to it.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// The cluster's intent.
+    pub snapshot: Arc<Snapshot>,
+    /// What could not be read.
+    pub problems: Arc<Vec<Problem>>,
+}
+
+/// Takes updates until `drain`; publishes when all kinds are known, and after every change.
+pub async fn own(
+    mut updates: mpsc::Receiver<Update>,
+    published: watch::Sender<Option<Published>>,
+    drain: CancellationToken,
+) {
+    let mut state = State::default();
+    while let Some(Some(update)) = drain.run_until_cancelled(updates.recv()).await {
+        state.take(update);
+        let deadline = tokio::time::sleep(COALESCE);
+        tokio::pin!(deadline);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut deadline => break,
+                more = updates.recv() => match more {
+                    Some(update) => state.take(update),
+                    None => break,
+                },
+            }
+        }
+        if let Some(snapshot) = state.publish() {
+            published.send_replace(Some(snapshot));
+        }
+    }
+}
+
+/// Everything the watches said so far.
+#[derive(Debug, Default)]
+struct State {
+    snapshot: Snapshot,
+    /// Slices are stored under their Service, and a slice may change its Service.
+    service_of: BTreeMap<ObjectName, ObjectName>,
+    problems: BTreeMap<(Kind, ObjectName), Vec<Problem>>,
+    listed: BTreeSet<Kind>,
+}
+
+impl State {
+    fn take(&mut self, update: Update) {
+        match update {
+            Update::Listed(kind, objects) => {
+                self.clear(kind);
+                for object in objects {
+                    self.put(kind, object);
+                }
+                self.listed.insert(kind);
+            }
+            Update::Changed(kind, object) => {
+                self.remove(kind, &object.name);
+                self.put(kind, object);
+            }
+            Update::Deleted(kind, name) => self.remove(kind, &name),
+        }
+    }
+
+    fn publish(&self) -> Option<Published> {
+        let complete = self.listed.len() == Kind::ALL.len();
+        complete.then(|| Published {
+            snapshot: Arc::new(self.snapshot.clone()),
+            problems: Arc::new(self.problems.values().flatten().cloned().collect()),
+        })
+    }
+
+    fn put(&mut self, kind: Kind, Known { name, value, problems }: Known) {
+        if !problems.is_empty() {
+            self.problems.insert((kind, name.clone()), problems);
+        }
+        let snapshot = &mut self.snapshot;
+        match value {
+            None => {}
+            Some(Value::Service(service)) => drop(snapshot.services.insert(name, service)),
+            Some(Value::EndpointSlice(slice)) => {
+                self.service_of.insert(name.clone(), slice.service.clone());
+                snapshot.slices.entry(slice.service.clone()).or_default().insert(name.name, slice);
+            }
+            Some(Value::Node(node)) => drop(snapshot.nodes.insert(name.name, node)),
+            Some(Value::Pod(pod)) => drop(snapshot.pods.insert(name, pod)),
+            Some(Value::Namespace(namespace)) => drop(snapshot.namespaces.insert(name.name, namespace)),
+            Some(Value::ServiceCidr(cidrs)) => drop(snapshot.service_cidrs.insert(name.name, cidrs)),
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, name: &ObjectName) {
+        self.problems.remove(&(kind, name.clone()));
+        match kind {
+            Kind::Service => drop(self.snapshot.services.remove(name)),
+            Kind::EndpointSlice => self.remove_slice(name),
+            Kind::Node => drop(self.snapshot.nodes.remove(&name.name)),
+            Kind::Pod => drop(self.snapshot.pods.remove(name)),
+            Kind::Namespace => drop(self.snapshot.namespaces.remove(&name.name)),
+            Kind::ServiceCidr => drop(self.snapshot.service_cidrs.remove(&name.name)),
+        }
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName) {
+        let Some(service) = self.service_of.remove(name) else { return };
+        if let Some(slices) = self.snapshot.slices.get_mut(&service) {
+            slices.remove(&name.name);
+            if slices.is_empty() {
+                self.snapshot.slices.remove(&service);
+            }
+        }
+    }
+
+    fn clear(&mut self, kind: Kind) {
+        self.problems.retain(|(of, _), _| *of != kind);
+        match kind {
+            Kind::Service => self.snapshot.services.clear(),
+            Kind::EndpointSlice => {
+                self.snapshot.slices.clear();
+                self.service_of.clear();
+            }
+            Kind::Node => self.snapshot.nodes.clear(),
+            Kind::Pod => self.snapshot.pods.clear(),
+            Kind::Namespace => self.snapshot.namespaces.clear(),
+            Kind::ServiceCidr => self.snapshot.service_cidrs.clear(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use quilla_model::{EndpointSlice, Family, Namespace, ObjectName, ObjectRef, Problem, Reason};
+
+    use super::State;
+    use crate::watch::{Kind, Known, Update, Value};
+
+    fn namespace(name: &str) -> Known {
+        let value = Arc::new(Namespace { name: name.into(), labels: [].into() });
+        Known { name: ObjectName::new("", name), value: Some(Value::Namespace(value)), problems: vec![] }
+    }
+
+    fn slice(name: &str, service: &str) -> Known {
+        let name = ObjectName::new("shop", name);
+        let service = ObjectName::new("shop", service);
+        let slice = EndpointSlice {
+            name: name.clone(),
+            service,
+            family: Family::V4,
+            ports: vec![],
+            endpoints: vec![],
+        };
+        Known { name, value: Some(Value::EndpointSlice(Arc::new(slice))), problems: vec![] }
+    }
+
+    fn complete() -> State {
+        let mut state = State::default();
+        for kind in Kind::ALL {
+            assert!(state.publish().is_none(), "{kind:?} is missing");
+            state.take(Update::Listed(kind, vec![]));
+        }
+        state
+    }
+
+    #[test]
+    fn a_relist_replaces_what_was_known() {
+        let mut state = complete();
+        state.take(Update::Changed(Kind::Namespace, namespace("old")));
+        state.take(Update::Listed(Kind::Namespace, vec![namespace("new")]));
+        let published = state.publish().unwrap();
+        assert_eq!(published.snapshot.namespaces.keys().collect::<Vec<_>>(), ["new"]);
+    }
+
+    #[test]
+    fn a_slice_that_moves_leaves_its_old_service() {
+        let mut state = complete();
+        state.take(Update::Changed(Kind::EndpointSlice, slice("a", "one")));
+        state.take(Update::Changed(Kind::EndpointSlice, slice("a", "two")));
+        let slices = state.publish().unwrap().snapshot.slices.clone();
+        assert_eq!(slices.keys().map(|service| &*service.name).collect::<Vec<_>>(), ["two"]);
+        state.take(Update::Deleted(Kind::EndpointSlice, ObjectName::new("shop", "a")));
+        assert!(state.publish().unwrap().snapshot.slices.is_empty());
+    }
+
+    #[test]
+    fn problems_live_as_long_as_their_object_is_bad() {
+        let mut state = complete();
+        let problem = Problem::new(ObjectRef::cluster("Namespace", "n"), Reason::Malformed, "x");
+        let bad = Known { problems: vec![problem], ..namespace("n") };
+        state.take(Update::Changed(Kind::Namespace, bad.clone()));
+        assert_eq!(state.publish().unwrap().problems.len(), 1);
+        state.take(Update::Changed(Kind::Namespace, namespace("n")));
+        assert_eq!(state.publish().unwrap().problems.len(), 0);
+        state.take(Update::Changed(Kind::Namespace, bad));
+        state.take(Update::Deleted(Kind::Namespace, ObjectName::new("", "n")));
+        assert_eq!(state.publish().unwrap().problems.len(), 0);
+    }
+}

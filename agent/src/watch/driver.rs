@@ -1,0 +1,135 @@
+//! Watches one kind for as long as the agent runs. Spawned once per kind by [`super::start`].
+//!
+//! Invariant: a relist reaches the snapshot in one piece, so that no object seems to be gone while it is being listed.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Resource, ResourceExt};
+use quilla_model::{ObjectName, ObjectRef, Problem, Reason};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Kind, Known, Update, Value};
+use crate::metrics::Metrics;
+
+/// How objects of a kind are read.
+pub(super) trait Watch: Send + 'static {
+    /// The object in the API.
+    type Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static;
+    /// Which kind it is.
+    const KIND: Kind;
+
+    /// What the object means to this node; `None` if it is none of ours.
+    fn read(object: &Self::Object, notes: &mut Notes) -> Option<Value>;
+}
+
+/// Collects what is wrong with one object.
+#[derive(Debug)]
+pub(super) struct Notes {
+    object: ObjectRef,
+    problems: Vec<Problem>,
+}
+
+impl Notes {
+    pub(super) fn new(kind: Kind, name: &ObjectName) -> Self {
+        Self { object: ObjectRef::new(kind.name(), name), problems: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, reason: Reason, detail: impl Into<String>) {
+        self.problems.push(Problem::new(self.object.clone(), reason, detail));
+    }
+
+    /// The value, or a note that the text is malformed.
+    pub(super) fn parsed<T>(&mut self, field: &str, text: &str, value: Option<T>) -> Option<T> {
+        if value.is_none() {
+            self.add(Reason::Malformed, format!("{field} {text:?}"));
+        }
+        value
+    }
+}
+
+/// Where updates go.
+#[derive(Clone, Debug)]
+pub(super) struct Sink {
+    updates: mpsc::Sender<Update>,
+    metrics: Arc<Metrics>,
+    drain: CancellationToken,
+}
+
+impl Sink {
+    pub(super) fn new(
+        updates: mpsc::Sender<Update>,
+        metrics: Arc<Metrics>,
+        drain: CancellationToken,
+    ) -> Self {
+        Self { updates, metrics, drain }
+    }
+}
+
+/// Watches until the agent drains. Errors are counted, logged and tried again with growing pauses.
+pub(super) async fn run<W: Watch>(api: Api<W::Object>, config: watcher::Config, sink: Sink) {
+    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut relist = Vec::new();
+    loop {
+        let Some(Some(event)) = sink.drain.run_until_cancelled(events.next()).await else { return };
+        let update = match event {
+            Ok(event) => received::<W>(event, &mut relist),
+            Err(error) => failed::<W>(&error, &sink.metrics),
+        };
+        if let Some(update) = update
+            && sink.updates.send(update).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn received<W: Watch>(event: Event<W::Object>, relist: &mut Vec<Known>) -> Option<Update> {
+    match event {
+        Event::Init => relist.clear(),
+        Event::InitApply(object) => relist.push(known::<W>(&object)),
+        Event::InitDone => return Some(Update::Listed(W::KIND, std::mem::take(relist))),
+        Event::Apply(object) => return Some(Update::Changed(W::KIND, known::<W>(&object))),
+        Event::Delete(object) => return Some(Update::Deleted(W::KIND, name_of(&object))),
+    }
+    None
+}
+
+/// A kind that this apiserver does not have is an empty list: nothing waits for it.
+fn failed<W: Watch>(error: &watcher::Error, metrics: &Metrics) -> Option<Update> {
+    metrics.watch_restarted(W::KIND);
+    tracing::warn!(kind = W::KIND.name(), error = %error, "watch interrupted");
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404 => {
+            Some(Update::Listed(W::KIND, Vec::new()))
+        }
+        _ => None,
+    }
+}
+
+fn known<W: Watch>(object: &W::Object) -> Known {
+    let name = name_of(object);
+    let mut notes = Notes::new(W::KIND, &name);
+    let value = W::read(object, &mut notes);
+    Known { name, value, problems: notes.problems }
+}
+
+/// The name of an object, with an empty namespace for cluster-wide kinds.
+pub(super) fn name_of<K: Resource>(object: &K) -> ObjectName {
+    ObjectName::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::{Known, Watch, known};
+
+    /// Reads an object as the API would give it.
+    pub(crate) fn read<W: Watch>(object: serde_json::Value) -> Known {
+        known::<W>(&serde_json::from_value(object).expect("an object of the kind"))
+    }
+}

@@ -1,0 +1,137 @@
+//! Endpoint slices (S1, S5).
+
+use std::sync::Arc;
+
+use k8s_openapi::api::discovery::v1::{
+    Endpoint as ApiEndpoint, EndpointHints, EndpointPort as ApiPort, EndpointSlice as ApiSlice,
+};
+use kube::ResourceExt;
+use quilla_model::address::parse_lenient;
+use quilla_model::{Endpoint, EndpointPort, EndpointSlice, Family, Hints, ObjectName};
+
+use super::driver::{Notes, Watch, name_of};
+use super::{Kind, Value, port};
+
+/// Says which Service a slice belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// A slice with this label is of a headless Service.
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
+pub(super) struct Watched;
+
+impl Watch for Watched {
+    type Object = ApiSlice;
+    const KIND: Kind = Kind::EndpointSlice;
+
+    fn read(object: &ApiSlice, notes: &mut Notes) -> Option<Value> {
+        if object.labels().contains_key(HEADLESS) {
+            return None;
+        }
+        let name = name_of(object);
+        let service = ObjectName::new(&name.namespace, object.labels().get(SERVICE_NAME)?);
+        let family = match object.address_type.as_str() {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            "FQDN" => return None,
+            other => return notes.parsed("addressType", other, None),
+        };
+        let ports = object.ports.iter().flatten();
+        let slice = EndpointSlice {
+            service,
+            family,
+            ports: ports.filter_map(|port| endpoint_port(port, notes)).collect(),
+            endpoints: object.endpoints.iter().flatten().filter_map(|api| endpoint(api, notes)).collect(),
+            name,
+        };
+        Some(Value::EndpointSlice(Arc::new(slice)))
+    }
+}
+
+/// A port without a number means every port, which no Service port can mean.
+fn endpoint_port(api: &ApiPort, notes: &mut Notes) -> Option<EndpointPort> {
+    Some(EndpointPort {
+        name: api.name.clone().unwrap_or_default(),
+        port: port::number("port", api.port?, notes)?,
+        protocol: port::protocol("protocol", api.protocol.as_deref(), notes)?,
+    })
+}
+
+/// Only the first address counts; the API has said so since there are slices.
+fn endpoint(api: &ApiEndpoint, notes: &mut Notes) -> Option<Endpoint> {
+    let text = api.addresses.first().map_or("", String::as_str);
+    let address = notes.parsed("endpoint address", text, parse_lenient(text))?;
+    let conditions = api.conditions.as_ref();
+    let hints = api.hints.as_ref().map(hints);
+    Some(Endpoint {
+        address,
+        ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
+        serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
+        terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+        node: api.node_name.as_deref().map(Arc::from),
+        hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
+    })
+}
+
+fn hints(api: &EndpointHints) -> Hints {
+    let nodes = api.for_nodes.iter().flatten().map(|node| node.name.as_str().into());
+    let zones = api.for_zones.iter().flatten().map(|zone| zone.name.as_str().into());
+    Hints { nodes: nodes.collect(), zones: zones.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use quilla_model::{EndpointSlice, Family, Reason};
+    use serde_json::{Value as Json, json};
+
+    use super::Watched;
+    use crate::watch::driver::tests::read;
+    use crate::watch::{Known, Value};
+
+    fn slice_of(address_type: &str, labels: &Json, endpoints: &Json, ports: &Json) -> Known {
+        let metadata = json!({"namespace": "shop", "name": "web-abc", "labels": labels});
+        let object = json!({"metadata": metadata, "addressType": address_type, "endpoints": endpoints, "ports": ports});
+        read::<Watched>(object)
+    }
+
+    fn slice(known: &Known) -> &EndpointSlice {
+        match &known.value {
+            Some(Value::EndpointSlice(slice)) => slice,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn s1_headless_and_named_slices_and_orphans_are_ignored() {
+        let ours = json!({"kubernetes.io/service-name": "web"});
+        let headless = json!({"kubernetes.io/service-name": "web", "service.kubernetes.io/headless": ""});
+        for (address_type, labels) in [("FQDN", &ours), ("IPv4", &headless), ("IPv4", &json!({}))] {
+            let known = slice_of(address_type, labels, &json!([]), &json!([]));
+            assert_eq!((known.value, known.problems), (None, vec![]), "{address_type} {labels}");
+        }
+    }
+
+    #[test]
+    fn s5_missing_conditions_mean_ready() {
+        let labels = json!({"kubernetes.io/service-name": "web"});
+        let endpoints = json!([
+            {"addresses": ["10.0.0.1", "10.0.0.9"]},
+            {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "terminating": true}, "nodeName": "a",
+             "hints": {"forZones": [{"name": "z1"}], "forNodes": [{"name": "a"}]}},
+            {"addresses": ["nonsense"]},
+            {"addresses": []},
+        ]);
+        let ports = json!([{"port": 8080}, {"name": "any"}, {"name": "bad", "port": 70000}]);
+        let known = slice_of("IPv4", &labels, &endpoints, &ports);
+        let slice = slice(&known);
+        assert_eq!((slice.family, slice.service.name.as_str()), (Family::V4, "web"));
+        assert_eq!(slice.ports.len(), 1);
+        let conditions: Vec<_> =
+            slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
+        assert_eq!(conditions, [(true, true, false), (false, true, true)]);
+        assert_eq!(slice.endpoints[0].address, std::net::IpAddr::from([10, 0, 0, 1]));
+        let hints = slice.endpoints[1].hints.as_deref().unwrap();
+        assert_eq!((&*hints.zones[0], &*hints.nodes[0]), ("z1", "a"));
+        let reasons: Vec<_> = known.problems.iter().map(|problem| problem.reason).collect();
+        assert_eq!(reasons, [Reason::Malformed; 3], "a port and two endpoints");
+    }
+}
