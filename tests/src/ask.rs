@@ -73,3 +73,18 @@ pub fn tally(answers: &[Answer]) -> BTreeMap<&str, usize> {
     }
     hits
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{parse, tally};
+
+    #[test]
+    fn answers_of_both_families_are_read() {
+        let answers: Vec<_> = ["web-a 10.244.0.2:4000", "web-b [fd00:244::2]:4000", "web-a 10.244.0.2:4001"]
+            .map(|line| parse(line).expect(line))
+            .into();
+        assert_eq!(tally(&answers).into_iter().collect::<Vec<_>>(), [("web-a", 2), ("web-b", 1)]);
+        assert_eq!(answers[1].caller.to_string(), "fd00:244::2");
+        parse("echoed 5 bytes").expect_err("no address");
+    }
+}

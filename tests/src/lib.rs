@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod cni;
 pub mod command;
+pub mod counters;
 pub mod dump;
 pub mod eventually;
 pub mod netns;
