@@ -104,7 +104,7 @@ impl<A: Attacher> CniServer<A> {
         &self.shared.attacher
     }
 
-    /// Stops listening, lets plugins that are connected finish, and removes the socket.
+    /// Stops listening, lets plugins in the middle of an ADD finish, and removes the socket.
     pub async fn shutdown(self) {
         self.drain.cancel();
         if let Err(error) = self.task.await {
@@ -208,7 +208,7 @@ async fn run<A: Attacher>(
         tokio::select! {
             () = drain.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(sessions.spawn(serve(Arc::clone(&shared), stream))),
+                Ok((stream, _)) => drop(sessions.spawn(serve(Arc::clone(&shared), stream, drain.clone()))),
                 Err(error) => {
                     tracing::warn!(error = %error, "accept cni connection");
                     // Out of descriptors: waiting lets sessions end.

@@ -11,6 +11,7 @@ use quilla_cni_protocol::{
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::cni::lock::AttachmentLock;
 use crate::cni::server::Shared;
@@ -18,16 +19,16 @@ use crate::cni::store::{Entry, NewAttachment, Store};
 use crate::cni::{AttachError, Attacher, StoreError};
 
 /// How long a plugin may be silent between two requests, its netlink work included.
-const SILENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// How long a request waits for another plugin that works on the same attachment: less than the plugin's own patience.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves one connection to its end.
-pub(super) async fn serve<A: Attacher>(shared: Arc<Shared<A>>, stream: UnixStream) {
+/// Serves one connection to its end. When the agent drains, a plugin in the middle of an ADD may finish it.
+pub(super) async fn serve<A: Attacher>(shared: Arc<Shared<A>>, stream: UnixStream, drain: CancellationToken) {
     let mut session = Session { shared, lock: None, reserved: None };
     let mut stream = BufReader::new(stream);
-    while let Some(line) = read_line(&mut stream).await {
+    while let Some(line) = session.next_line(&mut stream, &drain).await {
         let response = match decode::<RequestEnvelope>(&line) {
             Ok(envelope) if envelope.version == PROTOCOL_VERSION => session.answer(envelope.request).await,
             Ok(envelope) => {
@@ -71,6 +72,17 @@ struct Session<A> {
 }
 
 impl<A: Attacher> Session<A> {
+    async fn next_line(
+        &self,
+        stream: &mut BufReader<UnixStream>,
+        drain: &CancellationToken,
+    ) -> Option<Vec<u8>> {
+        if self.reserved.is_some() {
+            return read_line(stream).await;
+        }
+        drain.run_until_cancelled(read_line(stream)).await.flatten()
+    }
+
     async fn answer(&mut self, request: Request) -> Result<Response, CniError> {
         match request {
             Request::Reserve { attachment, network, netns, pod } => {

@@ -150,6 +150,28 @@ async fn one_plugin_per_attachment() {
     assert!(server.endpoints().await.is_empty(), "the release came before the attach");
 }
 
+/// The agent's end cuts off a plugin that has nothing to lose, and lets another finish.
+#[tokio::test]
+async fn drain() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let server = start(dir.path()).await;
+    let mut idle = Plugin::connect(dir.path()).await;
+    assert_eq!(idle.ask(Request::Status).await, Response::Done);
+    let mut busy = Plugin::connect(dir.path()).await;
+    busy.reserve("c").await;
+    let (answer, ()) = tokio::join!(
+        async {
+            assert_eq!(idle.hear().await, None, "want the end of the conversation");
+            let answer = busy.attach("c").await;
+            drop(busy);
+            answer
+        },
+        server.shutdown()
+    );
+    assert_eq!(answer, Response::Done);
+    assert_eq!(start(dir.path()).await.endpoints().await.len(), 1);
+}
+
 /// A request out of order is refused, and the conversation goes on.
 #[tokio::test]
 async fn attach_without_reservation() {
