@@ -55,15 +55,7 @@ pub(crate) fn account<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Ad
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     flow.last_seen = helper::now();
-    if let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) {
-        flow.flags = flags;
-        if state != flow.state {
-            flow.state = state;
-            if let Some(twin) = lookup::<F>(&twin_key::<F>(&headers.key, flow)) {
-                twin.state = state;
-            }
-        }
-    }
+    progress::<F>(headers, flow);
 }
 
 /// Fills in what follows from the two parties; translation and state are set already.
@@ -94,9 +86,20 @@ pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratc
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     flow.last_seen = helper::now();
-    if let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) {
-        flow.state = state;
-        flow.flags = flags;
+    progress::<F>(headers, flow);
+}
+
+/// Moves the connection's state, which is kept equal in both entries.
+#[inline(always)]
+fn progress<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Addr>) {
+    let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) else { return };
+    flow.flags = flags;
+    if state == flow.state {
+        return;
+    }
+    flow.state = state;
+    if let Some(twin) = lookup::<F>(&twin_key::<F>(&headers.key, flow)) {
+        twin.state = state;
     }
 }
 
