@@ -1,6 +1,8 @@
 //! The node agent: watches the apiserver and programs the kernel.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
+
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use quilla_agent::options::{Cli, Task};
@@ -15,9 +17,16 @@ fn main() -> Result<()> {
     let Some(options) = options else {
         return Cli::command().print_help().context("print help");
     };
-    let filter = EnvFilter::try_from_env("QUILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    start_log();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(app::run(options)).context("run the agent")
+}
+
+/// The client library reports every failed connection as an error; the watches say the same once, with their kind.
+fn start_log() {
+    let chosen = EnvFilter::try_from_env("QUILLA_LOG");
+    let filter = chosen.unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }
