@@ -19,7 +19,7 @@ pub enum Error {
     #[error("connect to the apiserver")]
     Connect { source: Box<kube::Error> },
     #[error("start the apiserver")]
-    Apiserver { source: quilla_apiserver::Error },
+    Apiserver { source: Box<quilla_apiserver::Error> },
     #[error("listen on {address} for health and metrics")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("{option}: {why}")]
@@ -29,11 +29,12 @@ pub enum Error {
 }
 
 impl Error {
-    pub fn api(
+    /// Turns what the client says into an error about one object.
+    pub fn api<T: ToString + ?Sized>(
         operation: &'static str,
         kind: &'static str,
-        object: impl ToString,
-    ) -> impl FnOnce(kube::Error) -> Self {
+        object: &T,
+    ) -> impl FnOnce(kube::Error) -> Self + use<T> {
         let object = object.to_string();
         move |source| Self::Api { operation, kind, object, source: Box::new(source) }
     }
@@ -52,11 +53,6 @@ impl Error {
             Self::Option { .. } => "option",
             Self::TaskEnded { .. } => "task_ended",
         }
-    }
-
-    /// Whether the apiserver says that the object is not there.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Api { source, .. } if is_code(source, 404))
     }
 }
 

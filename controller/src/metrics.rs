@@ -54,7 +54,11 @@ impl Default for Metrics {
         );
         registry.register("reconcile_failures", "Reconciliations that failed", Family::clone(&failures));
         registry.register("queue_length", "Objects waiting to be reconciled", Family::clone(&queued));
-        registry.register("watch_errors", "Watches that broke and were resumed", Family::clone(&watch_errors));
+        registry.register(
+            "watch_errors",
+            "Watches that broke and were resumed",
+            Family::clone(&watch_errors),
+        );
         Self { registry: Arc::new(registry), durations, failures, queued, watch_errors }
     }
 }

@@ -29,7 +29,7 @@ struct Port {
 }
 
 /// The endpoints of a group by identity: Pod and address.
-pub type Endpoints = BTreeMap<String, Endpoint>;
+pub(super) type Endpoints = BTreeMap<String, Endpoint>;
 
 impl Group {
     /// The group an existing slice belongs to.

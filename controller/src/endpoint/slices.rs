@@ -94,7 +94,9 @@ fn fill(
     mut desired: Endpoints,
     mut drafts: Vec<Draft<'_>>,
 ) {
-    drafts.iter_mut().for_each(|draft| draft.keep(&mut desired));
+    for draft in &mut drafts {
+        draft.keep(&mut desired);
+    }
     drafts.iter_mut().filter(|draft| draft.changed).for_each(|draft| draft.take(&mut desired));
     if !desired.is_empty() {
         let fitting = drafts.iter_mut().filter(|draft| draft.room() >= desired.len());
@@ -127,17 +129,21 @@ fn slice(
     endpoints: Vec<Endpoint>,
     old: Option<&EndpointSlice>,
 ) -> EndpointSlice {
-    let mut metadata = old.map(|old| old.metadata.clone()).unwrap_or_else(|| ObjectMeta {
-        namespace: service.metadata.namespace.clone(),
-        owner_references: Some(vec![owner(service)]),
-        ..ObjectMeta::default()
-    });
+    let mut metadata = old.map_or_else(|| new_metadata(service), |old| old.metadata.clone());
     metadata.labels = Some(labels(service));
     EndpointSlice {
         metadata,
         address_type: group.address_type.clone(),
         endpoints: Some(endpoints),
         ports: Some(group.ports()),
+    }
+}
+
+fn new_metadata(service: &Service) -> ObjectMeta {
+    ObjectMeta {
+        namespace: service.metadata.namespace.clone(),
+        owner_references: Some(vec![owner(service)]),
+        ..ObjectMeta::default()
     }
 }
 

@@ -1,4 +1,5 @@
 //! Objects in, slices out.
+#![allow(clippy::needless_pass_by_value, reason = "JSON reads best inline")]
 
 use std::collections::BTreeMap;
 

@@ -3,17 +3,19 @@
 
 pub mod cache;
 pub mod endpoint_slice;
+pub mod kubernetes_service;
 pub mod node_cidr;
 pub mod queue;
 pub mod scheduler;
+pub mod service_cidr;
 
 use std::fmt::{Debug, Display};
 use std::future::Future;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -21,7 +23,16 @@ use tokio_util::sync::CancellationToken;
 
 use self::queue::Queue;
 use crate::error::Error;
+use crate::health::Readiness;
 use crate::metrics::Metrics;
+
+/// What every task of the controller shares.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub metrics: Metrics,
+    pub readiness: Readiness,
+    pub drain: CancellationToken,
+}
 
 /// What the loop needs of a reconciler.
 pub trait Reconciler: Send {
@@ -44,11 +55,8 @@ pub trait Reconciler: Send {
 }
 
 /// Drives one reconciler until `drain`; a reconciliation that has begun is finished.
-pub async fn run<R: Reconciler>(
-    mut reconciler: R,
-    metrics: Metrics,
-    drain: CancellationToken,
-) -> Result<(), Error> {
+pub async fn run<R: Reconciler>(mut reconciler: R, context: Context) -> Result<(), Error> {
+    let Context { metrics, readiness, drain } = context;
     let mut events = reconciler.watches(&metrics);
     let mut queue = Queue::default();
     loop {
@@ -60,7 +68,12 @@ pub async fn run<R: Reconciler>(
             event = events.next() => {
                 let event = event.ok_or(Error::TaskEnded { task: R::NAME })?;
                 let now = Instant::now();
-                reconciler.observe(event).into_iter().for_each(|key| queue.push(key, now));
+                for key in reconciler.observe(event) {
+                    queue.push(key, now);
+                }
+                if reconciler.is_ready() {
+                    readiness.reached(R::NAME);
+                }
             }
             () = at(due) => settle(&mut reconciler, &mut queue, &metrics).await,
         }
@@ -92,19 +105,21 @@ async fn at(due: Option<Instant>) {
 }
 
 /// Every object of a kind in all namespaces, for ever; a broken watch is counted and resumed with backoff.
-fn watch<K>(client: &Client, metrics: &Metrics) -> impl Stream<Item = Event<K>> + Send + use<K>
+fn watch<K>(client: &Client, metrics: &Metrics) -> impl Stream<Item = Box<Event<K>>> + Send + use<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Default,
     K: k8s_openapi::Resource,
 {
     let metrics = metrics.clone();
-    watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().filter_map(move |event| {
-        let event = event.inspect_err(|error| {
-            metrics.watch_broke(K::KIND);
-            let error = error as &(dyn std::error::Error + 'static);
-            tracing::warn!(kind = K::KIND, error, "watch broke, resuming");
-        });
-        std::future::ready(event.ok())
-    })
+    watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().filter_map(
+        move |event| {
+            let event = event.inspect_err(|error| {
+                metrics.watch_broke(K::KIND);
+                let error = error as &(dyn std::error::Error + 'static);
+                tracing::warn!(kind = K::KIND, error, "watch broke, resuming");
+            });
+            std::future::ready(event.ok().map(Box::new))
+        },
+    )
 }

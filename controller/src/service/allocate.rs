@@ -275,7 +275,7 @@ impl Step<'_> {
         match self.allocator.hold(holding) {
             Some(true) => self.gained.push(holding.clone()),
             Some(false) => {
-                self.errors.invalid(field, holding.to_string(), "provided value is already allocated")
+                self.errors.invalid(field, holding.to_string(), "provided value is already allocated");
             }
             None => self.errors.invalid(field, holding.to_string(), outside),
         }

@@ -1,4 +1,9 @@
 //! Tables for the admission of Services: one manifest in, the stored object or the complaints out.
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::too_many_lines,
+    reason = "tables of JSON read best whole and inline"
+)]
 
 use k8s_openapi::api::core::v1::Service;
 use proptest::prelude::*;
@@ -173,7 +178,7 @@ fn the_dual_stack_shapes_of_kep_563() {
     ];
     for (mut shape, policy, families, addresses) in table {
         shape["ports"] = http();
-        let stored = create(&dual(), shape.clone()).expect(&shape.to_string());
+        let stored = create(&dual(), shape.clone()).unwrap_or_else(|errors| panic!("{shape}: {errors}"));
         let spec = spec(&stored);
         assert_eq!(spec.ip_family_policy.as_deref(), Some(policy), "{shape}");
         assert_eq!(spec.ip_families.as_deref().expect("families"), families, "{shape}");

@@ -1,0 +1,209 @@
+//! Keeps the EndpointSlices of every Service that has a selector. Driven by `reconcile::run`. Writes slices with its
+//! own managed-by label only; a Service without a selector is its owner's business.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::{BoxStream, select_all};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, ResourceExt};
+use rand::RngExt;
+
+use super::cache::{Cache, Change, Key};
+use super::{Reconciler, watch};
+use crate::endpoint::{MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, desired, plan};
+use crate::error::{Error, is_code};
+use crate::metrics::Metrics;
+use crate::selector::selects;
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// The letters of generated names: no vowels, so that no words come out.
+const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// What the reconciler sees.
+#[derive(Debug)]
+pub enum Seen {
+    Service(Box<Event<Service>>),
+    Pod(Box<Event<Pod>>),
+    Node(Box<Event<Node>>),
+    Slice(Box<Event<EndpointSlice>>),
+}
+
+/// Owns the caches; the key is a Service's.
+pub struct EndpointSlices {
+    client: Client,
+    services: Cache<Service>,
+    pods: Cache<Pod>,
+    nodes: Cache<Node>,
+    slices: Cache<EndpointSlice>,
+}
+
+impl std::fmt::Debug for EndpointSlices {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("EndpointSlices").finish_non_exhaustive()
+    }
+}
+
+impl EndpointSlices {
+    pub fn new(client: Client) -> Self {
+        let (services, pods) = (Cache::default(), Cache::default());
+        Self { client, services, pods, nodes: Cache::default(), slices: Cache::default() }
+    }
+
+    /// The Services that selected the Pod or select it now.
+    fn services_of(&self, change: &Change<Pod>) -> Vec<Key> {
+        let versions = [change.old.as_deref(), change.new.as_deref()];
+        let selected = |service: &Service| {
+            let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            versions.iter().flatten().any(|pod| selects(selector, pod.metadata.labels.as_ref()))
+        };
+        let services = self.services.within(&change.key.namespace);
+        services.filter(|(_, service)| selected(service)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// A node matters by its zone only.
+    fn services_by_zone(&self, changes: &[Change<Node>]) -> Vec<Key> {
+        let moved = |change: &Change<Node>| zone(change.old.as_deref()) != zone(change.new.as_deref());
+        if !changes.iter().any(moved) {
+            return Vec::new();
+        }
+        self.services.iter().map(|(key, _)| key.clone()).collect()
+    }
+
+    fn managed(&self, key: &Key) -> Vec<Arc<EndpointSlice>> {
+        let slices = self.slices.within(&key.namespace).map(|(_, slice)| slice);
+        slices.filter(|slice| service_of(slice).as_ref() == Some(key)).cloned().collect()
+    }
+
+    fn plan(&self, key: &Key) -> Plan {
+        let existing = self.managed(key);
+        let Some(service) = self.services.get(key).filter(|service| !is_external_name(service)) else {
+            let delete = existing.iter().map(|slice| EndpointSlice::clone(slice)).collect();
+            return Plan { delete, ..Plan::default() };
+        };
+        let Some(selector) = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()) else {
+            return Plan::default();
+        };
+        let pods: Vec<_> = self
+            .pods
+            .within(&key.namespace)
+            .map(|(_, pod)| &**pod)
+            .filter(|pod| selects(Some(selector), pod.metadata.labels.as_ref()))
+            .collect();
+        let zone =
+            |node: &str| zone(self.nodes.get(&Key::new("", node)).map(|node| &**node)).map(str::to_owned);
+        let mut plan = plan(
+            service,
+            desired(service, pods.iter().copied(), zone),
+            existing.iter().map(|slice| &**slice),
+        );
+        plan.stamp(service, pods);
+        plan
+    }
+
+    /// Creations first and deletions last: an endpoint that moves is seen twice rather than not at all.
+    async fn write(&mut self, key: &Key, plan: Plan) -> Result<(), Error> {
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
+        for mut slice in plan.create {
+            let name = format!("{}-{}", key.name, suffix());
+            slice.metadata.name = Some(name.clone());
+            let error = Error::api("create", "EndpointSlice", &Key::new(&key.namespace, name));
+            self.slices.put(api.create(&PostParams::default(), &slice).await.map_err(error)?);
+        }
+        for slice in plan.update {
+            let name = slice.name_any();
+            let error = Error::api("update", "EndpointSlice", &Key::of(&slice));
+            self.slices.put(api.replace(&name, &PostParams::default(), &slice).await.map_err(error)?);
+        }
+        for slice in plan.delete {
+            let preconditions = Preconditions { uid: slice.uid(), resource_version: None };
+            let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            match api.delete(&slice.name_any(), &parameters).await {
+                Err(error) if !is_code(&error, 404) => {
+                    return Err(Error::api("delete", "EndpointSlice", &Key::of(&slice))(error));
+                }
+                _ => self.slices.remove(&Key::of(&slice)),
+            };
+        }
+        Ok(())
+    }
+}
+
+impl Reconciler for EndpointSlices {
+    type Event = Seen;
+    type Key = Key;
+    const NAME: &'static str = "endpoint_slice";
+
+    fn watches(&self, metrics: &Metrics) -> BoxStream<'static, Seen> {
+        let client = &self.client;
+        select_all([
+            watch(client, metrics).map(Seen::Service).boxed(),
+            watch(client, metrics).map(Seen::Pod).boxed(),
+            watch(client, metrics).map(Seen::Node).boxed(),
+            watch(client, metrics).map(Seen::Slice).boxed(),
+        ])
+        .boxed()
+    }
+
+    fn observe(&mut self, event: Seen) -> Vec<Key> {
+        match event {
+            Seen::Service(event) => {
+                self.services.apply(*event).into_iter().map(|change| change.key).collect()
+            }
+            Seen::Pod(event) => {
+                let changes = self.pods.apply(*event);
+                changes.iter().flat_map(|change| self.services_of(change)).collect()
+            }
+            Seen::Node(event) => {
+                let changes = self.nodes.apply(*event);
+                self.services_by_zone(&changes)
+            }
+            Seen::Slice(event) => {
+                let changes = self.slices.apply(*event);
+                let versions = changes.iter().flat_map(|change| [&change.old, &change.new]);
+                versions.flatten().filter_map(|slice| service_of(slice)).collect()
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.services.is_listed()
+            && self.pods.is_listed()
+            && self.nodes.is_listed()
+            && self.slices.is_listed()
+    }
+
+    async fn reconcile(&mut self, key: &Key) -> Result<(), Error> {
+        let plan = self.plan(key);
+        if !plan.is_empty() {
+            let (created, updated, deleted) = (plan.create.len(), plan.update.len(), plan.delete.len());
+            self.write(key, plan).await?;
+            tracing::debug!(service = %key, created, updated, deleted, "endpoint slices written");
+        }
+        Ok(())
+    }
+}
+
+fn is_external_name(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
+}
+
+fn zone(node: Option<&Node>) -> Option<&str> {
+    node?.metadata.labels.as_ref()?.get(ZONE_LABEL).map(String::as_str).filter(|zone| !zone.is_empty())
+}
+
+/// The Service whose slice this is, if we manage it.
+fn service_of(slice: &EndpointSlice) -> Option<Key> {
+    let labels = slice.metadata.labels.as_ref()?;
+    let managed = labels.get(MANAGED_BY_LABEL).is_some_and(|manager| manager == MANAGED_BY);
+    let name = labels.get(SERVICE_LABEL).filter(|_| managed)?;
+    Some(Key::new(slice.namespace().unwrap_or_default(), name))
+}
+
+fn suffix() -> String {
+    let mut random = rand::rng();
+    (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
+}
