@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 
 use crate::ebpf::{self, cargo_bpf};
-use crate::process::run;
+use crate::process::{read, run};
 use crate::workspace::Workspace;
 use crate::{setup, tidy};
 
@@ -13,7 +13,8 @@ const HOST: [&str; 3] = ["--workspace", "--exclude", "quilla-ebpf"];
 
 type Step = (&'static str, fn(&Workspace) -> Result<()>);
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
+    ("lock file", lock),
     ("format", format),
     ("tidy", tidy::tidy),
     ("spelling", spelling),
@@ -40,6 +41,11 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     ensure!(failed.is_empty(), "{} of {} checks failed: {}", failed.len(), STEPS.len(), failed.join(", "));
     println!("\nall {} checks passed", STEPS.len());
     Ok(())
+}
+
+/// Before anything else: the next cargo command would bring the file up to date in silence.
+fn lock(workspace: &Workspace) -> Result<()> {
+    read(&mut workspace.cargo(&["metadata", "--locked", "--format-version", "1"])).map(drop)
 }
 
 fn format(workspace: &Workspace) -> Result<()> {
