@@ -109,7 +109,8 @@ impl Datapath {
             count_helpers: options.count_helpers,
             flow_capacity: options.flow_capacity,
         };
-        let loaded = program::load(object, constants, &layout.maps)?;
+        let loaded = program::load(object, constants, &layout.maps)
+            .inspect_err(|_| pin::put_back(&layout.maps, &opened))?;
         let maps = Maps::new(|map| {
             sys::get(&layout.maps.join(map)).map_err(|source| DatapathError::kernel("open map", map, source))
         })?;

@@ -116,6 +116,17 @@ fn move_aside(path: &Path) -> Result<()> {
         .map_err(|source| DatapathError::kernel("move aside", path.to_string_lossy(), source))
 }
 
+/// Undoes [`sort`] after a failed load: an agent that is rolled back finds the maps its programs still use.
+pub(crate) fn put_back(directory: &Path, opened: &Opened) {
+    for map in &opened.replaced {
+        let pin = directory.join(map);
+        // The loader may have got as far as pinning a new map there; renaming takes its place.
+        if let Err(error) = fs::rename(aside(&pin), &pin) {
+            tracing::error!(map, %error, "cannot put a pinned map back");
+        }
+    }
+}
+
 /// Lets go of the maps that were moved aside.
 pub(crate) fn forget_replaced(directory: &Path) -> Result<()> {
     for map in PINNED {

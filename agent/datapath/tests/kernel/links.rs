@@ -2,8 +2,9 @@
 
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -15,31 +16,29 @@ fn ids(links: &[LinkStatus]) -> Vec<(String, u32)> {
     links.iter().map(|link| (link.name.clone(), link.id)).collect()
 }
 
-/// Design, promise 2: agents come and go under traffic, and every packet meets exactly one program.
+/// Design, promise 2: agents are killed and started under traffic, and every packet meets exactly one program.
 #[test]
-fn restarts_lose_no_packet() {
-    const RESTARTS: u32 = 20;
+fn agents_killed_under_traffic_lose_no_packet() {
+    const KILLS: u32 = 10;
+    if let Some(bpffs) = std::env::var_os(AGENT) {
+        return be_an_agent(&Options { bpffs: bpffs.into(), flow_capacity: 1024, ..Options::default() });
+    }
     let (bpffs, namespace) = (Bpffs::new(), Namespace::new());
     namespace.quiet_pair("near", "far");
-    let attach = || {
-        let datapath = bpffs.open();
-        namespace.run(|| datapath.attach_pod("near")).expect("attach");
-        datapath
-    };
-    let first = attach();
-    let before = first.links().expect("links");
-    drop(first);
+    kill_an_agent(&bpffs, &namespace);
+    let before = bpffs.open().links().expect("links");
+    assert_eq!(before.len(), 2, "{before:?}");
 
     let done = AtomicBool::new(false);
     let sent = thread::scope(|scope| {
         let flood = scope.spawn(|| namespace.run(|| flood(&packet_socket("far"), &done)));
-        for _ in 0..RESTARTS {
-            drop(attach());
+        for _ in 0..KILLS {
+            kill_an_agent(&bpffs, &namespace);
         }
         done.store(true, Ordering::Relaxed);
         flood.join().expect("flood")
     });
-    let last = attach();
+    let last = bpffs.open();
     let after = last.links().expect("links");
     assert_eq!(ids(&after), ids(&before), "the links are the same ones");
     assert!(
@@ -48,6 +47,28 @@ fn restarts_lose_no_packet() {
     );
     assert!(sent > 1000, "traffic ran all the while: {sent}");
     eventually("packets counted", &sent, || counted(&last));
+}
+
+/// In the environment of a process that is to be an agent: its BPF file system.
+const AGENT: &str = "QUILLA_TEST_AGENT";
+
+/// This very test in another process. It kills itself the moment everything is attached, with all it has open.
+fn kill_an_agent(bpffs: &Bpffs, namespace: &Namespace) {
+    let executable = std::env::current_exe().expect("this executable");
+    let status = namespace.run(|| {
+        Command::new(executable)
+            .args(["--exact", "links::agents_killed_under_traffic_lose_no_packet"])
+            .env(AGENT, bpffs.options().bpffs)
+            .stdout(Stdio::null())
+            .status()
+    });
+    assert_eq!(status.expect("run an agent").signal(), Some(libc::SIGKILL), "it ends by nothing else");
+}
+
+fn be_an_agent(options: &Options) {
+    open(options).attach_pod("near").expect("attach");
+    // SAFETY: no addresses are passed. Nothing is dropped or flushed, as when somebody else kills us.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
 
 fn flood(socket: &OwnedFd, done: &AtomicBool) -> u64 {

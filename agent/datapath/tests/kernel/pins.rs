@@ -87,6 +87,35 @@ fn flows_are_not_believed_without_the_epochs_they_were_made_under() {
     assert_eq!(second.opened().replaced, [map::FLOWS_V4, map::FLOWS_V6]);
 }
 
+/// An upgrade that cannot load leaves the maps to the agent that is rolled back to.
+#[test]
+fn a_failed_load_puts_the_maps_back() {
+    let bpffs = Bpffs::new();
+    let first = bpffs.open();
+    first.maps().services_v4.insert(&FRONTEND, &SERVICE).expect("insert");
+    first.maps().config.set(0, &Config { schema: SCHEMA + 1, ..Config::default() }).expect("set");
+
+    let lacking = without_symbol(Object::embedded().bytes(), b"COUNT_HELPERS");
+    let error = Datapath::open_object(&Object::from_bytes(&lacking), &bpffs.options());
+    assert!(matches!(error, Err(DatapathError::Object { .. })), "{error:?}");
+
+    first.maps().config.set(0, &Config { schema: SCHEMA, ..Config::default() }).expect("set");
+    let second = bpffs.open();
+    assert!(second.opened().replaced.is_empty(), "{:?}", second.opened());
+    assert_eq!(second.maps().services_v4.get(&FRONTEND).expect("get"), Some(SERVICE));
+}
+
+/// The object with a symbol under another name.
+fn without_symbol(object: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut changed = object.to_vec();
+    let places = (0..object.len() - name.len()).filter(|&at| object[at..].starts_with(name));
+    for at in places {
+        changed[at] = b'X';
+    }
+    assert_ne!(changed, object, "the symbol is there");
+    changed
+}
+
 #[test]
 fn an_object_that_is_cut_short_is_refused() {
     let bpffs = Bpffs::new();
