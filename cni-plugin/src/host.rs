@@ -21,6 +21,9 @@ const SETTINGS: &[Setting] = &[
     (Family::Ipv6, "forwarding", "1"),
 ];
 
+/// For a host where new interfaces are born with IPv6 off; after the settings above, so that no address appears.
+const IPV6_SETTINGS: &[Setting] = &[(Family::Ipv6, "disable_ipv6", "0")];
+
 /// Creates the pair, the Pod's side directly in its namespace.
 pub(crate) fn create(
     netlink: &mut Netlink,
@@ -52,6 +55,9 @@ pub(crate) fn create(
 /// Settings, routes and neighbours of the host's side; returns its index.
 pub(crate) fn configure(netlink: &mut Netlink, reservation: &Reservation) -> Result<u32, CniError> {
     sysctl::apply(&reservation.host_ifname, SETTINGS)?;
+    if reservation.leases.iter().any(|lease| lease.address.is_ipv6()) {
+        sysctl::apply(&reservation.host_ifname, IPV6_SETTINGS)?;
+    }
     let link = netlink.link(&reservation.host_ifname)?;
     netlink.set_up(link.index)?;
     for lease in &reservation.leases {

@@ -162,6 +162,20 @@ pub(crate) fn one_family_only() -> Result<()> {
     Ok(())
 }
 
+/// Host and runtime may create interfaces with IPv6 off; a Pod with an IPv6 address needs it on.
+pub(crate) fn ipv6_off_by_default() -> Result<()> {
+    let node = Node::start("ipv6-off")?;
+    let pod = node.pod("pod")?;
+    node.host.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
+    pod.netns.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
+    let before = node.state(&pod)?;
+    let result = node.add(&pod)?;
+    node.call("CHECK", &pod).with("prevResult", result).run()?.silence()?;
+    node.del(&pod)?;
+    ensure!(node.state(&pod)? == before, "something remains");
+    Ok(())
+}
+
 /// CNI-30: many ADDs at once give as many addresses.
 pub(crate) fn in_parallel() -> Result<()> {
     const PODS: usize = 24;

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         add::twice_is_one_address,
         add::the_agent_is_asked_before_the_answer,
         add::one_family_only,
+        add::ipv6_off_by_default,
         add::in_parallel,
         chain::add_keeps_what_came_before,
         chain::check_accepts_the_result,

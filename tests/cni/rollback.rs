@@ -157,6 +157,14 @@ pub(crate) fn agent_restarts_with_its_endpoints() -> Result<()> {
     let known = node.agent.as_ref().map(|agent| agent.known_at_start.clone()).unwrap_or_default();
     ensure!(attached == known.into_iter().map(Call::Attach).collect::<Vec<_>>(), "{attached:?}");
     ensure!(node.add(&pod)? == first, "another answer after the restart");
+    // While the Pod CIDRs are not known again, the agent cannot say all of it, and must not say half.
+    node.kill_agent();
+    let agent = Agent::start(node.files.path(), None, node.recorder.clone())?;
+    node.call("ADD", &pod).run()?.error(11)?;
+    agent.set_pools(pools());
+    let again = || node.call("ADD", &pod).run()?.result();
+    ensure!(eventually::succeeds("add again", again)? == first, "another answer without pod cidrs");
+    node.agent = Some(agent);
     ensure!(addresses(&node.add(&other)?)[0] == "10.1.7.3", "want the next address");
     Ok(())
 }

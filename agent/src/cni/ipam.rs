@@ -97,10 +97,10 @@ impl Ipam {
         self.ipv4.cooling.iter().chain(&self.ipv6.cooling).copied()
     }
 
-    /// The Pods' next hop in each family.
+    /// The next hop of a Pod that holds the address; unknown while the pool it came from is.
     pub(super) fn gateway(&self, of: IpAddr) -> Option<IpAddr> {
         let family = if of.is_ipv4() { &self.ipv4 } else { &self.ipv6 };
-        family.range.map(|range| range.address(1))
+        family.range.filter(|range| range.net.contains(&of)).map(|range| range.address(1))
     }
 
     /// Whether an allocation would succeed now.
@@ -246,6 +246,7 @@ mod tests {
         assert_eq!(given, ["10.0.0.10", "10.0.0.11", "10.0.0.12", "10.0.0.13", "10.0.0.14"]);
         let gateway = ipam.gateway("10.0.0.10".parse().expect("valid"));
         assert_eq!(gateway, Some("10.0.0.9".parse().expect("valid")));
+        assert_eq!(ipam.gateway("10.0.0.2".parse().expect("valid")), None, "not of this pool");
     }
 
     #[test]

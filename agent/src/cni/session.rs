@@ -131,12 +131,12 @@ impl<A: Attacher> Session<A> {
     async fn reserve(&mut self, new: NewAttachment) -> Result<Response, CniError> {
         let (attachment, mtu) = (new.attachment.clone(), self.shared.mtu());
         let reserve = move |store: &mut Store| {
-            store.reserve(new).map(|entry| match &entry {
-                Entry::Reserved(endpoint) => Response::Reserved(store.reservation(endpoint, mtu)),
-                Entry::Attached(endpoint) => Response::Attached(store.reservation(endpoint, mtu)),
+            Ok(match store.reserve(new)? {
+                Entry::Reserved(endpoint) => Response::Reserved(store.reservation(&endpoint, mtu)?),
+                Entry::Attached(endpoint) => Response::Attached(store.reservation(&endpoint, mtu)?),
             })
         };
-        let response = self.shared.with_store(reserve).await.map_err(|error| refusal(&error))?;
+        let response = self.shared.with_store(reserve).await.map_err(|error: StoreError| refusal(&error))?;
         if matches!(response, Response::Reserved(_)) {
             self.reserved = Some(attachment);
         }
@@ -184,10 +184,13 @@ impl<A: Attacher> Session<A> {
         let known = self
             .shared
             .with_store(move |store| match store.entry(&key) {
-                Some(Entry::Attached(endpoint)) => Some((store.reservation(&endpoint, mtu), endpoint)),
-                _ => None,
+                Some(Entry::Attached(endpoint)) => {
+                    store.reservation(&endpoint, mtu).map(|reservation| Some((reservation, endpoint)))
+                }
+                _ => Ok(None),
             })
-            .await;
+            .await
+            .map_err(|error| refusal(&error))?;
         let Some((reservation, endpoint)) = known else {
             let details = format!("the agent does not know {attachment}");
             return Err(CniError::new(ErrorCode::CHECK_FAILED, "unknown attachment", details));

@@ -240,17 +240,23 @@ impl Store {
             .collect()
     }
 
-    /// What the plugin needs to know of an endpoint. An address from a former Pod CIDR has no gateway any more, and so
-    /// no lease: CHECK then says what is missing.
-    pub(super) fn reservation(&self, endpoint: &AttachedEndpoint, mtu: u32) -> Reservation {
-        let lease = |address: IpAddr| Some(Lease { address, gateway: self.ipam.gateway(address)? });
-        Reservation {
+    /// What the plugin needs to know of an endpoint; not known while the Pod CIDR of its addresses is not.
+    pub(super) fn reservation(
+        &self,
+        endpoint: &AttachedEndpoint,
+        mtu: u32,
+    ) -> Result<Reservation, StoreError> {
+        let lease = |address: IpAddr| match self.ipam.gateway(address) {
+            Some(gateway) => Ok(Lease { address, gateway }),
+            None => Err(StoreError::Addresses { reason: format!("the pod cidr of {address} is not known") }),
+        };
+        Ok(Reservation {
             host_ifname: endpoint.host_ifname.clone(),
             host_mac: MacAddress(endpoint.host_mac),
             pod_mac: MacAddress(endpoint.pod_mac),
             mtu,
-            leases: endpoint.addresses().filter_map(lease).collect(),
-        }
+            leases: endpoint.addresses().map(lease).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Writes a record, and the whole file anew once most of its lines are history.
