@@ -90,7 +90,7 @@ pub(crate) fn list(store: &dyn Store, resource: &Resource, options: &ListOptions
 
 /// The stored object as the kind that was asked for shows it.
 pub(crate) fn shown(resource: &Resource, stored: Arc<Value>) -> Arc<Value> {
-    if resource.is_alias() { Arc::new(resource.from_stored(Value::clone(&stored))) } else { stored }
+    if resource.is_alias() { Arc::new(resource.to_shown(Value::clone(&stored))) } else { stored }
 }
 
 fn encode(revision: u64, last: &Value) -> String {

@@ -183,7 +183,7 @@ impl RunningServer {
         };
         let listing = self.store.list(&resource.bucket(), None, None);
         let objects = listing.map(|listing| listing.objects).unwrap_or_default();
-        objects.iter().map(|object| resource.from_stored(Value::clone(&object.value))).collect()
+        objects.iter().map(|object| resource.to_shown(Value::clone(&object.value))).collect()
     }
 
     /// Ends watches, lets open requests finish, and closes the storage.

@@ -56,7 +56,7 @@ pub(super) fn resources(group: &str, version: &str) -> Value {
         });
         name_shortly(resource, &mut entry);
         list.push(entry);
-        if resource.status {
+        if resource.has_status() {
             list.push(json!({
                 "name": format!("{}/status", resource.plural), "singularName": "",
                 "namespaced": resource.namespaced, "kind": resource.kind, "verbs": STATUS_VERBS,
@@ -94,7 +94,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
         "scope": if resource.namespaced { "Namespaced" } else { "Cluster" }, "verbs": VERBS,
     });
     name_shortly(resource, &mut entry);
-    if resource.status {
+    if resource.has_status() {
         entry["subresources"] =
             json!([{"subresource": "status", "responseKind": kind, "verbs": STATUS_VERBS}]);
     }

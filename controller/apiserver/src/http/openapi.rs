@@ -1,4 +1,4 @@
-//! As much OpenAPI v3 as kubectl needs to leave validation to the server.
+//! As much `OpenAPI` v3 as kubectl needs to leave validation to the server.
 //!
 //! kubectl looks for the `fieldValidation` parameter of a kind's PATCH; finding it, it validates by asking the server.
 //! Invariant: schemas are left open on purpose, for a schema that is not exact would make clients refuse good objects.

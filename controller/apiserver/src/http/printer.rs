@@ -70,7 +70,7 @@ impl Shape {
             Self::Metadata => metadata_only(object),
             Self::Table(include) => {
                 let revision = object::meta(object, "resourceVersion");
-                table(resource, [object].into_iter(), include, true, json!({"resourceVersion": revision}))
+                table(resource, [object].into_iter(), include, true, &json!({"resourceVersion": revision}))
             }
         }
     }
@@ -83,7 +83,7 @@ impl Shape {
         }
         let objects = page.objects.iter().map(AsRef::as_ref);
         match self {
-            Self::Table(include) => table(resource, objects, include, true, metadata),
+            Self::Table(include) => table(resource, objects, include, true, &metadata),
             Self::Object => {
                 let items: Vec<_> = objects.cloned().collect();
                 json!({"kind": resource.list_kind(), "apiVersion": resource.api_version(), "metadata": metadata, "items": items})
@@ -107,7 +107,7 @@ impl Shape {
         let object = match self {
             Self::Table(include) => {
                 let metadata = json!({"resourceVersion": object::meta(object, "resourceVersion")});
-                table(resource, [&**object].into_iter(), include, first, metadata)
+                table(resource, [&**object].into_iter(), include, first, &metadata)
             }
             _ => self.object(resource, object),
         };
@@ -140,7 +140,7 @@ fn table<'a>(
     objects: impl Iterator<Item = &'a Value>,
     include: Include,
     with_columns: bool,
-    metadata: Value,
+    metadata: &Value,
 ) -> Value {
     let columns: Vec<Value> = resource
         .columns

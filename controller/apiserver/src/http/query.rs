@@ -13,7 +13,7 @@ use crate::watch::WatchOptions;
 use crate::write::{FieldValidation, WriteOptions};
 
 /// How long a watch lasts that sets no limit itself.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(45 * 60);
+const WATCH_TIMEOUT: Duration = Duration::from_mins(45);
 
 pub(super) struct Query(HashMap<String, String>);
 

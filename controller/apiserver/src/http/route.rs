@@ -91,19 +91,19 @@ fn objects(group: &str, version: &str, rest: &[&str]) -> Result<Route> {
             let resource = Resource::find(group, version, plural).ok_or_else(Refusal::no_such_resource)?;
             Ok(Route::Collection { resource, namespace: None })
         }
-        ["namespaces", namespace, plural, rest @ ..] if *plural != "status" || group != "" => {
+        ["namespaces", namespace, plural, rest @ ..] if *plural != "status" || !group.is_empty() => {
             let resource = find(plural, true)?;
             match rest {
                 [] => Ok(Route::Collection { resource, namespace: Some((*namespace).to_owned()) }),
                 [name] => Ok(object(resource, namespace, name, false)),
-                [name, "status"] if resource.status => Ok(object(resource, namespace, name, true)),
+                [name, "status"] if resource.has_status() => Ok(object(resource, namespace, name, true)),
                 _ => Err(Refusal::no_such_resource()),
             }
         }
         [plural, name] => Ok(object(find(plural, false)?, "", name, false)),
         [plural, name, "status"] => {
             let resource = find(plural, false)?;
-            if resource.status {
+            if resource.has_status() {
                 Ok(object(resource, "", name, true))
             } else {
                 Err(Refusal::no_such_resource())

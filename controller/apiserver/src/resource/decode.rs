@@ -102,21 +102,21 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn pod(spec: Value) -> Result<Decoded, String> {
+    fn pod(spec: &Value) -> Result<Decoded, String> {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": spec});
         decode(Resource::core("pods"), object)
     }
 
     #[test]
     fn unknown_fields_are_named_and_dropped() {
-        let decoded = pod(json!({"containers": [{"name": "c", "imagee": "x"}], "nope": 1})).unwrap();
+        let decoded = pod(&json!({"containers": [{"name": "c", "imagee": "x"}], "nope": 1})).unwrap();
         assert_eq!(decoded.unknown, ["spec.containers[0].imagee", "spec.nope"]);
         assert_eq!(decoded.object["spec"], json!({"containers": [{"name": "c"}]}));
     }
 
     #[test]
     fn wrong_types_are_refused_with_their_path() {
-        let error = pod(json!({"containers": [{"name": 7}]})).unwrap_err();
+        let error = pod(&json!({"containers": [{"name": 7}]})).unwrap_err();
         assert!(error.starts_with("spec.containers[0].name: invalid type"), "{error}");
     }
 
@@ -124,7 +124,7 @@ mod tests {
     fn numbers_as_quantities_and_nulls_are_understood() {
         let limits = json!({"limits": {"cpu": 1, "memory": "1Gi"}});
         let decoded =
-            pod(json!({"containers": [{"name": "c", "image": null, "resources": limits}]})).unwrap();
+            pod(&json!({"containers": [{"name": "c", "image": null, "resources": limits}]})).unwrap();
         assert!(decoded.unknown.is_empty(), "{:?}", decoded.unknown);
         assert_eq!(decoded.object["spec"]["containers"][0]["resources"]["limits"]["cpu"], "1");
     }

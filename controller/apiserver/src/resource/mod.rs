@@ -31,10 +31,7 @@ pub(crate) struct Resource {
     pub(crate) short_names: &'static [&'static str],
     pub(crate) categories: &'static [&'static str],
     pub(crate) namespaced: bool,
-    /// Has a `status` subresource.
-    pub(crate) status: bool,
-    /// Whether a new object may bring its status along (Nodes register with theirs).
-    pub(crate) status_on_create: bool,
+    pub(crate) status: StatusRule,
     /// Counts changes outside metadata and status in `metadata.generation`.
     pub(crate) generation: bool,
     pub(crate) name: NameRule,
@@ -49,6 +46,15 @@ pub(crate) struct Resource {
     default: fn(&mut Value),
     /// Where the kind is another face of a stored kind.
     alias: Option<&'static Alias>,
+}
+
+/// Whether a kind has a status of its own, written only through the `status` subresource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StatusRule {
+    Absent,
+    Separate,
+    /// A new object may bring its status along: Nodes register with theirs.
+    SeparateOnceCreated,
 }
 
 /// A kind that is stored as another one, with some fields named differently.
@@ -108,13 +114,17 @@ impl Resource {
         self.alias.map_or_else(|| format!("{}/{}", self.group, self.plural), |alias| alias.bucket.to_owned())
     }
 
+    pub(crate) fn has_status(&self) -> bool {
+        self.status != StatusRule::Absent
+    }
+
     /// Stored as another kind, so not what `Store` returns as it is.
     pub(crate) fn is_alias(&self) -> bool {
         self.alias.is_some()
     }
 
     /// Sets `apiVersion` and `kind`, and renames what the stored kind names otherwise.
-    pub(crate) fn from_stored(&self, mut object: Value) -> Value {
+    pub(crate) fn to_shown(&self, mut object: Value) -> Value {
         if let Some(alias) = self.alias {
             object = (alias.from_stored)(object);
         }

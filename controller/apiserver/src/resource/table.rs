@@ -10,7 +10,7 @@ use k8s_openapi::api::events::v1::Event as NewEvent;
 use k8s_openapi::api::networking::v1::{IPAddress, NetworkPolicy, ServiceCIDR};
 
 use super::decode::typed;
-use super::{NameRule, Resource, columns, defaults, event};
+use super::{NameRule, Resource, StatusRule, columns, defaults, event};
 use crate::patch::{ListMerge, MergeRules};
 
 use ListMerge::{By, Set};
@@ -79,8 +79,7 @@ const NAMESPACED: Resource = Resource {
     short_names: &[],
     categories: &[],
     namespaced: true,
-    status: false,
-    status_on_create: false,
+    status: StatusRule::Absent,
     generation: false,
     name: NameRule::Subdomain,
     fields: &[],
@@ -99,7 +98,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         plural: "namespaces",
         singular: "namespace",
         short_names: &["ns"],
-        status: true,
+        status: StatusRule::Separate,
         name: NameRule::Label,
         fields: &["status.phase"],
         merge: CONDITIONS,
@@ -113,8 +112,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         plural: "nodes",
         singular: "node",
         short_names: &["no"],
-        status: true,
-        status_on_create: true,
+        status: StatusRule::SeparateOnceCreated,
         fields: &["spec.unschedulable"],
         merge: NODE_MERGE,
         columns: columns::NODE,
@@ -128,7 +126,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         singular: "pod",
         short_names: &["po"],
         categories: &["all"],
-        status: true,
+        status: StatusRule::Separate,
         generation: true,
         fields: &[
             "spec.nodeName",
@@ -154,7 +152,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         singular: "service",
         short_names: &["svc"],
         categories: &["all"],
-        status: true,
+        status: StatusRule::Separate,
         name: NameRule::Label1035,
         fields: &["spec.clusterIP", "spec.type"],
         merge: SERVICE_MERGE,
@@ -275,7 +273,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         kind: "ServiceCIDR",
         plural: "servicecidrs",
         singular: "servicecidr",
-        status: true,
+        status: StatusRule::Separate,
         generation: true,
         merge: CONDITIONS,
         columns: columns::SERVICE_CIDR,

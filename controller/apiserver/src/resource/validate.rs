@@ -9,31 +9,22 @@ use crate::status::required;
 
 /// `a.b[].c`: `c` must be in every element of the list `a.b`, which itself may be absent.
 pub(super) fn required_at(object: &Value, path: &str, faults: &mut Vec<Cause>) {
-    match path.split_once("[]") {
-        Some((list, rest)) => {
-            let rest = rest.trim_start_matches('.');
-            let elements = crate::object::at(object, list).as_array().into_iter().flatten();
-            for (at, element) in elements.enumerate() {
-                let mut inner = Vec::new();
-                required_at(element, rest, &mut inner);
-                faults.extend(
-                    inner
-                        .into_iter()
-                        .map(|cause| Cause { field: format!("{list}[{at}].{}", cause.field), ..cause }),
-                );
-            }
-        }
-        None => {
-            let missing = match crate::object::at(object, path) {
-                Value::Null => true,
-                Value::String(text) => text.is_empty(),
-                Value::Array(list) => list.is_empty(),
-                _ => false,
-            };
-            if missing {
-                faults.push(required(path));
-            }
-        }
+    let Some((list, rest)) = path.split_once("[]") else {
+        let missing = match crate::object::at(object, path) {
+            Value::Null => true,
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            _ => false,
+        };
+        faults.extend(missing.then(|| required(path)));
+        return;
+    };
+    let elements = crate::object::at(object, list).as_array().into_iter().flatten();
+    for (at, element) in elements.enumerate() {
+        let mut inner = Vec::new();
+        required_at(element, rest.trim_start_matches('.'), &mut inner);
+        let placed = |cause: Cause| Cause { field: format!("{list}[{at}].{}", cause.field), ..cause };
+        faults.extend(inner.into_iter().map(placed));
     }
 }
 

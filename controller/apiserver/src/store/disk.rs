@@ -46,6 +46,13 @@ pub(super) struct Contents {
     pub(super) newest: u64,
 }
 
+/// `Contents` not decoded yet.
+struct Raw {
+    records: Vec<(u64, Vec<u8>)>,
+    floor: u64,
+    newest: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Disk {
     database: Database,
@@ -70,8 +77,8 @@ impl Disk {
 
     pub(super) fn read(&self) -> Result<Contents, StoreError> {
         let raw = self.read_raw().map_err(|source| self.error("read", source))?;
-        let mut records = Vec::with_capacity(raw.0.len());
-        for (revision, bytes) in raw.0 {
+        let mut records = Vec::with_capacity(raw.records.len());
+        for (revision, bytes) in raw.records {
             let record = serde_json::from_slice(&bytes).map_err(|source| StoreError::Record {
                 revision,
                 path: self.path.clone(),
@@ -79,7 +86,7 @@ impl Disk {
             })?;
             records.push((revision, record));
         }
-        Ok(Contents { records, floor: raw.1, newest: raw.2 })
+        Ok(Contents { records, floor: raw.floor, newest: raw.newest })
     }
 
     /// Durable when it returns.
@@ -87,7 +94,7 @@ impl Disk {
         self.commit_raw(batch).map_err(|source| self.error("write", source))
     }
 
-    fn read_raw(&self) -> Result<(Vec<(u64, Vec<u8>)>, u64, u64), redb::Error> {
+    fn read_raw(&self) -> Result<Raw, redb::Error> {
         // The first start finds no tables: make them, so that reading needs no special case.
         let creation = self.database.begin_write()?;
         creation.open_table(RECORDS)?;
@@ -102,7 +109,7 @@ impl Disk {
         }
         let numbers = transaction.open_table(NUMBERS)?;
         let number = |name| numbers.get(name).map(|found| found.map_or(0, |guard| guard.value()));
-        Ok((records, number(FLOOR)?, number(NEWEST)?))
+        Ok(Raw { records, floor: number(FLOOR)?, newest: number(NEWEST)? })
     }
 
     fn commit_raw(&self, batch: &Batch) -> Result<(), redb::Error> {

@@ -148,3 +148,6 @@ impl Key {
         Self { bucket: bucket.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use super::prepare::{checked, validated};
 use super::{Api, Pending, Submission, Target, WriteOptions, Written, namespace_refusal};
 use crate::admission::Operation;
 use crate::object;
-use crate::resource::Resource;
+use crate::resource::{Resource, StatusRule};
 use crate::status::{Refusal, Result};
 
 /// How often a generated name that is taken is replaced by another.
@@ -81,7 +81,7 @@ impl Api {
 
 /// What the server alone decides about a new object.
 fn begin(resource: &Resource, object: &mut Value) {
-    if resource.status && !resource.status_on_create {
+    if resource.status == StatusRule::Separate {
         object::map(object).remove("status");
     }
     let metadata = object::metadata(object);

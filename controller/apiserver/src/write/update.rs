@@ -80,7 +80,7 @@ fn changed(target: &Target, old: &Object, change: Change) -> Result<Value> {
         Change::Replace(new) => return Ok(new),
         Change::Patch(format, patch) => (format, patch),
     };
-    let shown = target.resource.from_stored(Value::clone(&old.value));
+    let shown = target.resource.to_shown(Value::clone(&old.value));
     patch::apply(format, &shown, &patch, target.resource.merge).map_err(|error| match error {
         PatchError::Malformed(why) => Refusal::bad_request(why),
         PatchError::Inapplicable(why) => Refusal::new(
@@ -122,7 +122,7 @@ fn carry_over(target: &Target, old: &Value, new: &mut Value) {
     for field in SERVER_SET {
         object::set_or_remove(metadata, field, old["metadata"].get(field));
     }
-    if target.resource.status {
+    if target.resource.has_status() {
         object::set_or_remove(object::map(new), "status", old.get("status"));
     }
 }
