@@ -1,7 +1,7 @@
 //! The admin socket: what the command line tool asks. Read-only.
 //!
 //! One request per connection: a line of JSON, `{"query": "services"}`, answered by one JSON document
-//! `{"rows": [...]}` or `{"error": "..."}`. The rows are flat objects, so that the tool can print any of them.
+//! `{"columns": [...], "rows": [[...], ...]}` or `{"error": "..."}`: the tool can print any of them.
 
 mod query;
 
@@ -105,9 +105,9 @@ async fn answer(stream: UnixStream, admin: Admin) -> io::Result<()> {
 }
 
 async fn look_up(query: Query, admin: Admin) -> Value {
-    let found = tokio::task::spawn_blocking(move || query::rows(query, &admin)).await;
+    let found = tokio::task::spawn_blocking(move || query::answer(query, &admin)).await;
     match found {
-        Ok(Ok(rows)) => json!({ "rows": rows }),
+        Ok(Ok(answer)) => json!(answer),
         Ok(Err(error)) => failure(&error),
         Err(error) => failure(&error),
     }

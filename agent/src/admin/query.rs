@@ -8,6 +8,7 @@ use quilla_abi::{Address, Be16, DropReason, Mac};
 use quilla_datapath::Result;
 use quilla_plan::family::AddressFamily;
 use quilla_plan::{FamilyTables, FrontendKey};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Admin, Query};
@@ -18,43 +19,82 @@ use crate::selftest::Readiness;
 /// More flows than these are not listed: the socket is for people.
 const MAX_FLOWS: usize = 10_000;
 
-pub(super) fn rows(query: Query, admin: &Admin) -> Result<Vec<Value>> {
+/// An answer; every row has a cell for each column.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer {
+    columns: &'static [&'static str],
+    rows: Vec<Value>,
+}
+
+pub(super) fn answer(query: Query, admin: &Admin) -> Result<Answer> {
     let view = admin.view.borrow().clone();
     Ok(match query {
-        Query::Status => status(admin, &view),
-        Query::Services => services(&view),
-        Query::Backends => backends(&view.tables.v4).chain(backends(&view.tables.v6)).collect(),
-        Query::Flows => flows(admin)?,
-        Query::Drops => counters(admin)?,
-        Query::Endpoints => endpoints(&view),
-        Query::Nodes => nodes(&view),
-        Query::Problems => view.problems.iter().map(problem).collect(),
+        Query::Status => Answer { columns: STATUS, rows: vec![status(admin, &view)] },
+        Query::Services => Answer { columns: SERVICES, rows: services(&view) },
+        Query::Backends => {
+            let rows = backends(&view.tables.v4).chain(backends(&view.tables.v6)).collect();
+            Answer { columns: BACKENDS, rows }
+        }
+        Query::Flows => Answer { columns: FLOWS, rows: flows(admin)? },
+        Query::Drops => Answer { columns: COUNTERS, rows: counters(admin)? },
+        Query::Endpoints => Answer { columns: ENDPOINTS, rows: endpoints(&view) },
+        Query::Nodes => Answer { columns: NODES, rows: nodes(&view) },
+        Query::Problems => Answer { columns: PROBLEMS, rows: view.problems.iter().map(problem).collect() },
     })
 }
 
-fn status(admin: &Admin, view: &View) -> Vec<Value> {
+const STATUS: &[&str] =
+    &["node", "ready", "kernel", "tcx", "frontends", "backends", "endpoints", "nodes", "problems", "reason"];
+const SERVICES: &[&str] = &["service", "port", "address", "protocol", "backends"];
+const BACKENDS: &[&str] = &["id", "address", "protocol", "slots"];
+const FLOWS: &[&str] = &[
+    "protocol",
+    "source",
+    "destination",
+    "direction",
+    "new_source",
+    "new_destination",
+    "action",
+    "state",
+    "packets",
+    "bytes",
+];
+const COUNTERS: &[&str] = &["verdict", "reason", "packets", "bytes", "explanation"];
+const ENDPOINTS: &[&str] = &["namespace", "pod", "id", "ipv4", "ipv6", "device", "mac", "container"];
+const NODES: &[&str] = &["node", "ipv4", "ipv6", "mac", "pods"];
+const PROBLEMS: &[&str] = &["object", "reason", "detail"];
+
+fn status(admin: &Admin, view: &View) -> Value {
     let (ready, reason) = match &*admin.readiness.borrow() {
         Readiness::Ready => (true, String::new()),
         Readiness::NotReady { reason } => (false, reason.clone()),
     };
     let kernel = admin.datapath.status();
-    vec![json!({
-        "node": admin.node, "ready": ready, "reason": reason, "programmed": view.programmed,
-        "tcx": kernel.tcx, "kernel": format!("{}.{}", kernel.release.0, kernel.release.1),
-        "services": view.desired.frontends.len(), "backends": view.desired.backends.len(),
-        "endpoints": view.endpoints.len(), "nodes": view.desired.tunnels.len(), "problems": view.problems.len(),
-    })]
+    json!([
+        admin.node,
+        ready,
+        format!("{}.{}", kernel.release.0, kernel.release.1),
+        kernel.tcx,
+        view.desired.frontends.len(),
+        view.desired.backends.len(),
+        view.endpoints.len(),
+        view.desired.tunnels.len(),
+        view.problems.len(),
+        reason,
+    ])
 }
 
 fn services(view: &View) -> Vec<Value> {
     let row = |(key, frontend): (&FrontendKey, &quilla_plan::Frontend)| {
         let backends: Vec<_> =
             frontend.backends.iter().map(|b| SocketAddr::new(b.address, b.port).to_string()).collect();
-        json!({
-            "service": frontend.service.to_string(), "port": frontend.port_name,
-            "address": SocketAddr::new(key.address, key.port).to_string(), "protocol": protocol(key.protocol),
-            "backends": backends.join(" "),
-        })
+        json!([
+            frontend.service.to_string(),
+            frontend.port_name,
+            SocketAddr::new(key.address, key.port).to_string(),
+            protocol(key.protocol),
+            backends.join(" "),
+        ])
     };
     view.desired.frontends.iter().map(row).collect()
 }
@@ -65,21 +105,23 @@ fn backends<A: AddressFamily>(tables: &FamilyTables<A>) -> impl Iterator<Item = 
         *named.entry(*id).or_default() += 1;
     }
     tables.backends.iter().map(move |(id, row)| {
-        json!({
-            "id": id, "address": address(row.addr, row.port), "protocol": protocol(row.proto),
-            "slots": named.get(id).copied().unwrap_or(0),
-        })
+        json!([id, address(row.addr, row.port), protocol(row.proto), named.get(id).copied().unwrap_or(0),])
     })
 }
 
 fn endpoints(view: &View) -> Vec<Value> {
     let row = |endpoint: &crate::cni::AttachedEndpoint| {
         let id = view.tables.interfaces.get(&endpoint.host_ifindex).map(|interface| interface.id);
-        json!({
-            "namespace": endpoint.pod_namespace, "pod": endpoint.pod_name, "id": id,
-            "ipv4": endpoint.ipv4, "ipv6": endpoint.ipv6, "device": endpoint.host_ifname,
-            "mac": mac(endpoint.pod_mac), "container": endpoint.container_id,
-        })
+        json!([
+            endpoint.pod_namespace,
+            endpoint.pod_name,
+            id,
+            endpoint.ipv4,
+            endpoint.ipv6,
+            endpoint.host_ifname,
+            mac(endpoint.pod_mac),
+            endpoint.container_id,
+        ])
     };
     view.endpoints.iter().map(row).collect()
 }
@@ -90,16 +132,13 @@ fn nodes(view: &View) -> Vec<Value> {
             matches!(target, quilla_plan::Target::RemotePods(node) if node == name).then(|| net.to_string())
         };
         let cidrs: Vec<_> = view.desired.routes.iter().filter_map(own).collect();
-        json!({
-            "node": name, "ipv4": tunnel.ipv4, "ipv6": tunnel.ipv6, "mac": mac(tunnel.mac),
-            "pods": cidrs.join(" "),
-        })
+        json!([name, tunnel.ipv4, tunnel.ipv6, mac(tunnel.mac), cidrs.join(" "),])
     };
     view.desired.tunnels.iter().map(row).collect()
 }
 
 fn problem(problem: &quilla_model::Problem) -> Value {
-    json!({ "object": problem.object.to_string(), "reason": problem.reason.label(), "detail": problem.detail })
+    json!([problem.object.to_string(), problem.reason.label(), problem.detail])
 }
 
 /// What was dropped and why, and what was delivered and how; rows that never moved are left out.
@@ -109,18 +148,12 @@ fn counters(admin: &Admin) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     for reason in DropReason::ALL {
         let Some(total) = drops.get(*reason as usize).filter(|total| total.packets > 0) else { continue };
-        rows.push(json!({
-            "verdict": "drop", "reason": reason.label(), "packets": total.packets, "bytes": total.bytes,
-            "explanation": reason.explanation().trim(),
-        }));
+        rows.push(json!(["drop", reason.label(), total.packets, total.bytes, reason.explanation().trim(),]));
     }
     for (row, name) in PATHS {
         let total = maps.forwards.total(row)?;
         if total.packets > 0 {
-            rows.push(json!({
-                "verdict": "forward", "reason": name, "packets": total.packets, "bytes": total.bytes,
-                "explanation": "",
-            }));
+            rows.push(json!(["forward", name, total.packets, total.bytes, "",]));
         }
     }
     Ok(rows)
@@ -142,13 +175,18 @@ fn list<A: AddressFamily>(rows: &mut Vec<Value>, key: &FlowKey<A>, flow: &Flow<A
 
 fn flow_row<A: AddressFamily + Address>(key: &FlowKey<A>, flow: &Flow<A>) -> Value {
     let reply = flow.flags & quilla_abi::flow::flag::REPLY != 0;
-    json!({
-        "protocol": protocol(key.proto), "direction": if reply { "reply" } else { "original" },
-        "source": address(key.src, key.sport), "destination": address(key.dst, key.dport),
-        "to": format!("{} > {}", address(flow.rewrite.src, flow.rewrite.sport), address(flow.rewrite.dst, flow.rewrite.dport)),
-        "action": action_name(flow.action), "state": state_name(flow.state),
-        "packets": flow.packets, "bytes": flow.bytes,
-    })
+    json!([
+        protocol(key.proto),
+        address(key.src, key.sport),
+        address(key.dst, key.dport),
+        if reply { "reply" } else { "original" },
+        address(flow.rewrite.src, flow.rewrite.sport),
+        address(flow.rewrite.dst, flow.rewrite.dport),
+        action_name(flow.action),
+        state_name(flow.state),
+        flow.packets,
+        flow.bytes,
+    ])
 }
 
 fn action_name(number: u8) -> &'static str {

@@ -1,0 +1,68 @@
+//! Answers as columns for people, or as objects for programs.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value};
+
+use crate::admin::Answer;
+
+/// One line per row under a line of headings.
+pub(crate) fn columns(answer: &Answer) -> String {
+    let headings = answer.columns.iter().map(|heading| heading.to_uppercase()).collect();
+    let mut lines: Vec<Vec<String>> = vec![headings];
+    lines.extend(answer.rows.iter().map(|row| row.iter().map(cell).collect()));
+    let widths: Vec<usize> = (0..answer.columns.len())
+        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for line in lines {
+        let mut padded = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            // Writing to a string cannot fail.
+            write!(padded, "{cell:width$}  ").unwrap_or_default();
+        }
+        text.push_str(padded.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// An array with one object per row.
+pub(crate) fn objects(answer: Answer) -> Value {
+    let Answer { columns, rows } = answer;
+    let object = |row: Vec<Value>| Value::Object(columns.iter().cloned().zip(row).collect::<Map<_, _>>());
+    rows.into_iter().map(object).collect()
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) if text.is_empty() => "-".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{columns, objects};
+    use crate::admin::Answer;
+
+    fn answer() -> Answer {
+        let rows =
+            vec![vec![json!("web"), json!(1)], vec![json!(null), json!(200)], vec![json!(""), json!(3)]];
+        Answer { columns: vec!["pod".into(), "id".into()], rows }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        assert_eq!(columns(&answer()), "POD  ID\nweb  1\n-    200\n-    3\n");
+    }
+
+    #[test]
+    fn objects_have_the_columns_as_keys() {
+        assert_eq!(objects(answer())[1], json!({"pod": null, "id": 200}));
+    }
+}
