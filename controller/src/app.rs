@@ -4,6 +4,9 @@
 //! One process runs the reconcilers. With several, each would first hold a Lease and start them in [`App::start`] only
 //! then, and drain when it loses it.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;

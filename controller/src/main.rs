@@ -1,6 +1,8 @@
 //! The binary: reads the command line, logs, runs the application until a signal or the failure of a task.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use clap::Parser;
 use quilla_controller::app::App;
@@ -11,7 +13,11 @@ use tracing_subscriber::EnvFilter;
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     let filter = EnvFilter::try_new(&config.log).context("--log is no filter")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

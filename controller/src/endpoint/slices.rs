@@ -184,12 +184,13 @@ impl Plan {
         });
         let latest = changes.chain(service.metadata.creation_timestamp.as_ref()).max().map(text);
         for slice in self.create.iter_mut().chain(&mut self.update) {
-            let annotations = slice.metadata.annotations.get_or_insert_default();
+            let mut annotations = slice.metadata.annotations.take().unwrap_or_default();
             let stored = annotations.remove(TRIGGER_ANNOTATION);
             if let Some(latest) = latest.clone().filter(|latest| stored.is_none_or(|stored| stored < *latest))
             {
                 annotations.insert(TRIGGER_ANNOTATION.to_owned(), latest);
             }
+            slice.metadata.annotations = Some(annotations).filter(|annotations| !annotations.is_empty());
         }
     }
 }

@@ -41,7 +41,7 @@ impl KubernetesService {
         Some(Self {
             service_ip: first_host(cidr),
             addresses: same.map(SocketAddr::ip).collect(),
-            port: first.map_or(443, SocketAddr::port),
+            port: first.or(advertised.first()).map_or(443, SocketAddr::port),
         })
     }
 
