@@ -55,7 +55,14 @@ pub(crate) fn account<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Ad
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     flow.last_seen = helper::now();
-    progress::<F>(headers, flow);
+    let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) else { return };
+    flow.flags = flags;
+    if state != flow.state {
+        flow.state = state;
+        if let Some(twin) = lookup::<F>(&twin_key::<F>(&headers.key, flow)) {
+            twin.state = state;
+        }
+    }
 }
 
 /// Fills in what follows from the two parties; translation and state are set already.
@@ -86,20 +93,9 @@ pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratc
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     flow.last_seen = helper::now();
-    progress::<F>(headers, flow);
-}
-
-/// Moves the connection's state, which is kept equal in both entries.
-#[inline(always)]
-fn progress<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Addr>) {
-    let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) else { return };
-    flow.flags = flags;
-    if state == flow.state {
-        return;
-    }
-    flow.state = state;
-    if let Some(twin) = lookup::<F>(&twin_key::<F>(&headers.key, flow)) {
-        twin.state = state;
+    if let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) {
+        flow.state = state;
+        flow.flags = flags;
     }
 }
 
@@ -113,13 +109,19 @@ fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::A
     twin.deps[dep::BACKEND] = flow.deps[dep::BACKEND];
     twin.backend = flow.backend;
     twin.service = flow.service;
-    twin.state = flow.state;
+    twin.state = next_state(headers, flow);
     // The flow itself is stamped last, when it is complete; an unstamped twin would look idle.
     twin.last_seen = helper::now();
     twin.flags |= flag::REPLY | (flow.flags & flag::SNAT);
     if connection::set_rewrite::<F>(&mut twin.rewrite, twin_key, &headers.key.mirrored()) {
         twin.flags |= flag::REWRITE;
     }
+}
+
+/// The state after the packet, which the flow itself gets when it is complete.
+#[inline(always)]
+fn next_state<A>(headers: &Headers<A>, flow: &Flow<A>) -> u8 {
+    advance(flow.state, flow.flags, headers.tcp).map_or(flow.state, |(state, _)| state)
 }
 
 /// What became of an attempt to claim the tuple of the answers.
@@ -149,6 +151,7 @@ pub(crate) fn claim<F: Maps>(
     let Some(holder) = lookup::<F>(&scratch.twin_key) else { return Ok(Claim::Taken) };
     let ours = connection::answers::<F>(&holder.rewrite, &headers.key);
     if ours && scratch.kept != 0 {
+        holder.state = next_state(headers, &scratch.flow);
         return Ok(Claim::Done);
     }
     if !ours && !is_abandoned(headers.key.proto, holder) {
