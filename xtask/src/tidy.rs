@@ -14,7 +14,7 @@ pub(crate) fn tidy(workspace: &Workspace) -> Result<()> {
         println!("{finding}");
     }
     if !findings.is_empty() {
-        bail!("{} findings", findings.len());
+        bail!("findings: {}", findings.len());
     }
     println!("tidy");
     Ok(())
