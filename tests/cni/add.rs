@@ -79,13 +79,20 @@ pub(crate) fn what_the_pod_gets() -> Result<()> {
 /// The host's side: name, settings, routes and neighbours.
 pub(crate) fn what_the_host_gets() -> Result<()> {
     let node = Node::start("host-side")?;
+    // As distributions have it.
+    node.host.sysctl("net.ipv4.conf.default.rp_filter", "1")?;
+    node.host.sysctl("net.ipv4.conf.default.proxy_arp", "1")?;
     let pod = node.pod("pod")?;
     let result = node.add(&pod)?;
     let name = result["interfaces"][0]["name"].as_str().unwrap_or_default().to_owned();
     ensure!(name.starts_with("quil") && name.len() == 15, "{name}");
-    for (setting, value) in
-        [("ipv4", "rp_filter", "0"), ("ipv4", "forwarding", "1"), ("ipv6", "accept_ra", "0")]
-            .map(|(family, key, value)| (format!("/proc/sys/net/{family}/conf/{name}/{key}"), value))
+    for (setting, value) in [
+        ("ipv4", "rp_filter", "0"),
+        ("ipv4", "proxy_arp", "0"),
+        ("ipv4", "forwarding", "1"),
+        ("ipv6", "accept_ra", "0"),
+    ]
+    .map(|(family, key, value)| (format!("/proc/sys/net/{family}/conf/{name}/{key}"), value))
     {
         let text = node.host.command("cat").arg(&setting).text()?;
         ensure!(text.trim() == value, "{setting} is {text}");

@@ -26,6 +26,8 @@ pub(crate) enum Behaviour {
     Obey,
     Refuse,
     NotReady,
+    /// Obeys when a plugin with a time-out of one second has given up.
+    Late,
     Hang,
 }
 
@@ -62,6 +64,10 @@ impl Recorder {
                 object: "the test".into(),
                 source: "on purpose".into(),
             }),
+            Behaviour::Late => {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                Ok(())
+            }
             Behaviour::Hang => std::future::pending().await,
         }
     }

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         rollback::route_exists_on_the_host,
         rollback::agent_refuses,
         rollback::agent_hangs,
+        rollback::agent_answers_late,
         rollback::agent_absent,
         rollback::plugin_killed,
         rollback::pool_exhausted,

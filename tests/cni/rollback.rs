@@ -96,6 +96,21 @@ pub(crate) fn agent_hangs() -> Result<()> {
     recovers(&node, &pod)
 }
 
+/// The data path obeys after the plugin gave up: what it attached late is detached again.
+pub(crate) fn agent_answers_late() -> Result<()> {
+    let node = Node::start("attach-late")?;
+    let pod = node.pod("pod")?;
+    let before = node.state(&pod)?;
+    node.recorder.behave(Behaviour::Late);
+    node.call("ADD", &pod).with("agentTimeoutSeconds", 1).run()?.error(11)?;
+    ensure!(node.state(&pod)? == before, "something remains");
+    node.recorder.behave(Behaviour::Obey);
+    eventually::becomes("records", || node.record_count(), |count| *count == 0)?;
+    let calls = node.recorder.calls();
+    ensure!(matches!(calls.as_slice(), [Call::Attach(_), Call::Detach(_)]), "{calls:?}");
+    recovers(&node, &pod)
+}
+
 /// CNI-16: no agent, or one that accepts and says nothing, is code 11 in bounded time.
 pub(crate) fn agent_absent() -> Result<()> {
     let node = Node::without_agent("absent")?;
