@@ -34,7 +34,7 @@ pub(crate) fn to_node(skb: Skb, slot: u32) -> Result<(), DropReason> {
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(node.ipv4);
         BPF_F_ZERO_CSUM_TX
     } else {
-        key.__bindgen_anon_1.remote_ipv6 = V6::words(node.ipv6);
+        key.__bindgen_anon_1.remote_ipv6 = V6::words(&node.ipv6);
         BPF_F_ZERO_CSUM_TX | BPF_F_TUNINFO_IPV6
     };
     helper::set_tunnel_key(skb.raw(), &mut key, u64::from(flags))?;

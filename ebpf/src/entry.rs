@@ -93,7 +93,7 @@ pub(crate) fn clock(_ctx: TcContext) -> i32 {
 /// The parts of the programs that the verifier looks at once, as functions of their own: their arguments and results
 /// are plain, so that it forgets at the call what it knew of the caller's values.
 macro_rules! stages {
-    ($($hook:ty: $v4:ident, $v6:ident;)+) => {$(
+    ($($hook:ty: $v4:ident, $v6:ident, $error_v4:ident, $error_v6:ident;)+) => {$(
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $v4(skb: *mut __sk_buff) -> i32 {
@@ -106,7 +106,29 @@ macro_rules! stages {
             pipeline::slow::<$hook, V6>(Skb::new(skb)).encode()
         }
 
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $error_v4(skb: *mut __sk_buff) -> i32 {
+            pipeline::error::<$hook, V4>(Skb::new(skb)).encode()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $error_v6(skb: *mut __sk_buff) -> i32 {
+            pipeline::error::<$hook, V6>(Skb::new(skb)).encode()
+        }
+
         impl Stages for $hook {
+            #[inline(always)]
+            fn error_v4(skb: Skb) -> Result<Next, DropReason> {
+                Next::decode($error_v4(skb.raw()))
+            }
+
+            #[inline(always)]
+            fn error_v6(skb: Skb) -> Result<Next, DropReason> {
+                Next::decode($error_v6(skb.raw()))
+            }
+
             #[inline(always)]
             fn slow_v4(skb: Skb) -> Result<Next, DropReason> {
                 Next::decode($v4(skb.raw()))
@@ -121,12 +143,12 @@ macro_rules! stages {
 }
 
 stages! {
-    FromPod: slow_from_pod_v4, slow_from_pod_v6;
-    ToPod: slow_to_pod_v4, slow_to_pod_v6;
-    FromOverlay: slow_from_overlay_v4, slow_from_overlay_v6;
-    ToOverlay: slow_to_overlay_v4, slow_to_overlay_v6;
-    FromUplink: slow_from_uplink_v4, slow_from_uplink_v6;
-    ToUplink: slow_to_uplink_v4, slow_to_uplink_v6;
+    FromPod: slow_from_pod_v4, slow_from_pod_v6, error_from_pod_v4, error_from_pod_v6;
+    ToPod: slow_to_pod_v4, slow_to_pod_v6, error_to_pod_v4, error_to_pod_v6;
+    FromOverlay: slow_from_overlay_v4, slow_from_overlay_v6, error_from_overlay_v4, error_from_overlay_v6;
+    ToOverlay: slow_to_overlay_v4, slow_to_overlay_v6, error_to_overlay_v4, error_to_overlay_v6;
+    FromUplink: slow_from_uplink_v4, slow_from_uplink_v6, error_from_uplink_v4, error_from_uplink_v6;
+    ToUplink: slow_to_uplink_v4, slow_to_uplink_v6, error_to_uplink_v4, error_to_uplink_v6;
 }
 
 #[unsafe(no_mangle)]
@@ -167,6 +189,11 @@ impl Pipeline for V4 {
     }
 
     #[inline(always)]
+    fn error<H: Stages>(skb: Skb) -> Result<Next, DropReason> {
+        H::error_v4(skb)
+    }
+
+    #[inline(always)]
     fn claim(scratch: &mut Scratch<[u8; 4]>) -> Result<Claim, DropReason> {
         Claim::decode(claim_v4(scratch))
     }
@@ -181,6 +208,11 @@ impl Pipeline for V6 {
     #[inline(always)]
     fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason> {
         H::slow_v6(skb)
+    }
+
+    #[inline(always)]
+    fn error<H: Stages>(skb: Skb) -> Result<Next, DropReason> {
+        H::error_v6(skb)
     }
 
     #[inline(always)]

@@ -31,8 +31,8 @@ pub(crate) fn translate<F: Pipeline>(
         if headers.part != Part::Later {
             transport::<F>(skb, headers, &flow.rewrite)?;
         }
-        skb.write_address(ETHERNET + F::SOURCE, flow.rewrite.src)?;
-        skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, flow.rewrite.dst)?;
+        skb.write_address(ETHERNET + F::SOURCE, &flow.rewrite.src)?;
+        skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, &flow.rewrite.dst)?;
     }
     let addresses = if rewrite { flow.rewrite.addr_delta } else { 0 };
     let hops = if routed { hop::<F>(skb, headers.hop_limit)? } else { 0 };

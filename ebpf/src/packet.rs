@@ -110,10 +110,10 @@ impl Skb {
 
     /// Writes an address at `offset`.
     #[inline(always)]
-    pub(crate) fn write_address<A: Address>(self, offset: u32, address: A) -> Result<(), DropReason> {
+    pub(crate) fn write_address<A: Address>(self, offset: u32, address: &A) -> Result<(), DropReason> {
         let place = self.at::<A>(offset).ok_or(DropReason::Internal)?;
         // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
-        unsafe { *place = address };
+        unsafe { *place = *address };
         Ok(())
     }
 

@@ -93,16 +93,19 @@ impl Scalar for Claim {
     }
 }
 
-/// The slow path of a hook for each family; see `entry`.
+/// The slow paths of a hook for each family; see `entry`.
 pub(crate) trait Stages: Hook {
     fn slow_v4(skb: Skb) -> Result<Next, DropReason>;
     fn slow_v6(skb: Skb) -> Result<Next, DropReason>;
+    fn error_v4(skb: Skb) -> Result<Next, DropReason>;
+    fn error_v6(skb: Skb) -> Result<Next, DropReason>;
 }
 
 /// The stages of a family; see `entry`.
 pub(crate) trait Pipeline: Maps {
     fn parse(skb: Skb) -> Result<(), DropReason>;
     fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
+    fn error<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
     fn claim(scratch: &mut Scratch<Self::Addr>) -> Result<Claim, DropReason>;
 }
 
@@ -143,6 +146,27 @@ pub(crate) trait Hook {
 
     /// Neighbour discovery and listener reports.
     fn neighbour<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>) -> Outcome;
+
+    /// Whether an ICMP error may come from where it says.
+    fn reporter<F: Pipeline>(
+        _skb: Skb,
+        _headers: &Headers<F::Addr>,
+        _origin: &UnderlayAddress,
+    ) -> Result<(), DropReason> {
+        Ok(())
+    }
+
+    /// The way of an ICMP error that belongs to no flow: by its address, into `scratch.from` and `scratch.to`.
+    fn relay<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason>;
+
+    /// An ICMP error that may not be routed any further.
+    fn lost() -> Result<Next, DropReason> {
+        Err(DropReason::HopLimit)
+    }
 
     /// A packet that may not be routed any further.
     fn expired() -> Outcome {
@@ -186,33 +210,43 @@ fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
     if let Err(reason) = parsed {
         return H::malformed(reason);
     }
+    memory.origin = H::origin(skb)?;
     let headers = &mut memory.headers;
     headers.key.scope = H::SCOPE;
     if !H::concerns::<F>(skb, headers) {
         return Ok(Verdict::of(Exit::Passed));
     }
     match headers.message {
-        Message::Error => return icmp::error::<H, F>(skb, headers),
+        Message::Error => {
+            let next = F::error::<H>(skb)?;
+            return follow::<H, F>(skb, memory, next);
+        }
         Message::Neighbour | Message::Listener => return H::neighbour::<F>(skb, headers),
         _ => {}
     }
     if let Err(reason) = fragment::recall::<F>(headers) {
         return H::malformed(reason);
     }
-    memory.origin = H::origin(skb)?;
     let mut found = flow::lookup::<F>(&memory.headers.key);
-    let verdict = match found.as_mut().filter(|entry| is_established::<H, F>(skb, memory, entry)) {
-        Some(entry) => {
-            flow::account::<F>(&memory.headers, entry);
-            forward::<H, F>(skb, &memory.headers, entry)
-        }
-        None => match F::slow::<H>(skb)? {
-            Next::Forward => forward::<H, F>(skb, &memory.headers, &memory.scratch.flow).map(Verdict::slow),
-            Next::Leave => Ok(Verdict::of(Exit::Passed).slow()),
-        },
+    let established = found.as_mut().filter(|entry| is_established::<H, F>(skb, memory, entry));
+    let verdict = if let Some(entry) = established {
+        flow::account::<F>(&memory.headers, entry);
+        forward::<H, F>(skb, &memory.headers, entry)
+    } else {
+        let next = F::slow::<H>(skb)?;
+        follow::<H, F>(skb, memory, next)
     }?;
     fragment::remember::<F>(&memory.headers);
     Ok(verdict)
+}
+
+/// Ends the slow path.
+#[inline(always)]
+fn follow<H: Hook, F: Pipeline>(skb: Skb, memory: &Memory<F::Addr>, next: Next) -> Outcome {
+    match next {
+        Next::Forward => forward::<H, F>(skb, &memory.headers, &memory.scratch.flow).map(Verdict::slow),
+        Next::Leave => Ok(Verdict::of(Exit::Passed).slow()),
+    }
 }
 
 /// Whether the entry decides.
@@ -244,7 +278,7 @@ pub(crate) fn claim<F: Pipeline>(scratch: Option<&mut Scratch<F::Addr>>) -> Resu
 /// The first packet of a flow, or the first after something changed: computes the flow into this CPU's memory.
 #[inline(always)]
 pub(crate) fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
-    let Memory { headers, origin, scratch } = memory::<F>()?;
+    let Memory { headers, origin, scratch, .. } = memory::<F>()?;
     scratch.clear();
     // Before any map is read: a change from here on leaves the flow stale, never wrong.
     scratch.global = flow::depend(epoch::GLOBAL);
@@ -286,4 +320,10 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
         _ => return Err(DropReason::Internal),
     }
     Ok(verdict)
+}
+
+/// An ICMP error: translates what it embeds, and computes its way into this CPU's memory.
+#[inline(always)]
+pub(crate) fn error<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
+    icmp::error::<H, F>(skb, memory::<F>()?)
 }

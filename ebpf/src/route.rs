@@ -131,8 +131,8 @@ fn host_route<F: Family>(skb: Skb, out: &FlowKey<F::Addr>) -> Result<u32, DropRe
     params.dport = out.dport.wire();
     params.ifindex = skb.ifindex();
     // The unions hold an IPv4 address in the first word.
-    params.__bindgen_anon_3.ipv6_src = F::words(out.src);
-    params.__bindgen_anon_4.ipv6_dst = F::words(out.dst);
+    params.__bindgen_anon_3.ipv6_src = F::words(&out.src);
+    params.__bindgen_anon_4.ipv6_dst = F::words(&out.dst);
     match helper::host_route(skb.raw(), &mut params) as u32 {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             Ok(params.ifindex)

@@ -7,6 +7,7 @@ use quilla_abi::epoch::Dep;
 use quilla_abi::flow::{Flow, FlowKey, Forward, Ingress, action};
 use quilla_abi::node::UnderlayAddress;
 use quilla_ebpf_core::Headers;
+use quilla_ebpf_core::embedded::Embedded;
 
 /// A party of a flow, seen from this node: how to send to it, and where its packets come from.
 #[repr(C)]
@@ -82,6 +83,8 @@ pub(crate) struct Memory<A> {
     pub(crate) headers: Headers<A>,
     /// The far end of the tunnel, at the hook that has one.
     pub(crate) origin: UnderlayAddress,
+    /// The packet inside an ICMP error.
+    pub(crate) embedded: Embedded<A>,
     /// What the slow path builds.
     pub(crate) scratch: Scratch<A>,
 }

@@ -139,7 +139,7 @@ impl Place for Ipv6 {
 
     #[inline(always)]
     fn set(name: Name, addr: [u8; 16]) {
-        let [a, b, c, d] = V6::words(addr);
+        let [a, b, c, d] = V6::words(&addr);
         set_field!(name, a, user_ip6[0]);
         set_field!(name, b, user_ip6[1]);
         set_field!(name, c, user_ip6[2]);
@@ -169,7 +169,7 @@ pub(crate) fn forward<P: Place>(name: Name) -> i32 {
     let Ok(config) = route::config() else { return ALLOW };
     let cookie = name.cookie();
     // One socket stays with one backend, so that the datagrams of a socket that is not connected stay together.
-    let words = [cookie[0], cookie[1], P::F::sum(addr), u32::from(port.wire()) | u32::from(proto) << 16];
+    let words = [cookie[0], cookie[1], P::F::sum(&addr), u32::from(port.wire()) | u32::from(proto) << 16];
     match service::choose::<P::F>(service, proto, jhash(&words, config.hash_seed)) {
         Some((_, chosen)) => {
             let backend = chosen.row;

@@ -87,7 +87,7 @@ pub fn set_rewrite<F: Family>(
     let changed =
         old.src != new.src || old.dst != new.dst || old.sport != new.sport || old.dport != new.dport;
     if changed {
-        let addresses = |key: &FlowKey<F::Addr>| checksum::add(F::sum(key.src), F::sum(key.dst));
+        let addresses = |key: &FlowKey<F::Addr>| checksum::add(F::sum(&key.src), F::sum(&key.dst));
         let ports = |key: &FlowKey<F::Addr>| u32::from(key.sport.wire()) + u32::from(key.dport.wire());
         rewrite.addr_delta = delta(addresses(old), addresses(new));
         rewrite.port_delta = delta(ports(old), ports(new));

@@ -8,6 +8,7 @@ use quilla_abi::flow::FlowKey;
 use quilla_abi::node::{Node, UnderlayAddress};
 use quilla_abi::{Address, DropReason, endpoint, epoch, node};
 
+use crate::embedded::Embedded;
 use crate::frame::Frame;
 use crate::hash::jhash;
 use crate::headers::{Headers, Message};
@@ -46,12 +47,15 @@ pub trait Family: Copy + 'static {
         at: u32,
         headers: &mut Headers<Self::Addr>,
     ) -> Result<(), DropReason>;
+    /// Reads the addresses and the protocol of an embedded packet; the offset of its transport header.
+    fn embedded<P: Frame + ?Sized>(frame: &P, embedded: &mut Embedded<Self::Addr>)
+    -> Result<u32, DropReason>;
     /// What an ICMP type is.
     fn message(kind: u8) -> Message;
     /// An address as words in network order; IPv4 has one.
-    fn words(addr: Self::Addr) -> [u32; 4];
+    fn words(addr: &Self::Addr) -> [u32; 4];
     /// One's complement sum of an address.
-    fn sum(addr: Self::Addr) -> u32;
+    fn sum(addr: &Self::Addr) -> u32;
     /// The hash of a tuple: scope does not take part.
     fn hash(key: &FlowKey<Self::Addr>, seed: u32) -> u32;
     /// Multicast or broadcast.
@@ -115,6 +119,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn embedded<P: Frame + ?Sized>(frame: &P, embedded: &mut Embedded<[u8; 4]>) -> Result<u32, DropReason> {
+        ipv4::embedded(frame, embedded)
+    }
+
+    #[inline(always)]
     fn message(kind: u8) -> Message {
         match kind {
             0 => Message::EchoReply,
@@ -125,13 +134,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn words(addr: [u8; 4]) -> [u32; 4] {
-        [u32::from_ne_bytes(addr), 0, 0, 0]
+    fn words(addr: &[u8; 4]) -> [u32; 4] {
+        [u32::from_ne_bytes(*addr), 0, 0, 0]
     }
 
     #[inline(always)]
-    fn sum(addr: [u8; 4]) -> u32 {
-        u32::from_ne_bytes(addr)
+    fn sum(addr: &[u8; 4]) -> u32 {
+        u32::from_ne_bytes(*addr)
     }
 
     #[inline(always)]
@@ -201,6 +210,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn embedded<P: Frame + ?Sized>(frame: &P, embedded: &mut Embedded<[u8; 16]>) -> Result<u32, DropReason> {
+        ipv6::embedded(frame, embedded)
+    }
+
+    #[inline(always)]
     fn message(kind: u8) -> Message {
         match kind {
             1..=4 => Message::Error,
@@ -213,7 +227,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn words(a: [u8; 16]) -> [u32; 4] {
+    fn words(a: &[u8; 16]) -> [u32; 4] {
         [
             u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
             u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
@@ -222,15 +236,16 @@ impl Family for V6 {
         ]
     }
 
-    #[inline(always)]
-    fn sum(addr: [u8; 16]) -> u32 {
+    // Not inlined: four of these at once do not fit into the registers, nor the spilled ones on the kernel's stack.
+    #[inline(never)]
+    fn sum(addr: &[u8; 16]) -> u32 {
         let [a, b, c, d] = Self::words(addr);
         checksum::add(checksum::add(a, b), checksum::add(c, d))
     }
 
     #[inline(always)]
     fn hash(key: &FlowKey<[u8; 16]>, seed: u32) -> u32 {
-        let (s, d) = (Self::words(key.src), Self::words(key.dst));
+        let (s, d) = (Self::words(&key.src), Self::words(&key.dst));
         let words = [s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3], ports(key), u32::from(key.proto)];
         jhash(&words, seed)
     }

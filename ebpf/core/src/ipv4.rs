@@ -2,6 +2,7 @@
 
 use quilla_abi::DropReason;
 
+use crate::embedded::Embedded;
 use crate::frame::Frame;
 use crate::headers::{Headers, Part};
 
@@ -78,4 +79,25 @@ fn options<P: Frame + ?Sized>(frame: &P, end: u32, headers: &mut Headers<[u8; 4]
         }
     }
     if headers.transport == end { Ok(()) } else { Err(DropReason::BadIpHeader) }
+}
+
+/// Reads the header of a packet inside an ICMP error.
+#[inline(always)]
+pub(crate) fn embedded<P: Frame + ?Sized>(
+    frame: &P,
+    embedded: &mut Embedded<[u8; 4]>,
+) -> Result<u32, DropReason> {
+    let ip: [u8; FIXED as usize] = frame.bytes(embedded.network)?;
+    let header = u32::from(ip[0] & 0x0f) * 4;
+    if ip[0] >> 4 != 4 || header < FIXED {
+        return Err(DropReason::BadIpHeader);
+    }
+    // Bytes of a later fragment are no ports.
+    if u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0 {
+        return Err(DropReason::Fragment);
+    }
+    embedded.key.src = [ip[12], ip[13], ip[14], ip[15]];
+    embedded.key.dst = [ip[16], ip[17], ip[18], ip[19]];
+    embedded.key.proto = ip[9];
+    Ok(embedded.network.wrapping_add(header))
 }

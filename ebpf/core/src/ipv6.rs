@@ -2,6 +2,7 @@
 
 use quilla_abi::DropReason;
 
+use crate::embedded::Embedded;
 use crate::frame::{Frame, HEADERS};
 use crate::headers::{Headers, Part};
 use crate::protocol::ip;
@@ -102,4 +103,21 @@ fn extension<P: Frame + ?Sized>(frame: &P, headers: &Headers<[u8; 16]>) -> Resul
 #[inline(always)]
 fn is_extension(proto: u8) -> bool {
     matches!(proto, ip::HOP_BY_HOP | ip::ROUTING | ip::DESTINATION | ip::AUTHENTICATION | ip::FRAGMENT)
+}
+
+/// Reads the header of a packet inside an ICMP error. Packets with extension headers are nobody's we translate.
+#[inline(always)]
+pub(crate) fn embedded<P: Frame + ?Sized>(
+    frame: &P,
+    embedded: &mut Embedded<[u8; 16]>,
+) -> Result<u32, DropReason> {
+    let at = embedded.network;
+    let ip: [u8; 8] = frame.bytes(at)?;
+    if ip[0] >> 4 != 6 {
+        return Err(DropReason::BadIpHeader);
+    }
+    embedded.key.src = frame.bytes(at.wrapping_add(8))?;
+    embedded.key.dst = frame.bytes(at.wrapping_add(24))?;
+    embedded.key.proto = ip[6];
+    Ok(at.wrapping_add(FIXED))
 }

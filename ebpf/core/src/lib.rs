@@ -14,6 +14,7 @@
 
 pub mod checksum;
 pub mod connection;
+pub mod embedded;
 pub mod family;
 pub mod frame;
 pub mod hash;

@@ -17,7 +17,10 @@ impl Ports {
     #[inline(always)]
     pub fn of(config: &Config) -> Option<Self> {
         let (first, last) = (config.snat_port_min, config.snat_port_max);
-        (first != 0 && first <= last).then_some(Self { first, count: u32::from(last) - u32::from(first) + 1 })
+        if first == 0 || first > last {
+            return None;
+        }
+        Some(Self { first, count: u32::from(last - first) + 1 })
     }
 
     /// Whether the port may be kept.

@@ -1,5 +1,6 @@
 //! `from_overlay` and `to_overlay`: the overlay device.
 
+use quilla_abi::config::Config;
 use quilla_abi::flow::{Flow, Ingress};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::program::ENCAPSULATED_MARK;
@@ -45,6 +46,27 @@ impl Hook for FromOverlay {
     }
 
     #[inline(always)]
+    fn reporter<F: Pipeline>(
+        _skb: Skb,
+        headers: &Headers<F::Addr>,
+        origin: &UnderlayAddress,
+    ) -> Result<(), DropReason> {
+        sender::<F>(headers, origin).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn relay<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        // Whoever it is, the packet was routed on its way.
+        scratch.from.be_world(skb.ifindex());
+        receiver::<F>(skb, &headers.key.dst, &mut scratch.to)?;
+        Ok(Next::Forward)
+    }
+
+    #[inline(always)]
     fn resolve<F: Pipeline>(
         skb: Skb,
         headers: &Headers<F::Addr>,
@@ -69,7 +91,7 @@ impl Hook for FromOverlay {
 }
 
 /// The slot of the sending node (E20).
-#[inline(always)]
+#[inline(never)]
 fn sender<F: Pipeline>(headers: &Headers<F::Addr>, origin: &UnderlayAddress) -> Result<u16, DropReason> {
     let slot = *helper::find(&NODE_SLOTS, origin).ok_or(DropReason::UnknownTunnelSource)?;
     match route::find::<F>(headers.key.src) {
@@ -117,6 +139,17 @@ impl Hook for ToOverlay {
     }
 
     #[inline(always)]
+    fn relay<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        scratch.from.be_stack(skb.ifindex());
+        other_node::<F>(route::config()?, headers.key.dst, &mut scratch.to)?;
+        Ok(Next::Forward)
+    }
+
+    #[inline(always)]
     fn resolve<F: Pipeline>(
         skb: Skb,
         headers: &Headers<F::Addr>,
@@ -132,10 +165,16 @@ impl Hook for ToOverlay {
             service::pick_up(headers, &mut scratch.flow);
         }
         scratch.from.be_stack(skb.ifindex());
-        let Ok(Target::Node(slot)) = target(route::find::<F>(scratch.out.dst)) else {
-            return Err(DropReason::UnknownNode);
-        };
-        route::node(config, slot, &mut scratch.to)?;
+        other_node::<F>(config, scratch.out.dst, &mut scratch.to)?;
         finish::<F>(headers, config, scratch)
+    }
+}
+
+/// The node on which a Pod address lives.
+#[inline(always)]
+fn other_node<F: Pipeline>(config: &Config, addr: F::Addr, side: &mut Side) -> Result<(), DropReason> {
+    match target(route::find::<F>(addr)) {
+        Ok(Target::Node(slot)) => route::node(config, slot, side),
+        _ => Err(DropReason::UnknownNode),
     }
 }

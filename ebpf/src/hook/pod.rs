@@ -2,7 +2,7 @@
 
 use quilla_abi::DropReason;
 use quilla_abi::config::Config;
-use quilla_abi::flow::{Flow, FlowKey, Ingress};
+use quilla_abi::flow::{Flow, FlowKey, Ingress, action};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::route::kind;
 use quilla_ebpf_core::Headers;
@@ -33,6 +33,27 @@ impl Hook for FromPod {
     #[inline(always)]
     fn neighbour<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>) -> Outcome {
         spoof::neighbour::<F>(skb, headers)
+    }
+
+    #[inline(always)]
+    fn reporter<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        _origin: &UnderlayAddress,
+    ) -> Result<(), DropReason> {
+        spoof::sender::<F>(skb, headers).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn relay<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        sender::<F>(skb, headers, &mut scratch.from)?;
+        route::receiver::<F>(skb, route::config()?, &headers.key, &mut scratch.to)?;
+        // It would need a translation, and there is no flow that says which.
+        if scratch.to.action == action::UPLINK { Err(DropReason::NoFlow) } else { Ok(Next::Forward) }
     }
 
     #[inline(always)]
@@ -95,6 +116,16 @@ impl Hook for ToPod {
     }
 
     #[inline(always)]
+    fn relay<F: Pipeline>(
+        skb: Skb,
+        headers: &Headers<F::Addr>,
+        scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        receiver::<F>(skb, &headers.key.dst, scratch)?;
+        Ok(Next::Forward)
+    }
+
+    #[inline(always)]
     fn resolve<F: Pipeline>(
         skb: Skb,
         headers: &Headers<F::Addr>,
@@ -109,12 +140,16 @@ impl Hook for ToPod {
         if !begin::<F>(headers, config, existing, scratch)? {
             service::pick_up(headers, &mut scratch.flow);
         }
-        scratch.from.be_stack(skb.ifindex());
-        if !route::endpoint::<F>(&scratch.out.dst, &mut scratch.to)
-            || scratch.to.forward.ifindex != skb.ifindex()
-        {
-            return Err(DropReason::NoEndpoint);
-        }
+        let receiver_addr = scratch.out.dst;
+        receiver::<F>(skb, &receiver_addr, scratch)?;
         finish::<F>(headers, config, scratch)
     }
+}
+
+/// The stack sends, and the Pod behind the device receives.
+#[inline(always)]
+fn receiver<F: Pipeline>(skb: Skb, addr: &F::Addr, scratch: &mut Scratch<F::Addr>) -> Result<(), DropReason> {
+    scratch.from.be_stack(skb.ifindex());
+    let known = route::endpoint::<F>(addr, &mut scratch.to) && scratch.to.forward.ifindex == skb.ifindex();
+    if known { Ok(()) } else { Err(DropReason::NoEndpoint) }
 }

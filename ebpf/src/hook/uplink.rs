@@ -52,6 +52,20 @@ impl Hook for FromUplink {
     }
 
     #[inline(always)]
+    fn lost() -> Result<Next, DropReason> {
+        Ok(Next::Leave)
+    }
+
+    #[inline(always)]
+    fn relay<F: Pipeline>(
+        _skb: Skb,
+        _headers: &Headers<F::Addr>,
+        _scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        Ok(Next::Leave)
+    }
+
+    #[inline(always)]
     fn resolve<F: Pipeline>(
         skb: Skb,
         headers: &Headers<F::Addr>,
@@ -115,6 +129,15 @@ impl Hook for ToUplink {
     #[inline(always)]
     fn neighbour<F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> Outcome {
         Ok(Verdict::of(Exit::Passed))
+    }
+
+    #[inline(always)]
+    fn relay<F: Pipeline>(
+        _skb: Skb,
+        _headers: &Headers<F::Addr>,
+        _scratch: &mut Scratch<F::Addr>,
+    ) -> Result<Next, DropReason> {
+        Ok(Next::Leave)
     }
 
     #[inline(always)]
