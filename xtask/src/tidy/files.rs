@@ -40,6 +40,9 @@ pub(super) fn check(workspace: &Workspace) -> Result<Vec<String>> {
         }
         let text = fs::read_to_string(&path).with_context(|| format!("read {file}"))?;
         found.extend(leftovers(file, &text));
+        if Path::new(file).extension().is_some_and(|end| end == "md") {
+            found.extend(dead_links(workspace, file, &text));
+        }
         if Path::new(file).extension().is_some_and(|end| end == "rs") {
             found.extend(source(file, &text));
         }
@@ -68,6 +71,19 @@ fn leftovers(file: &str, text: &str) -> Vec<String> {
         LEFTOVERS.iter().filter(move |needle| line.contains(**needle)).map(move |needle| (index, needle))
     });
     hits.map(|(index, needle)| format!("{file}:{}: `{needle}` must not be committed", index + 1)).collect()
+}
+
+/// Links to files that are not there; those to other sites are not followed.
+fn dead_links(workspace: &Workspace, file: &str, text: &str) -> Vec<String> {
+    let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+    let local = targets(text).filter(|target| !workspace.root().join(folder).join(target).exists());
+    local.map(|target| format!("{file}: links to {target}, which is not there")).collect()
+}
+
+/// Files that a page links to, without the place in the page.
+fn targets(text: &str) -> impl Iterator<Item = &str> {
+    let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+    links.filter(|target| !target.is_empty() && !target.contains("://"))
 }
 
 fn source(file: &str, text: &str) -> Vec<String> {
@@ -135,6 +151,12 @@ mod tests {
     fn leftovers_are_found_with_their_line() {
         let text = format!("fine\nfine // {}\n", LEFTOVERS[0]);
         assert!(leftovers("a.md", &text)[0].starts_with("a.md:2: "));
+    }
+
+    #[test]
+    fn links_to_files_are_seen() {
+        let text = "[a](docs/a.md) and [b](b.md#part), [here](#part), [there](https://kubernetes.io/docs)";
+        assert_eq!(targets(text).collect::<Vec<_>>(), ["docs/a.md", "b.md"]);
     }
 
     #[test]
