@@ -3,27 +3,32 @@
 //! `http::dispatch` asks it for every request. Invariant: the time a comparison takes tells nothing of any token.
 
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::ConstantTimeEq;
 
-/// The digests of the known tokens; the tokens themselves are not kept.
-pub(crate) struct Tokens(Vec<[u8; 32]>);
+/// The known users by the digests of their tokens; the tokens themselves are not kept.
+pub(crate) struct Tokens(Vec<([u8; 32], String)>);
 
 impl Tokens {
-    /// Empty tokens are left out: they would let in whoever sends none.
-    pub(crate) fn new<'a>(tokens: impl Iterator<Item = &'a str>) -> Self {
-        Self(tokens.filter(|token| !token.is_empty()).map(digest).collect())
+    /// From (token, user) pairs. Empty tokens are left out: they would let in whoever sends none.
+    pub(crate) fn new(tokens: Vec<(String, String)>) -> Self {
+        let given = tokens.into_iter().filter(|(token, _)| !token.is_empty());
+        Self(given.map(|(token, user)| (digest(&token), user)).collect())
     }
 
-    /// Whether an `Authorization` header carries a known token.
-    pub(crate) fn knows(&self, authorization: &str) -> bool {
-        let Some((scheme, token)) = authorization.split_once(' ') else { return false };
+    /// Whose token an `Authorization` header carries.
+    pub(crate) fn user(&self, authorization: &str) -> Option<&str> {
+        let (scheme, token) = authorization.split_once(' ')?;
         if !scheme.eq_ignore_ascii_case("bearer") {
-            return false;
+            return None;
         }
         let sent = digest(token.trim());
         // All of them, always: no early exit.
-        let known = self.0.iter().fold(Choice::from(0), |known, token| known | token.ct_eq(&sent));
-        known.into()
+        self.0.iter().fold(
+            None,
+            |found, (known, user)| {
+                if bool::from(known.ct_eq(&sent)) { Some(user.as_str()) } else { found }
+            },
+        )
     }
 }
 
@@ -37,17 +42,18 @@ mod tests {
 
     #[test]
     fn only_known_bearer_tokens_pass() {
-        let tokens = Tokens::new(["one", "two", ""].into_iter());
-        for (header, known) in [
-            ("Bearer one", true),
-            ("bearer two", true),
-            ("Bearer three", false),
-            ("Bearer ", false),
-            ("Bearer", false),
-            ("Basic one", false),
-            ("", false),
+        let pairs = [("one", "first"), ("two", "second"), ("", "nobody")];
+        let tokens = Tokens::new(pairs.map(|(token, user)| (token.to_owned(), user.to_owned())).into());
+        for (header, user) in [
+            ("Bearer one", Some("first")),
+            ("bearer two", Some("second")),
+            ("Bearer three", None),
+            ("Bearer ", None),
+            ("Bearer", None),
+            ("Basic one", None),
+            ("", None),
         ] {
-            assert_eq!(tokens.knows(header), known, "{header:?}");
+            assert_eq!(tokens.user(header), user, "{header:?}");
         }
     }
 }

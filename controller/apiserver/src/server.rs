@@ -134,7 +134,7 @@ impl Server {
         tasks.spawn(collector::run(Arc::clone(&api), stop.clone()));
         let service = Arc::new(Service {
             api,
-            tokens: Tokens::new(tokens.iter().map(|(token, _)| token.as_str())),
+            tokens: Tokens::new(tokens),
             settings: Settings { address: address.to_string(), bookmark_every },
             stop: stop.clone(),
         });

@@ -62,9 +62,9 @@ impl Service {
         if matches!(routed, Ok(Route::Health)) {
             return Ok(plain("ok"));
         }
-        if !self.tokens.knows(header(request.headers(), AUTHORIZATION)) {
-            return Err(Refusal::unauthorized());
-        }
+        let user =
+            self.tokens.user(header(request.headers(), AUTHORIZATION)).ok_or_else(Refusal::unauthorized)?;
+        tracing::debug!(target: "audit", user, method = %request.method(), path, "request");
         let route = routed?;
         let query = Query::parse(request.uri().query().unwrap_or_default());
         match route {
@@ -115,7 +115,7 @@ impl Service {
             Method::GET => {
                 let page =
                     read::list(&*self.api.store, resource, &query.list(resource, namespace.as_deref())?)?;
-                Ok(respond(StatusCode::OK, &shape.page(resource, &page)))
+                Ok(respond_text(StatusCode::OK, shape.page(resource, &page)))
             }
             Method::POST if resource.namespaced == namespace.is_some() => {
                 let body = json_body(request).await?;
@@ -188,7 +188,7 @@ impl Service {
                 result => drop(result?),
             }
         }
-        Ok(respond(StatusCode::OK, &shape.page(resource, &page)))
+        Ok(respond_text(StatusCode::OK, shape.page(resource, &page)))
     }
 
     fn watch(
@@ -304,7 +304,11 @@ fn wrote(code: StatusCode, resource: &Resource, shape: Shape, written: Written) 
 }
 
 fn respond(code: StatusCode, value: &Value) -> Response<Body> {
-    response(code, "application/json", Full::new(Bytes::from(value.to_string())).boxed_unsync())
+    respond_text(code, value.to_string())
+}
+
+fn respond_text(code: StatusCode, text: String) -> Response<Body> {
+    response(code, "application/json", Full::new(Bytes::from(text)).boxed_unsync())
 }
 
 fn plain(text: &'static str) -> Response<Body> {

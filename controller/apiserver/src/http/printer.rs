@@ -3,6 +3,7 @@
 //! `dispatch` picks one by the `Accept` header. Invariant: JSON is always among what is offered, so that clients that
 //! prefer another encoding (protobuf) get the one they all list as fallback.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::object;
@@ -25,6 +26,15 @@ pub(super) enum Include {
     None,
     Metadata,
     Object,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct List<'a> {
+    kind: String,
+    api_version: String,
+    metadata: Value,
+    items: Vec<&'a Value>,
 }
 
 impl Shape {
@@ -75,24 +85,32 @@ impl Shape {
         }
     }
 
-    pub(super) fn page(self, resource: &Resource, page: &Page) -> Value {
+    /// A list as JSON text: it may be large, so whole objects are written from where they are stored.
+    pub(super) fn page(self, resource: &Resource, page: &Page) -> String {
         let mut metadata = json!({"resourceVersion": page.revision.to_string()});
         if let Some(token) = &page.continue_token {
             metadata["continue"] = json!(token);
             metadata["remainingItemCount"] = json!(page.remaining);
         }
         let objects = page.objects.iter().map(AsRef::as_ref);
-        match self {
-            Self::Table(include) => table(resource, objects, include, true, &metadata),
-            Self::Object => {
-                let items: Vec<_> = objects.cloned().collect();
-                json!({"kind": resource.list_kind(), "apiVersion": resource.api_version(), "metadata": metadata, "items": items})
-            }
+        let list = match self {
+            Self::Table(include) => return table(resource, objects, include, true, &metadata).to_string(),
             Self::Metadata => {
                 let items: Vec<_> = objects.map(metadata_only).collect();
-                json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items})
+                return json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": metadata, "items": items,
+                })
+                .to_string();
             }
-        }
+            Self::Object => List {
+                kind: resource.list_kind(),
+                api_version: resource.api_version(),
+                metadata,
+                items: objects.collect(),
+            },
+        };
+        serde_json::to_string(&list).expect("a list of JSON values is serialisable")
     }
 
     /// One line of a watch; a table names its columns only in the first.
