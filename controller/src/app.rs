@@ -116,6 +116,7 @@ impl App {
 }
 
 async fn start_apiserver(config: &Config) -> Result<(RunningServer, Client), Error> {
+    credentials::private_folder(&config.data_dir)?;
     let token_file = config.token_file.clone().unwrap_or_else(|| config.data_dir.join("tokens"));
     let tokens = credentials::tokens(&token_file)?;
     let token = tokens.first().map(|(token, _)| token.clone()).unwrap_or_default();

@@ -1,9 +1,9 @@
 //! The files that let people and nodes in: bearer tokens and kubeconfigs. Called by `app` at start. They are readable by
 //! their owner only, from the moment they exist.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use rand::RngExt;
@@ -11,6 +11,7 @@ use rand::RngExt;
 use crate::error::Error;
 
 const OWNER_ONLY: u32 = 0o600;
+const OWNER_ONLY_FOLDER: u32 = 0o700;
 
 /// The (token, user) pairs of a token file; makes the file with one token for `admin` if it is absent.
 pub fn tokens(path: &Path) -> Result<Vec<(String, String)>, Error> {
@@ -30,11 +31,17 @@ pub fn tokens(path: &Path) -> Result<Vec<(String, String)>, Error> {
     Ok(tokens)
 }
 
+/// Makes a folder, and those it is in, if it is absent; what is stored in it may be secret.
+pub fn private_folder(path: &Path) -> Result<(), Error> {
+    let made = DirBuilder::new().recursive(true).mode(OWNER_ONLY_FOLDER).create(path);
+    made.map_err(|source| Error::File { operation: "create folder", path: path.to_owned(), source })
+}
+
 /// Replaces a file as a whole.
 pub fn write_private(path: &Path, text: &str) -> Result<(), Error> {
     let failed = |operation| move |source| Error::File { operation, path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed("create the folder of"))?;
+        private_folder(folder)?;
     }
     let draft = path.with_extension("new");
     match fs::remove_file(&draft) {
@@ -82,8 +89,9 @@ mod tests {
         assert_eq!(made.len(), 1);
         assert_eq!((made[0].0.len(), made[0].1.as_str()), (64, "admin"));
         assert_eq!(tokens(&path).expect("read"), made);
-        let mode = std::fs::metadata(&path).expect("exists").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let mode =
+            |path: &std::path::Path| std::fs::metadata(path).expect("exists").permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&folder.path().join("deep"))), (0o600, 0o700));
         write_private(&path, "# nobody\n").expect("replaced");
         tokens(&path).expect_err("no token");
     }

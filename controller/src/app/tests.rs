@@ -67,7 +67,7 @@ impl Cluster {
         create(&self.all::<Node>(), node).await;
     }
 
-    /// A Pod as its kubelet would report it, with the addresses 10.244.9.`number` and fd00::`number`.
+    /// A Pod as its kubelet would report it, with one address of each family that ends in `number`.
     async fn add_pod(&self, number: u8, ready: bool) {
         let name = format!("p{number}");
         let spec = json!({"containers": [{"name": "c", "image": "none", "ports": [{"name": "http", "containerPort": 8080}]}]});
