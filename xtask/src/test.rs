@@ -37,7 +37,7 @@ pub(crate) fn test(workspace: &Workspace, tier: Option<&str>, filter: Option<&st
         }
         report.push((tier, tally));
     }
-    conclude(&report, &skips.read()?, filter)
+    conclude(&report, &skips.take()?, filter)
 }
 
 /// Where `require!` writes one line for each test that it skips: libtest keeps the output of passing tests to itself.
@@ -47,13 +47,14 @@ struct SkipLog {
 
 impl SkipLog {
     fn create(workspace: &Workspace) -> Result<Self> {
-        let path = workspace.target().join("skipped-tests");
+        let path = workspace.target().join(format!("skipped-tests.{}", std::process::id()));
         fs::write(&path, "").with_context(|| format!("create {}", path.display()))?;
         Ok(Self { path })
     }
 
-    fn read(&self) -> Result<Vec<String>> {
+    fn take(self) -> Result<Vec<String>> {
         let text = fs::read_to_string(&self.path).with_context(|| format!("read {}", self.path.display()))?;
+        fs::remove_file(&self.path).with_context(|| format!("remove {}", self.path.display()))?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 }
