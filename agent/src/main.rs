@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
@@ -9,7 +10,18 @@ use quilla_agent::options::{Cli, Task};
 use quilla_agent::{app, selftest};
 use tracing_subscriber::EnvFilter;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // One line with all causes: a backtrace would bury them in the log.
+        Err(error) => {
+            eprintln!("quilla-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let Cli { options, task } = Cli::parse();
     if let Some(Task::Probe { cgroup, to, token }) = task {
         return selftest::probe(&cgroup, to, &token).context("probe");

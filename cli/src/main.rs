@@ -7,6 +7,7 @@ mod admin;
 mod table;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -69,7 +70,17 @@ impl Query {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quilla: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let Cli { socket, output, query } = Cli::parse();
     let answer = admin::ask(&socket, query.name())
         .with_context(|| format!("ask the agent at {}", socket.display()))?;
