@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Api, CONFIG_MAPS, config_map};
 
-/// Counts what is allocated, per ConfigMap.
+/// Counts what is allocated, per `ConfigMap`.
 #[derive(Default)]
 struct Allocator(Mutex<Vec<String>>);
 

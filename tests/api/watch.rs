@@ -77,7 +77,7 @@ async fn initial_events_end_with_a_marked_bookmark() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bookmarks_come_periodically() {
-    let config = Config { bookmark_every: Duration::from_millis(100), ..Config::default() };
+    let config = Config { bookmark_every: Duration::from_millis(20), ..Config::default() };
     let api = Api::with(config, Arc::new(AdmitAll)).await;
     let all = events(&api, &format!("{CONFIG_MAPS}?resourceVersion=0&allowWatchBookmarks=true")).await;
     let bookmarks = all.iter().filter(|event| event["type"] == "BOOKMARK").count();
