@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{operation} {kind} {object}")]
-    Api { operation: &'static str, kind: &'static str, object: String, source: Box<kube::Error> },
+    Api { operation: &'static str, kind: &'static str, object: String, source: Box<ApiCause> },
     #[error("no free {family} subnet for node {node}")]
     SubnetsExhausted { family: &'static str, node: String },
     #[error("no ready node can take pod {pod}")]
@@ -36,12 +36,18 @@ impl Error {
         object: &T,
     ) -> impl FnOnce(kube::Error) -> Self + use<T> {
         let object = object.to_string();
-        move |source| Self::Api { operation, kind, object, source: Box::new(source) }
+        move |source| Self::Api { operation, kind, object, source: Box::new(ApiCause::of(source)) }
+    }
+
+    /// Whether somebody else wrote the object first: news of it are on their way.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Api { source, .. } if matches!(**source, ApiCause::Refused { code: 409, .. }))
     }
 
     /// The error's name in metrics.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Api { .. } if self.is_conflict() => "conflict",
             Self::Api { .. } => "api",
             Self::SubnetsExhausted { .. } => "subnets_exhausted",
             Self::NoNode { .. } => "no_node",
@@ -52,6 +58,25 @@ impl Error {
             Self::Listen { .. } => "listen",
             Self::Option { .. } => "option",
             Self::TaskEnded { .. } => "task_ended",
+        }
+    }
+}
+
+/// Why a request had no success.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiCause {
+    #[error("{message}")]
+    Refused { code: u16, message: String },
+    #[error(transparent)]
+    Client(kube::Error),
+}
+
+impl ApiCause {
+    /// Of a refusal, only what is worth a log line.
+    fn of(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused { code: status.code, message: status.message },
+            other => Self::Client(other),
         }
     }
 }

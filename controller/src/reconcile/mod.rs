@@ -90,8 +90,12 @@ async fn settle<R: Reconciler>(reconciler: &mut R, queue: &mut Queue<R::Key>, me
         Ok(()) => queue.succeeded(&key),
         Err(error) => {
             metrics.failed(R::NAME, error.name());
-            let error = &error as &(dyn std::error::Error + 'static);
-            tracing::warn!(reconciler = R::NAME, object = %key, error, "reconciliation failed, trying again later");
+            if error.is_conflict() {
+                tracing::debug!(reconciler = R::NAME, object = %key, "object has changed, trying again soon");
+            } else {
+                let error = &error as &(dyn std::error::Error + 'static);
+                tracing::warn!(reconciler = R::NAME, object = %key, error, "reconciliation failed, trying again later");
+            }
             queue.failed(key, Instant::now());
         }
     }
