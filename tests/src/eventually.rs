@@ -12,9 +12,19 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(20);
 
 /// Looks until `look` succeeds; the error carries its last complaint.
-pub fn succeeds<T>(what: &str, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn succeeds<T>(what: &str, look: impl FnMut() -> Result<T>) -> Result<T> {
+    succeeds_while(what, || Ok(()), look)
+}
+
+/// The same, but gives up at once when `possible` fails.
+pub fn succeeds_while<T>(
+    what: &str,
+    mut possible: impl FnMut() -> Result<()>,
+    mut look: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
+        possible().with_context(|| what.to_owned())?;
         match look() {
             Ok(value) => return Ok(value),
             Err(error) if start.elapsed() > PATIENCE => {
@@ -40,7 +50,7 @@ pub fn becomes<T: Debug>(
 
 #[cfg(test)]
 mod tests {
-    use super::{becomes, succeeds};
+    use super::{becomes, succeeds, succeeds_while};
 
     #[test]
     fn looks_again_after_an_error() {
@@ -51,6 +61,12 @@ mod tests {
             Ok(looks)
         });
         assert_eq!(value.expect("third look"), 3);
+    }
+
+    #[test]
+    fn gives_up_on_the_impossible() {
+        let error = succeeds_while("never", || anyhow::bail!("dead"), || Ok(())).expect_err("gives up");
+        assert_eq!(format!("{error:#}"), "never: dead");
     }
 
     #[test]

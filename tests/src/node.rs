@@ -139,13 +139,18 @@ impl Node {
 
     /// Waits until the agent has found itself able to serve.
     pub fn wait_ready(&mut self) -> Result<()> {
-        eventually::succeeds(&format!("agent of {} is ready", self.machine.name), || {
-            self.agent()?.check()?;
-            let answer = self.http(METRICS, "/readyz")?;
-            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            Ok(())
-        })
-        .with_context(|| self.agent.as_ref().map_or_else(String::new, |agent| agent.tail(30)))
+        let mut agent = self.agent.take().context("the agent has not been started")?;
+        let ready = eventually::succeeds_while(
+            &format!("agent of {} is ready", self.machine.name),
+            || agent.check(),
+            || {
+                let answer = self.http(METRICS, "/readyz")?;
+                ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                Ok(())
+            },
+        );
+        self.agent = Some(agent);
+        ready
     }
 
     /// The agent's metrics as text.

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
@@ -41,14 +42,23 @@ struct Options {
     patience_seconds: u64,
 }
 
-fn main() -> Result<()> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
     for number in 0..options.count {
         let answer = match options.protocol {
-            Protocol::Http => http(&options),
-            Protocol::Udp => udp(&options, false),
-            Protocol::UdpConnected => udp(&options, true),
-            Protocol::Echo => echo(&options),
+            Protocol::Http => http(options),
+            Protocol::Udp => udp(options, false),
+            Protocol::UdpConnected => udp(options, true),
+            Protocol::Echo => echo(options),
         };
         let answer = answer.with_context(|| format!("question {number} to {}", options.target))?;
         println!("{answer}");
@@ -67,7 +77,8 @@ fn connect(options: &Options) -> Result<TcpStream> {
 
 fn http(options: &Options) -> Result<String> {
     let mut stream = connect(options)?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {}\r\n\r\n", options.target).context("send")?;
+    let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", options.target);
+    stream.write_all(request.as_bytes()).context("send")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("receive")?;
     let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("not an answer: {answer:?}"))?;

@@ -61,6 +61,10 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, name: &str) -> Result
             return Ok(());
         }
         if buffer[..length].starts_with(b"GET ") {
+            let mut head = buffer[..length].to_vec();
+            while !head.ends_with(b"\r\n\r\n") && head.len() < buffer.len() {
+                head.push(stream.read_u8().await?);
+            }
             let caller = caller(peer);
             let answer = format!(
                 "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Caller: {caller}\r\nConnection: close\r\n\r\n{name}\n",
