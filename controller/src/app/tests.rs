@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{App, connect_to};
 use crate::config::Config;
@@ -241,6 +242,28 @@ async fn nodes_get_pod_cidrs_while_they_last() {
         cidrs("n2").await.into_iter().next()
     })
     .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_and_metrics_are_served() {
+    let mut cluster = Cluster::start(&[]).await;
+    let address = cluster.app.health_address();
+    let get = async |path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: health\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("asked");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answered");
+        answer
+    };
+    eventually("ready", true, async || get("/readyz").await.starts_with("HTTP/1.1 200")).await;
+    assert!(get("/healthz").await.ends_with("ok"));
+    assert!(get("/metrics").await.contains("quilla_controller_queue_length{reconciler=\"node_cidr\"}"));
+    // A task that ends while nobody asked it to is the end of the process.
+    cluster.app.tasks.abort_all();
+    let failure = tokio::time::timeout(DEADLINE, cluster.app.failed()).await.expect("is told");
+    assert!(matches!(failure, crate::error::Error::TaskEnded { .. }), "{failure}");
     cluster.stop().await;
 }
 
