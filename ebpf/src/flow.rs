@@ -174,10 +174,30 @@ fn is_abandoned<A>(proto: u8, holder: &Flow<A>) -> bool {
         && connection::timed_out(ip::UDP, state::NEW, holder.last_seen, helper::now(), helper::hz())
 }
 
+/// Notes that the packet's connection takes the tuple of another one over.
+#[inline(never)]
+pub(crate) fn replace<F: Maps>(
+    headers: &Headers<F::Addr>,
+    entry: &Flow<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
+) {
+    scratch.replaced = twin_key::<F>(&headers.key, entry);
+    scratch.replaces = 1;
+}
+
+/// Late packets of a connection that was taken over must not reach the new one (E11).
+#[inline(always)]
+fn forget_replaced<F: Maps>(scratch: &Scratch<F::Addr>) {
+    if scratch.replaces != 0 && scratch.replaced != scratch.twin_key {
+        helper::remove(F::flows(), &scratch.replaced);
+    }
+}
+
 /// Writes the packet's own entry; on failure the answers' entry goes too, unless it was there before.
 #[inline(never)]
 pub(crate) fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) -> Result<(), DropReason> {
     if helper::insert(F::flows(), key, &scratch.flow, ANY).is_ok() {
+        forget_replaced::<F>(scratch);
         return Ok(());
     }
     if scratch.kept == 0 {

@@ -30,6 +30,9 @@ fn begin<F: Pipeline>(
     scratch.hash = F::hash(&headers.key, config.hash_seed);
     scratch.out = headers.key;
     let kept = service::keep::<F>(headers, existing, scratch)?;
+    if let (false, Some(entry)) = (kept, existing) {
+        flow::replace::<F>(headers, entry, scratch);
+    }
     scratch.flow.deps[dep::GLOBAL] = scratch.global;
     Ok(kept)
 }

@@ -91,7 +91,7 @@ pub(crate) fn judge(
                 return differs(&format!("sent elsewhere: {:?}", &seen.cb[..4]));
             }
             bytes(&model.world, *target, *tuple, *decrement, frame, seen.packet)?;
-            Ok(continuations(*hook, *target, *tuple, frame))
+            Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
     }
 }
@@ -180,8 +180,11 @@ fn ethernet(frame: &mut [u8], dst: [u8; 6], src: [u8; 6]) {
 }
 
 /// The same again, and the answer from where it went.
-fn continuations(hook: Hook, target: Target, out: Tuple, frame: &[u8]) -> Vec<Continuation> {
+fn continuations(world: &World, hook: Hook, target: Target, out: Tuple, frame: &[u8]) -> Vec<Continuation> {
     let Frame::Ip(headers) = read(frame) else { return Vec::new() };
+    if target == Target::Stack && !world.is_host(out.dst) {
+        return Vec::new(); // Its TTL ran out: the answer is an ICMP error.
+    }
     let answering = match (hook, target) {
         (_, Target::Pod(pod)) => Hook::FromPod(pod),
         (_, Target::Overlay(peer) | Target::OnwardOverlay(peer)) => Hook::FromOverlay(Some(peer)),

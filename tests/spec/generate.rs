@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use fastrand::Rng;
 
 use crate::model::Hook;
-use crate::wire::{ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP};
+use crate::wire::{ACK, DESTINATION, FIN, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP};
 use crate::world::{World, family};
 
 /// A frame and where it is to arrive.
@@ -52,7 +52,8 @@ impl Generator {
             _ => fresh(world, rng),
         };
         let mut frame = frame(world, rng, hook, tuple);
-        if rng.u8(0..12) == 0 {
+        // The host's own stack makes no damaged packets.
+        if rng.u8(0..12) == 0 && !matches!(hook, Hook::ToPod(_) | Hook::ToOverlay) {
             damage(rng, &mut frame);
         }
         Stimulus { hook, frame }
@@ -67,7 +68,7 @@ fn fresh(world: &World, rng: &mut Rng) -> Continuation {
         0..=9 => (Hook::FromPod(pod), own, somebody_else(world, rng, family, own)),
         10 | 11 => from_overlay(world, rng, family, own),
         12 | 13 => (Hook::ToPod(pod), host_address(world, rng, family), own),
-        14 => (Hook::ToOverlay, world.gateway[family], any_address(world, rng, family)),
+        14 => (Hook::ToOverlay, world.gateway[family], routed_to_overlay(world, rng, family)),
         _ => (Hook::FromUplink, world.outside[family * 2], world.host[family]),
     };
     let proto = [TCP, TCP, TCP, UDP, UDP, if family == 0 { ICMP } else { ICMPV6 }, 132][rng.usize(0..7)];
@@ -84,6 +85,15 @@ fn fresh(world: &World, rng: &mut Rng) -> Continuation {
         _ => (tuple.sport, tuple.dport) = (0, 0),
     }
     Continuation { hook, tuple }
+}
+
+/// The host's routes lead to the overlay device for other nodes' Pods only, and for nobody it knows.
+fn routed_to_overlay(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
+    if rng.u8(0..8) == 0 {
+        return crate::world::service_address(250)[family];
+    }
+    let pods = &world.peers[rng.usize(0..world.peers.len())].pods;
+    pods[rng.usize(0..pods.len())][family]
 }
 
 /// A Pod's packets to its own address never leave its namespace.
@@ -181,6 +191,20 @@ fn frame(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple) -> Vec<u8> {
         frame.extend([0; 6]); // Ethernet padding is no payload.
     }
     frame
+}
+
+/// Now and then some extension headers, seldom too many (E2): the first next-header value, and the bytes.
+fn extensions(rng: &mut Rng, proto: u8) -> (u8, Vec<u8>) {
+    let count = match rng.u8(0..32) {
+        0 | 1 => rng.usize(1..4),
+        2 => rng.usize(4..11),
+        _ => return (proto, Vec::new()),
+    };
+    let mut bytes = Vec::new();
+    for left in (0..count).rev() {
+        bytes.extend([if left == 0 { proto } else { DESTINATION }, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    (if count == 1 { HOP_BY_HOP } else { DESTINATION }, bytes)
 }
 
 /// A transport header with payload and a right checksum.

@@ -19,9 +19,10 @@ use fastrand::Rng;
 use quilla_datapath::Object;
 
 use crate::compare::{Tally, judge};
-use crate::generate::Generator;
+use crate::generate::{Generator, Stimulus};
 use crate::model::Model;
 use crate::rig::{OVERLAY, POD_DEVICES, Rig, UPLINK};
+use crate::wire::Frame;
 use crate::world::World;
 
 const PACKETS_PER_WORLD: u64 = 2_000;
@@ -69,24 +70,35 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
     let mut model = Model::new(world);
     let mut generator = Generator::default();
     let mut tally = Tally::default();
+    let mut past: Vec<Past> = Vec::new();
     for number in 0..PACKETS_PER_WORLD {
         if number % 500 == 499 {
             delete_a_backend(rig, &mut model, &mut rng)?;
         }
         let stimulus = generator.next(&model.world, &mut rng);
+        if std::env::var("SPEC_DUMP").is_ok_and(|at| at == number.to_string()) {
+            for (key, flow) in rig.datapath.maps().flows_v6.entries()? {
+                println!("{key:02x?}\n   {flow:02x?}");
+            }
+            for (key, flow) in rig.datapath.maps().flows_v4.entries()? {
+                println!("{key:02x?}\n   {flow:02x?}");
+            }
+        }
         let outcome = rig
             .run(&model.world, stimulus.hook, &stimulus.frame)
             .with_context(|| format!("packet {number}: {stimulus:02x?}"))?;
         match judge(&mut model, &stimulus, &outcome, &mut tally) {
             Ok(continuations) => {
+                past.push((number, stimulus.clone(), outcome.cb, outcome.packet.to_vec()));
                 for continuation in continuations {
                     generator.learn(&mut rng, continuation);
                 }
             }
             Err(disagreement) => bail!(
-                "packet {number} at {:?}: {disagreement}\nframe {:02x?}\nservices {:#?}",
+                "packet {number} at {:?}: {disagreement}\nframe {:02x?}\npast {}services {:#?}",
                 stimulus.hook,
                 stimulus.frame,
+                related(&past, &stimulus.frame, outcome.packet),
                 model.world.services
             ),
         }
@@ -98,6 +110,35 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
         after.since(&before)
     );
     Ok(PACKETS_PER_WORLD)
+}
+
+/// A packet that both agreed on: what went in, what the program said, and what came out.
+type Past = (u64, Stimulus, [u32; 5], Vec<u8>);
+
+/// Earlier packets that share a tuple, in either direction, with the packet in question.
+fn related(past: &[Past], before: &[u8], after: &[u8]) -> String {
+    let flags = |frame: &[u8]| match wire::read(frame) {
+        Frame::Ip(headers) => headers.tcp_flags,
+        _ => 0,
+    };
+    let tuples = |frame: &[u8]| match wire::read(frame) {
+        Frame::Ip(headers) => vec![headers.tuple, headers.tuple.mirrored()],
+        _ => Vec::new(),
+    };
+    let wanted = [tuples(before), tuples(after)].concat();
+    let mut story = String::new();
+    for (number, stimulus, cb, out) in past {
+        let theirs = [tuples(&stimulus.frame), tuples(out)].concat();
+        if let (Some(arrived), true) = (theirs.first(), theirs.iter().any(|tuple| wanted.contains(tuple))) {
+            story += &format!(
+                "  {number} {:?} {arrived:?} flags {:x} left as {:?} {cb:x?}\n",
+                stimulus.hook,
+                flags(&stimulus.frame),
+                theirs.get(2)
+            );
+        }
+    }
+    story
 }
 
 /// An endpoint goes away under its connections.

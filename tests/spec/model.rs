@@ -142,9 +142,17 @@ impl Model {
         let headers = match (hook, read(frame)) {
             (Hook::FromUplink, Frame::Ip(headers)) if self.is_for_masquerade(&headers) => headers,
             (Hook::FromUplink, _) => return Ok(Expect::Pass),
+            (Hook::ToPod(_) | Hook::ToOverlay, Frame::Arp | Frame::Bad(DropReason::UnknownEtherType)) => {
+                return Ok(Expect::Pass);
+            }
+            (Hook::FromOverlay(_), Frame::Arp) => return Ok(Expect::Drop(DropReason::UnknownEtherType)),
+            (Hook::FromPod(pod), Frame::Bad(DropReason::UnknownEtherType))
+                if frame[6..12] != self.world.pods[pod].mac =>
+            {
+                return Ok(Expect::Drop(DropReason::SpoofedMac));
+            }
             (_, Frame::Bad(reason)) => return Ok(Expect::Drop(reason)),
             (Hook::FromPod(pod), Frame::Arp) => return Ok(self.arp(pod, frame)),
-            (_, Frame::Arp) => return Ok(Expect::Pass),
             (_, Frame::Ip(headers)) => headers,
         };
         if let Some(refused) = self.refused(hook, frame, &headers) {
@@ -209,6 +217,10 @@ impl Model {
             Hook::FromOverlay(Some(peer)) if self.world.place(src) != Place::Remote(peer) => {
                 drop(DropReason::WrongTunnelSource)
             }
+            // The host may speak to groups on its own links.
+            Hook::ToPod(_) | Hook::ToOverlay if self.world.place(dst) == Place::Multicast => {
+                Some(Expect::Pass)
+            }
             Hook::ToPod(pod) if !self.world.pods[pod].addresses.contains(&dst) => {
                 drop(DropReason::NoEndpoint)
             }
@@ -218,6 +230,7 @@ impl Model {
 
     fn track(&mut self, hook: Hook, headers: &Headers, frame: &[u8], seen: &[u8]) -> Result<Expect, String> {
         let tuple = headers.tuple;
+        let mut replaced = None;
         let scope = if hook == Hook::FromUplink { Scope::Uplink } else { Scope::Cluster };
         let starts = tuple.proto == TCP && headers.tcp_flags & (SYN | ACK) == SYN;
         if let Some(&(id, direction)) = self.by_tuple.get(&(scope, tuple)) {
@@ -230,8 +243,9 @@ impl Model {
             if !reopens && !reselects {
                 return Ok(self.known(id, direction, hook, headers, frame));
             }
-            self.forget(id);
+            replaced = Some(id);
         }
+        let old = replaced.and_then(|id| self.forget(id));
         if frame[headers.ttl_at] <= 1
             && matches!(hook, Hook::FromPod(_))
             && self.leads_on(headers, seen == frame)
@@ -240,12 +254,20 @@ impl Model {
             return Ok(Expect::Deliver { target: Target::Stack, tuple, decrement: false });
         }
         let starts = starts || self.begun.remove(&tuple);
-        match self.unknown(hook, headers, starts, seen)? {
-            Ok(connection) => {
+        match self.unknown(hook, headers, starts, seen)?.and_then(|fresh| self.told_apart(fresh, headers)) {
+            Ok(mut connection) => {
+                if self.taken(&connection) {
+                    let Tuple { src, dst, dport, .. } = connection.answer.mirrored();
+                    connection.answer = self.translated_source(&connection, src, dst, dport, seen)?;
+                }
                 let id = self.remember(connection);
                 Ok(self.known(id, Direction::Original, hook, headers, frame))
             }
-            Err(other) => Ok(other),
+            Err(other) => {
+                // Nothing took its place.
+                old.map(|connection| self.remember(connection));
+                Ok(other)
+            }
         }
     }
 
@@ -274,11 +296,11 @@ impl Model {
         id
     }
 
-    fn forget(&mut self, id: usize) {
-        if let Some(connection) = self.connections[id].take() {
-            self.by_tuple.remove(&(Scope::Cluster, connection.original));
-            self.by_tuple.remove(&(connection.answer_scope, connection.answer));
-        }
+    fn forget(&mut self, id: usize) -> Option<Connection> {
+        let connection = self.connections[id].take()?;
+        self.by_tuple.remove(&(Scope::Cluster, connection.original));
+        self.by_tuple.remove(&(connection.answer_scope, connection.answer));
+        Some(connection)
     }
 
     /// A packet of a connection that exists.
@@ -340,10 +362,10 @@ impl Model {
             },
             Hook::FromOverlay(None) => drop(DropReason::UnknownTunnelSource),
             Hook::FromPod(pod) => match self.world.service(tuple.dst, tuple.dport, tuple.proto) {
-                Some(_) if middle => drop(DropReason::NoFlow),
                 Some(service) if self.world.services[service].backends.is_empty() => {
                     drop(DropReason::NoBackend)
                 }
+                Some(_) if middle => drop(DropReason::NoFlow),
                 Some(service) => self.balanced(pod, service, tuple, seen).map(Ok),
                 None if lost_answer => drop(DropReason::NoFlow),
                 None => self.routed(pod, tuple, tuple.dst, headers, seen),
@@ -433,10 +455,14 @@ impl Model {
             }
             None => Tuple { dst: backend.ip(), dport: backend.port(), ..tuple }.mirrored(),
         };
-        // Two frontends, one backend, one client port: the later connection gets another source port (E9).
-        if source.is_none() && self.taken(&connection) {
-            connection.answer =
-                self.translated_source(&connection, tuple.src, backend.ip(), backend.port(), seen)?;
+        Ok(connection)
+    }
+
+    /// Two connections with one tuple of answers, such as one through a Service and one past it: the later one gets
+    /// another source port (E9), if it has ports at all.
+    fn told_apart(&self, connection: Connection, headers: &Headers) -> Result<Connection, Expect> {
+        if self.taken(&connection) && !headers.is_translatable() {
+            return Err(Expect::Drop(DropReason::Untranslatable));
         }
         Ok(connection)
     }
@@ -456,7 +482,8 @@ impl Model {
     ) -> Result<Tuple, String> {
         let Frame::Ip(after) = read(seen) else { return Err("the frame came out malformed".into()) };
         let port = after.tuple.sport;
-        let kept = port == connection.original.sport && source == connection.original.src;
+        // Towards the world all of the node's ports are shared with the host itself, so only the range is free.
+        let kept = port == connection.original.sport && connection.answer_scope == Scope::Cluster;
         if !kept && !SNAT_PORTS.contains(&port) {
             return Err(format!("source port {port} is outside of the translation range"));
         }

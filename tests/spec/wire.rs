@@ -9,6 +9,11 @@ pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 
+pub(crate) const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const AUTHENTICATION: u8 = 51;
+pub(crate) const DESTINATION: u8 = 60;
+
 pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
@@ -137,7 +142,34 @@ fn read_v6(frame: &[u8]) -> Result<Headers, DropReason> {
         let octets: [u8; 16] = ip[at..at + 16].try_into().expect("sixteen bytes");
         IpAddr::V6(Ipv6Addr::from(octets))
     };
-    transport(frame, ip[6], address(8), address(24), 54, payload, 14 + 7)
+    let (proto, skipped) = skip_extensions(ip[6], &ip[40..40 + payload])?;
+    transport(frame, proto, address(8), address(24), 54 + skipped, payload - skipped, 14 + 7)
+}
+
+/// Steps over extension headers, at most eight (E2): the transport protocol, and how many bytes stand before it.
+fn skip_extensions(mut proto: u8, payload: &[u8]) -> Result<(u8, usize), DropReason> {
+    let mut at = 0;
+    for count in 0.. {
+        if !matches!(proto, HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION) {
+            break;
+        }
+        if count == 8 {
+            return Err(DropReason::ExtensionHeaders);
+        }
+        let Some(header) = payload.get(at..at + 8) else { return Err(DropReason::Truncated) };
+        if proto == ROUTING && header[3] != 0 {
+            return Err(DropReason::SourceRoute);
+        }
+        at += match proto {
+            AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
+            _ => (usize::from(header[1]) + 1) * 8,
+        };
+        if at > payload.len() {
+            return Err(DropReason::Truncated);
+        }
+        proto = header[0];
+    }
+    Ok((proto, at))
 }
 
 fn transport(

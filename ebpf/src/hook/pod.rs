@@ -2,7 +2,7 @@
 
 use quilla_abi::DropReason;
 use quilla_abi::config::Config;
-use quilla_abi::flow::{Flow, FlowKey, Ingress, action};
+use quilla_abi::flow::{Flow, FlowKey, Ingress, action, flag};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::route::kind;
 use quilla_ebpf_core::Headers;
@@ -78,6 +78,10 @@ impl Hook for FromPod {
         }
         forged_overlay::<F>(config, &scratch.out)?;
         route::receiver::<F>(skb, config, &scratch.out, &mut scratch.to)?;
+        // The world came in through the stack, under its own address, and is answered the same way.
+        if scratch.to.action == action::UPLINK && scratch.flow.flags & flag::REPLY != 0 {
+            scratch.to.be_stack(skb.ifindex());
+        }
         finish::<F>(headers, config, scratch)
     }
 }
