@@ -224,8 +224,8 @@ async fn get_watch_and_wait_see_changes() {
     assert_eq!(line().await, "web-1 0/1 Running");
     let until_deleted = [&wait[..], &["--for=delete"]].concat();
     let delete = ["-n", "shop", "delete", "pod", "web-1"];
-    let (gone, _) = tokio::join!(api.kubectl(&until_deleted), api.kubectl(&delete));
-    assert_eq!(gone, "pod/web-1 condition met\n");
+    // It says "condition met" only if it still saw the Pod; that it ends well is what counts.
+    tokio::join!(api.kubectl(&until_deleted), api.kubectl(&delete));
     watching.kill().await.expect("kubectl can be stopped");
 }
 
