@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use quilla_datapath::netlink::DeviceChanges;
 use quilla_datapath::{Datapath, DatapathError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +33,8 @@ use crate::{admin, health, last_known, snapshot, watch as watches};
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
 /// How long an address rests between two Pods.
 const ADDRESS_COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long a stopping agent may wait for the device watch.
+const DEVICE_WAIT: Duration = Duration::from_millis(250);
 /// How often records of DELs are looked for.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -112,6 +115,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let file = last_known::path(&options.state_dir);
     tasks.start("last-known snapshot", last_known::keep(file.clone(), snapshots.clone(), drain.clone()));
     tasks.start("snapshot forwarder", forward(snapshots, reconciler.clone(), file, drain.clone()));
+    tasks.start("device watch", watch_devices(reconciler.clone(), drain.clone()));
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
     let test = self_test.run(
         options.cgroup.clone(),
@@ -279,6 +283,26 @@ async fn forward(
             return;
         }
     }
+}
+
+/// Tells the reconciler when the node's devices change. Where that cannot be watched, audits find out later.
+async fn watch_devices(reconciler: Handle, drain: CancellationToken) {
+    let until = drain.clone();
+    let watched = tokio::task::spawn_blocking(move || -> Result<(), DatapathError> {
+        let mut changes = DeviceChanges::open()?;
+        while !until.is_cancelled() {
+            if changes.wait(DEVICE_WAIT) && !reconciler.tell(Command::DevicesChanged) {
+                break;
+            }
+        }
+        Ok(())
+    });
+    match watched.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = %error, "watch devices"),
+        Err(error) => tracing::error!(error = %error, "watch devices"),
+    }
+    drain.cancelled().await;
 }
 
 /// Gives addresses out only once the kernel knows what they are.

@@ -66,6 +66,19 @@ impl Node {
         Overlay::NAME
     }
 
+    /// Numbers of the uplink and the overlay device; 0 while unknown.
+    pub fn ifindexes(&self) -> (u32, u32) {
+        (self.uplink.ifindex, self.overlay.as_ref().map_or(0, |(_, device)| device.ifindex))
+    }
+
+    /// Whether one of the devices is not any more as it was seen last.
+    pub fn changed(&self) -> Result<bool, DatapathError> {
+        let (Some(netlink), Some((_, overlay))) = (&self.netlink, &self.overlay) else { return Ok(false) };
+        let same = netlink.device(&self.settings.uplink)?.as_ref() == Some(&self.uplink)
+            && netlink.device(Overlay::NAME)?.as_ref() == Some(overlay);
+        Ok(!same)
+    }
+
     /// Distrust everything: look at devices and routes again in the next round.
     pub fn forget(&mut self) {
         self.overlay = None;
@@ -87,8 +100,9 @@ impl Node {
         let wanted = wanted_overlay(&self.settings, &self.uplink, snapshot);
         if self.overlay.as_ref().is_none_or(|(present, _)| *present != wanted) {
             let device = netlink.ensure_overlay(&wanted)?;
-            tracing::info!(device = wanted.name, mtu = wanted.mtu, gateways = ?wanted.gateways, "overlay device ready");
-            self.settings.mtu.send_replace(wanted.mtu);
+            let mtu_changed =
+                self.settings.mtu.send_if_modified(|mtu| std::mem::replace(mtu, wanted.mtu) != wanted.mtu);
+            tracing::debug!(device = wanted.name, mtu = wanted.mtu, mtu_changed, gateways = ?wanted.gateways, "overlay device ready");
             self.overlay = Some((wanted, device));
         }
         Ok(())

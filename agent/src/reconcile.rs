@@ -72,8 +72,8 @@ pub struct Reconciler {
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
-    /// Whether programs of this run are attached everywhere.
-    attached: bool,
+    /// Uplink and overlay device that this run's programs are attached to, and with them all Pods.
+    attached: Option<(u32, u32)>,
     retry_at: Option<Instant>,
 }
 
@@ -95,7 +95,7 @@ impl Reconciler {
             own_services,
             fallback: None,
             unsure: true,
-            attached: false,
+            attached: None,
             retry_at: None,
         })
     }
@@ -124,6 +124,7 @@ impl Reconciler {
                 self.fallback = Some(*published);
                 self.round();
             }
+            Command::DevicesChanged => self.devices_changed(),
             Command::Attach(endpoint, answer) => answer.give(self.attach(*endpoint)),
             Command::Detach(endpoint, answer) => answer.give(self.detach(&endpoint)),
             Command::Check(endpoint, answer) => answer.give(self.check(&endpoint)),
@@ -239,7 +240,8 @@ impl Reconciler {
 
     /// Puts this run's programs in the place of the previous run's, once the maps are right.
     fn attach_programs(&mut self) -> Result<(), ReconcileError> {
-        if self.attached {
+        let devices = self.node.ifindexes();
+        if self.attached == Some(devices) {
             return Ok(());
         }
         self.datapath.attach_uplink(self.node.uplink())?;
@@ -255,13 +257,13 @@ impl Reconciler {
             }
         }
         let pruned = self.datapath.prune_links()?;
-        tracing::info!(endpoints = self.endpoints.len(), pruned = pruned.len(), "programs attached");
-        self.attached = true;
+        tracing::debug!(endpoints = self.endpoints.len(), pruned = pruned.len(), "programs attached");
+        self.attached = Some(devices);
         Ok(())
     }
 
     fn attach(&mut self, endpoint: AttachedEndpoint) -> Result<(), ReconcileError> {
-        if !self.attached {
+        if !self.view.borrow().programmed {
             return Err(ReconcileError::NoSnapshot);
         }
         let key = endpoint.attachment();
@@ -315,7 +317,21 @@ impl Reconciler {
             self.unsure = true;
         }
         self.node.forget();
+        self.attached = None;
         self.round();
+    }
+
+    /// Every Pod that comes or goes is such a change: only those of our own devices matter.
+    fn devices_changed(&mut self) {
+        match self.node.changed() {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!("uplink or overlay device changed");
+                self.node.forget();
+                self.round();
+            }
+            Err(error) => tracing::warn!(error = %error, "look at devices"),
+        }
     }
 
     fn repair(&mut self) -> Result<(), ReconcileError> {

@@ -66,6 +66,8 @@ pub enum Command {
     SnapshotChanged,
     /// Use this snapshot until an apiserver answers.
     Fallback(Box<Published>),
+    /// A device or an address came, went or changed.
+    DevicesChanged,
     /// Make an endpoint effective.
     Attach(Box<AttachedEndpoint>, Answer),
     /// Forget an endpoint.
