@@ -109,8 +109,11 @@ pub(crate) fn drift_is_repaired() -> Result<()> {
     let pins = Command::new("find").arg(node.bpffs()).args(["-path", "*links*", "-type", "f"]).text()?;
     ensure!(!pins.is_empty(), "no pinned links under {}", node.bpffs().display());
     Command::new("find").arg(node.bpffs()).args(["-path", "*links*", "-type", "f", "-delete"]).text()?;
-    let broken = answers();
-    ensure!(broken.is_err(), "the Service answers without programs: {broken:?}");
+    eventually::succeeds("the Service is gone with its programs", || {
+        let broken = answers();
+        ensure!(broken.is_err(), "still answers: {broken:?}");
+        Ok(())
+    })?;
 
     let node = cluster.node_mut("node-a");
     node.start_agent()?;

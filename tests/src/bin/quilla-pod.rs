@@ -3,7 +3,7 @@
 //! `GET` is answered with the Pod's name, and with the caller's address in a header; any other bytes are echoed. A
 //! datagram `who` is answered with the name, `from` with the caller's address, any other is echoed.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -20,6 +20,10 @@ struct Options {
     /// Ports to serve.
     #[arg(long)]
     port: Vec<u16>,
+    /// Addresses to serve on. A host with several needs them named: from a socket that is bound to none, the answer to
+    /// a datagram may leave with another address than was asked.
+    #[arg(long = "address", default_value = "::")]
+    addresses: Vec<IpAddr>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -29,11 +33,13 @@ async fn main() -> Result<()> {
     let mut servers = JoinSet::new();
     for port in options.port {
         // The unspecified IPv6 address takes callers of both families.
-        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
-        let socket = UdpSocket::bind(address).await.with_context(|| format!("bind {address}"))?;
-        servers.spawn(serve_streams(listener, Arc::clone(&name)));
-        servers.spawn(serve_datagrams(socket, Arc::clone(&name)));
+        for address in options.addresses.iter().map(|ip| SocketAddr::new(*ip, port)) {
+            let listener =
+                TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+            let socket = UdpSocket::bind(address).await.with_context(|| format!("bind {address}"))?;
+            servers.spawn(serve_streams(listener, Arc::clone(&name)));
+            servers.spawn(serve_datagrams(socket, Arc::clone(&name)));
+        }
     }
     println!("{name} is ready");
     while let Some(ended) = servers.join_next().await {

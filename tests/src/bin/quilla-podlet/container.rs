@@ -34,6 +34,9 @@ impl Container {
             for port in spec.ports.iter().flatten() {
                 command.arg("--port").arg(port.container_port.to_string());
             }
+            if netns.is_none() {
+                command.args(node.addresses.iter().map(|address| format!("--address={address}")));
+            }
         }
         for word in spec.command.iter().flatten().skip(1).chain(spec.args.iter().flatten()) {
             command.arg(word);
