@@ -79,6 +79,12 @@ impl Node {
         Ok(!same)
     }
 
+    /// Whether a device of that name is there and has that number.
+    pub fn has_device(&self, name: &str, ifindex: u32) -> Result<bool, DatapathError> {
+        let Some(netlink) = &self.netlink else { return Ok(false) };
+        Ok(netlink.device(name)?.is_some_and(|device| device.ifindex == ifindex))
+    }
+
     /// Distrust everything: look at devices and routes again in the next round.
     pub fn forget(&mut self) {
         self.overlay = None;

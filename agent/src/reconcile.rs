@@ -7,7 +7,7 @@
 mod command;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -66,6 +66,8 @@ pub struct Reconciler {
     published: watch::Receiver<Option<Published>>,
     view: watch::Sender<Arc<View>>,
     endpoints: BTreeMap<Attachment, AttachedEndpoint>,
+    /// Those whose device is gone or is another one: after a reboot, or when a namespace died without a DEL.
+    absent: BTreeSet<Attachment>,
     own_services: Vec<(FrontendKey, BackendKey)>,
     /// The snapshot of a previous run, for as long as no apiserver answers.
     fallback: Option<Published>,
@@ -92,6 +94,7 @@ impl Reconciler {
             published,
             view,
             endpoints: endpoints.into_iter().map(|endpoint| (endpoint.attachment(), endpoint)).collect(),
+            absent: BTreeSet::new(),
             own_services,
             fallback: None,
             unsure: true,
@@ -162,6 +165,7 @@ impl Reconciler {
         let Published { snapshot, problems } = published.ok_or(ReconcileError::NoSnapshot)?;
         self.resynchronise()?;
         self.node.prepare(&snapshot)?;
+        self.look_for_devices()?;
         let facts = self.node.facts(self.local_endpoints());
         let (mut desired, mut found) = plan(&snapshot, &facts);
         self.add_own_services(&mut desired);
@@ -208,6 +212,33 @@ impl Reconciler {
         Ok(())
     }
 
+    /// When everything is attached anew: a number that belongs to another device by now must not get into a row.
+    fn look_for_devices(&mut self) -> Result<(), ReconcileError> {
+        if self.attached.is_some() {
+            return Ok(());
+        }
+        let mut absent = BTreeSet::new();
+        for (key, endpoint) in &self.endpoints {
+            if !self.node.has_device(&endpoint.host_ifname, endpoint.host_ifindex)? {
+                if !self.absent.contains(key) {
+                    tracing::warn!(
+                        device = endpoint.host_ifname,
+                        pod = endpoint.pod_name,
+                        "endpoint without its device"
+                    );
+                }
+                absent.insert(key.clone());
+            }
+        }
+        self.absent = absent;
+        Ok(())
+    }
+
+    /// Endpoints that have their device.
+    fn present(&self) -> impl Iterator<Item = &AttachedEndpoint> {
+        self.endpoints.iter().filter(|(key, _)| !self.absent.contains(key)).map(|(_, endpoint)| endpoint)
+    }
+
     fn local_endpoints(&self) -> Vec<LocalEndpoint> {
         let local = |endpoint: &AttachedEndpoint| LocalEndpoint {
             pod: ObjectName::new(&endpoint.pod_namespace, &endpoint.pod_name),
@@ -217,7 +248,7 @@ impl Reconciler {
             ipv4: endpoint.ipv4,
             ipv6: endpoint.ipv6,
         };
-        self.endpoints.values().map(local).collect()
+        self.present().map(local).collect()
     }
 
     fn add_own_services(&self, desired: &mut Desired) {
@@ -247,12 +278,10 @@ impl Reconciler {
         self.datapath.attach_uplink(self.node.uplink())?;
         self.datapath.attach_overlay(self.node.overlay())?;
         self.datapath.attach_sockets(&self.cgroup)?;
-        for endpoint in self.endpoints.values() {
+        for endpoint in self.present() {
             match self.datapath.attach_pod(&endpoint.host_ifname) {
-                // Its DEL is on record, or the runtime will notice: the others must not wait for it.
-                Err(DatapathError::NoDevice { name }) => {
-                    tracing::warn!(device = name, pod = endpoint.pod_name, "endpoint without a device");
-                }
+                // It went just now; its DEL is on the way.
+                Err(DatapathError::NoDevice { .. }) => {}
                 attached => attached?,
             }
         }
@@ -268,6 +297,7 @@ impl Reconciler {
         }
         let key = endpoint.attachment();
         let device = endpoint.host_ifname.clone();
+        self.absent.remove(&key);
         self.endpoints.insert(key.clone(), endpoint);
         let attached = self.reconcile().and_then(|()| Ok(self.datapath.attach_pod(&device)?));
         if attached.is_err() {
@@ -279,6 +309,7 @@ impl Reconciler {
 
     /// Rows first: from then on the device's packets are dropped as a stranger's.
     fn detach(&mut self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+        self.absent.remove(&endpoint.attachment());
         self.endpoints.remove(&endpoint.attachment());
         match self.reconcile() {
             // Nothing was written yet in this run; the first round leaves the endpoint out.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use quilla_abi::backend::Backend;
 use quilla_abi::endpoint::Interface;
 use quilla_abi::epoch;
+use quilla_abi::map::capacity;
 use quilla_abi::service::{Service, ServiceKey};
 use quilla_model::{ObjectRef, Problem, Reason};
 
@@ -26,6 +27,9 @@ use row::{
     backend_row, endpoint_rows, interface_row, node_row, node_slots, route_rows, service_key,
     underlay_addresses,
 };
+
+/// Frontends of one family. New rows are written before old ones are removed, so the map must never be quite full.
+const MAX_SERVICES: usize = (capacity::SERVICES - capacity::SERVICES / 16) as usize;
 
 /// The places of everything, and what is free.
 #[derive(Clone, Debug)]
@@ -129,7 +133,9 @@ impl Layout {
             let rows = frontend.backends.iter().filter_map(backend_row);
             let slots: Vec<u32> = rows.filter_map(|row| backend_ids.get(&row).copied()).collect();
             let complete = slots.len() == frontend.backends.len();
-            let laid = self.place_service(old.services.get(&service_key), frontend, slots);
+            let room = placed.len() < MAX_SERVICES;
+            let laid =
+                if room { self.place_service(old.services.get(&service_key), frontend, slots) } else { None };
             if laid.is_none() || !complete {
                 let detail = format!("no room for all of port {} on {}", key.port, key.address);
                 let object = ObjectRef::new("Service", &frontend.service);
@@ -241,3 +247,7 @@ impl Default for Layout {
         Self::recover(&Tables::default())
     }
 }
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;
