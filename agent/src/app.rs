@@ -27,7 +27,7 @@ use crate::options::Options;
 use crate::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use crate::selftest::{Readiness, SelfTest};
 use crate::snapshot::Published;
-use crate::{admin, health, last_known, snapshot, watch as watches};
+use crate::{admin, events, health, last_known, snapshot, watch as watches};
 
 /// How long the apiserver may take before the last-known snapshot is used.
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
@@ -115,6 +115,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let file = last_known::path(&options.state_dir);
     tasks.start("last-known snapshot", last_known::keep(file.clone(), snapshots.clone(), drain.clone()));
     tasks.start("snapshot forwarder", forward(snapshots, reconciler.clone(), file, drain.clone()));
+    let reporting = events::report(client, options.node_name.clone(), view.clone(), drain.clone());
+    tasks.start("events", reporting);
     tasks.start("device watch", watch_devices(reconciler.clone(), drain.clone()));
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
     let test = self_test.run(

@@ -12,6 +12,7 @@ pub mod admin;
 pub mod app;
 pub mod cni;
 pub mod endpoint;
+pub mod events;
 pub mod health;
 pub mod last_known;
 pub mod metrics;
