@@ -10,7 +10,7 @@ pub(crate) use uplink::{FromUplink, ToUplink};
 
 use quilla_abi::DropReason;
 use quilla_abi::config::Config;
-use quilla_abi::flow::{Flow, dep};
+use quilla_abi::flow::{Flow, dep, flag};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::opens;
 use quilla_ebpf_core::protocol::ip;
@@ -41,6 +41,18 @@ fn begin<F: Pipeline>(
 #[inline(always)]
 fn is_stray<A>(headers: &Headers<A>) -> bool {
     headers.key.proto == ip::TCP && !opens(headers.tcp)
+}
+
+/// Whether the first packet of a flow gets no further than this node. It leaves no flow behind: nothing was sent that
+/// could be answered.
+#[inline(always)]
+fn expires<A>(headers: &Headers<A>, scratch: &mut Scratch<A>) -> bool {
+    let routed = scratch.from.is_routed() && scratch.to.is_routed();
+    if headers.hop_limit > 1 || scratch.kept != 0 || !routed {
+        return false;
+    }
+    scratch.flow.flags |= flag::ROUTED;
+    true
 }
 
 /// With both parties known: chooses the source, and writes the entries of both directions.

@@ -76,14 +76,6 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
             delete_a_backend(rig, &mut model, &mut rng)?;
         }
         let stimulus = generator.next(&model.world, &mut rng);
-        if std::env::var("SPEC_DUMP").is_ok_and(|at| at == number.to_string()) {
-            for (key, flow) in rig.datapath.maps().flows_v6.entries()? {
-                println!("{key:02x?}\n   {flow:02x?}");
-            }
-            for (key, flow) in rig.datapath.maps().flows_v4.entries()? {
-                println!("{key:02x?}\n   {flow:02x?}");
-            }
-        }
         let outcome = rig
             .run(&model.world, stimulus.hook, &stimulus.frame)
             .with_context(|| format!("packet {number}: {stimulus:02x?}"))?;

@@ -4,7 +4,7 @@
 //! far TCP has come. Where the data path may choose (a backend, a source port), it takes the choice that was seen,
 //! checks that it was allowed, and holds the data path to it from then on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use quilla_abi::DropReason;
@@ -114,14 +114,11 @@ pub(crate) struct Model {
     pub(crate) world: World,
     connections: Vec<Option<Connection>>,
     by_tuple: HashMap<(Scope, Tuple), (usize, Direction)>,
-    /// Connections whose first packet was handed to the stack because its TTL ran out: they exist, but what was chosen
-    /// for them was not seen.
-    begun: HashSet<Tuple>,
 }
 
 impl Model {
     pub(crate) fn new(world: World) -> Self {
-        Self { world, connections: Vec::new(), by_tuple: HashMap::new(), begun: HashSet::new() }
+        Self { world, connections: Vec::new(), by_tuple: HashMap::new() }
     }
 
     /// An endpoint of a Service was deleted for good.
@@ -134,7 +131,6 @@ impl Model {
             connection.backend_gone |=
                 connection.service.is_some() && chosen == backend && connection.original.proto == proto;
         }
-        self.begun.clear();
     }
 
     /// What must become of this frame at this hook. `seen` is the frame as the data path left it: its choices.
@@ -246,14 +242,10 @@ impl Model {
             replaced = Some(id);
         }
         let old = replaced.and_then(|id| self.forget(id));
-        if frame[headers.ttl_at] <= 1
-            && matches!(hook, Hook::FromPod(_))
-            && self.leads_on(headers, seen == frame)
-        {
-            self.begun.insert(tuple);
+        if frame[headers.ttl_at] <= 1 && self.leads_on(hook, headers, seen == frame) {
+            old.map(|connection| self.remember(connection));
             return Ok(Expect::Deliver { target: Target::Stack, tuple, decrement: false });
         }
-        let starts = starts || self.begun.remove(&tuple);
         match self.unknown(hook, headers, starts, seen)?.and_then(|fresh| self.told_apart(fresh, headers)) {
             Ok(mut connection) => {
                 if self.taken(&connection) {
@@ -272,19 +264,22 @@ impl Model {
     }
 
     /// Whether a new connection would be routed on, and so would run into its TTL.
-    fn leads_on(&self, headers: &Headers, untouched: bool) -> bool {
+    fn leads_on(&self, hook: Hook, headers: &Headers, untouched: bool) -> bool {
         let tuple = headers.tuple;
         let middle = tuple.proto == TCP && headers.tcp_flags & (SYN | ACK) != SYN;
-        match self.world.service(tuple.dst, tuple.dport, tuple.proto) {
-            Some(_) if middle => false,
+        let lost_answer = middle && self.world.is_backend(tuple.src, tuple.sport, tuple.proto);
+        match (hook, self.world.service(tuple.dst, tuple.dport, tuple.proto)) {
             // A backend that is this node itself is reached whatever the TTL: then the packet was translated.
-            Some(service) => untouched && !self.world.services[service].backends.is_empty(),
-            None if middle && self.world.is_backend(tuple.src, tuple.sport, tuple.proto) => false,
-            None => match self.target(tuple.dst) {
-                Ok(Target::Uplink) => headers.is_translatable(),
-                Ok(target) => target != Target::Stack,
-                Err(_) => false,
-            },
+            (Hook::FromPod(_), Some(service)) => {
+                !middle && untouched && !self.world.services[service].backends.is_empty()
+            }
+            (Hook::FromPod(_), None) => {
+                !lost_answer && self.target(tuple.dst).is_ok_and(|target| target != Target::Stack)
+            }
+            (Hook::FromOverlay(_), _) => {
+                !lost_answer && matches!(self.world.place(tuple.dst), Place::Local(_))
+            }
+            _ => false,
         }
     }
 
@@ -321,16 +316,17 @@ impl Model {
             (Hook::ToPod(_) | Hook::ToOverlay, _) | (_, Target::Stack | Target::Onward) => false,
             _ => true,
         };
+        // What the sender says of its side holds, whether or not the packet arrives.
+        if headers.tuple.proto == TCP {
+            connection.fin[usize::from(direction == Direction::Answer)] |= headers.tcp_flags & FIN != 0;
+            connection.reset |= headers.tcp_flags & RST != 0;
+        }
         if routed && frame[headers.ttl_at] <= 1 {
             // The host would take a packet to its own address for its own: nobody can be told.
             if hook == Hook::FromUplink {
                 return Expect::Drop(DropReason::HopLimit);
             }
             return Expect::Deliver { target: Target::Stack, tuple: headers.tuple, decrement: false };
-        }
-        if headers.tuple.proto == TCP {
-            connection.fin[usize::from(direction == Direction::Answer)] |= headers.tcp_flags & FIN != 0;
-            connection.reset |= headers.tcp_flags & RST != 0;
         }
         Expect::Deliver { target, tuple, decrement: routed }
     }

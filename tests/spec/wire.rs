@@ -116,7 +116,9 @@ fn read_options(mut options: &[u8]) -> Result<(), DropReason> {
             [] | [0, ..] => return Ok(()),
             [131 | 137, ..] => return Err(DropReason::SourceRoute),
             [1, ref rest @ ..] => rest,
-            [_, length, ..] if length >= 2 => options.get(usize::from(length)..).unwrap_or_default(),
+            [_, length, ..] if (2..=options.len()).contains(&usize::from(length)) => {
+                &options[usize::from(length)..]
+            }
             _ => return Err(DropReason::BadIpHeader),
         };
         count += 1;

@@ -9,7 +9,7 @@ use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::route::{Target, target};
 
-use super::{begin, finish, is_stray};
+use super::{begin, expires, finish, is_stray};
 use crate::maps::{NODE_SLOTS, NODES};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
@@ -85,6 +85,9 @@ impl Hook for FromOverlay {
                 return Err(DropReason::NoFlow);
             }
             service::pick_up(headers, &mut scratch.flow);
+        }
+        if expires(headers, scratch) {
+            return Ok(Next::Forward);
         }
         finish::<F>(headers, config, scratch)
     }

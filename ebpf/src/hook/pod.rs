@@ -8,7 +8,7 @@ use quilla_abi::route::kind;
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::protocol::ip;
 
-use super::{begin, finish, is_stray};
+use super::{begin, expires, finish, is_stray};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::{Scratch, Side};
@@ -81,6 +81,9 @@ impl Hook for FromPod {
         // The world came in through the stack, under its own address, and is answered the same way.
         if scratch.to.action == action::UPLINK && scratch.flow.flags & flag::REPLY != 0 {
             scratch.to.be_stack(skb.ifindex());
+        }
+        if expires(headers, scratch) {
+            return Ok(Next::Forward);
         }
         finish::<F>(headers, config, scratch)
     }
