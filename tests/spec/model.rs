@@ -417,6 +417,7 @@ impl Model {
             Place::Nobody => Err(DropReason::NoEndpoint),
             Place::ServiceCidr => Err(DropReason::NotAService),
             Place::Unroutable => Err(DropReason::Unroutable),
+            Place::OwnLink => Err(DropReason::NoRoute),
             Place::Multicast => Err(DropReason::Multicast),
         }
     }

@@ -68,6 +68,8 @@ pub(crate) enum Place {
     Multicast,
     /// Link-local, loopback, unspecified, reserved.
     Unroutable,
+    /// Addresses of the uplink's own link that the host's routing forwards nowhere: broadcast and router anycast.
+    OwnLink,
     Outside,
 }
 
@@ -176,6 +178,7 @@ impl World {
         }
         match address {
             IpAddr::V4(v4) => match v4.octets() {
+                [192, 168, 77, 255] => Place::OwnLink,
                 [10, 244, 1, _] => Place::Nobody,
                 [10, 244, node, _] => self.peer_place(node),
                 [10, 96, _, _] => Place::ServiceCidr,
@@ -184,6 +187,7 @@ impl World {
                 _ => Place::Outside,
             },
             IpAddr::V6(v6) => match v6.segments() {
+                [0xfd00, 0x77, 0, 0, 0, 0, 0, 0] => Place::OwnLink,
                 [0xfd00, 0x244, 0, 1, ..] => Place::Nobody,
                 [0xfd00, 0x244, 0, node, ..] => {
                     u8::try_from(node).map_or(Place::Outside, |node| self.peer_place(node))
