@@ -8,6 +8,7 @@ use quilla_tests::ask::{By, ask};
 use quilla_tests::cluster::Cluster;
 use quilla_tests::command::Run;
 use quilla_tests::{binary, eventually};
+use rustix::process::{Pid, Signal, kill_process};
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -21,8 +22,14 @@ spec:
   - {name: udp, port: 80, targetPort: 8080, protocol: UDP}
 ";
 
-/// Promise 2: long flows and new connections, through ClusterIPs and across nodes, while the agent of the client's
-/// node is killed again and again and started anew.
+/// How often the agent is killed under load.
+const KILLS: u32 = 20;
+/// Long flows and new connections a second, half of them by each way.
+const LOAD: [&str; 4] = ["--long", "100", "--rate", "500"];
+
+/// Promise 2: 200 long flows and 1,000 new connections a second, through a ClusterIP of each family to backends on both
+/// nodes, half of them translated at the socket and half per packet, while the agent of the client's node is killed
+/// twenty times and started anew.
 pub(crate) fn a_killed_agent_loses_nothing() -> Result<()> {
     let mut cluster = Cluster::builder("killed-agent").nodes(2).start()?;
     for (node, name) in [("node-a", "web-a"), ("node-b", "web-b")] {
@@ -40,22 +47,25 @@ pub(crate) fn a_killed_agent_loses_nothing() -> Result<()> {
     }
     let places = [client.command("env"), client.command_without_hooks("env")];
     let loads = places.into_iter().map(|place| load(place, &targets)).collect::<Result<Vec<_>>>()?;
-    for _ in 0..4 {
+    for _ in 0..KILLS {
         let node = cluster.node_mut("node-a");
         node.agent()?.kill()?;
         node.start_agent()?;
         node.wait_ready()?;
     }
     for load in loads {
+        // Fails when the load has ended before: then nothing was proven.
+        kill_process(Pid::from_child(&load), Signal::TERM).context("the load is still running")?;
         let output = load.wait_with_output().context("wait for the load")?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "lost: {said}{}", String::from_utf8_lossy(&output.stderr));
+        println!("{KILLS} kills: {}", said.trim());
     }
     cluster.stop()
 }
 
 fn load(mut place: Command, targets: &[SocketAddr]) -> Result<std::process::Child> {
-    place.arg(binary::path("quilla-load")?).args(["--long", "50", "--rate", "100", "--seconds", "8"]);
+    place.arg(binary::path("quilla-load")?).args(LOAD).args(["--seconds", "300"]);
     for target in targets {
         place.args(["--target", &target.to_string()]);
     }

@@ -6,14 +6,16 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -26,7 +28,7 @@ struct Options {
     /// New connections per second.
     #[arg(long, default_value_t = 1000)]
     rate: u64,
-    /// Length of the run.
+    /// Length of the run, unless SIGTERM ends it earlier.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// An answer later than this counts as lost.
@@ -46,26 +48,39 @@ struct Tally {
 async fn main() -> Result<()> {
     let options = Arc::new(Options::parse());
     let tally = Arc::new(Tally::default());
-    let end = Instant::now() + Duration::from_secs(options.seconds);
+    let end = CancellationToken::new();
+    tokio::spawn(finish(Duration::from_secs(options.seconds), end.clone()));
 
     let mut tasks = JoinSet::new();
     for number in 0..options.long {
-        let (options, tally) = (Arc::clone(&options), Arc::clone(&tally));
+        let (options, tally, end) = (Arc::clone(&options), Arc::clone(&tally), end.clone());
         tasks.spawn(async move {
             let target = options.target[number % options.target.len()];
-            if let Err(error) = long_flow(target, &options, &tally, end).await {
+            if let Err(error) = long_flow(target, &options, &tally, &end).await {
                 tally.long_broken.fetch_add(1, Ordering::Relaxed);
                 eprintln!("long flow {number} to {target}: {error:#}");
             }
         });
     }
-    arrivals(&options, &tally, end, &mut tasks).await;
+    arrivals(&options, &tally, &end, &mut tasks).await;
     while tasks.join_next().await.transpose()?.is_some() {}
     report(&options, &tally)
 }
 
+async fn finish(after: Duration, end: CancellationToken) -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("listen for signals")?;
+    tokio::select! { () = sleep(after) => {}, _ = terminated.recv() => {} }
+    end.cancel();
+    Ok(())
+}
+
 /// Opens connections at the rate asked for, each for one message.
-async fn arrivals(options: &Arc<Options>, tally: &Arc<Tally>, end: Instant, tasks: &mut JoinSet<()>) {
+async fn arrivals(
+    options: &Arc<Options>,
+    tally: &Arc<Tally>,
+    end: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) {
     if options.rate == 0 {
         return;
     }
@@ -73,7 +88,7 @@ async fn arrivals(options: &Arc<Options>, tally: &Arc<Tally>, end: Instant, task
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     for number in 0.. {
         tick.tick().await;
-        if Instant::now() >= end {
+        if end.is_cancelled() {
             return;
         }
         let (options, tally) = (Arc::clone(options), Arc::clone(tally));
@@ -89,10 +104,15 @@ async fn arrivals(options: &Arc<Options>, tally: &Arc<Tally>, end: Instant, task
     }
 }
 
-async fn long_flow(target: SocketAddr, options: &Options, tally: &Tally, end: Instant) -> Result<()> {
+async fn long_flow(
+    target: SocketAddr,
+    options: &Options,
+    tally: &Tally,
+    end: &CancellationToken,
+) -> Result<()> {
     let mut stream = connect(target, options).await?;
     let mut number = 0u64;
-    while Instant::now() < end {
+    while !end.is_cancelled() {
         echo(&mut stream, options, number).await?;
         tally.long_messages.fetch_add(1, Ordering::Relaxed);
         number += 1;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -118,12 +118,17 @@ fn shell(node: &str) -> Result<()> {
     let children = format!("/proc/{0}/task/{0}/children", record.process);
     let children = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
     let first = children.split_whitespace().next().context("the cluster has ended")?;
+    let netns = format!("/run/netns/{CLUSTER}.{node}");
+    ensure!(
+        Path::new(&format!("/proc/{first}/root{netns}")).exists(),
+        "no node {node}: node-a to node-c, or fabric"
+    );
     // The control plane's namespace has no cgroup of its own.
     let own = record.cgroup.join(CLUSTER).join(node);
     let cgroup = if own.exists() { own } else { record.cgroup.join(CLUSTER) };
     let mut command = in_place(&cgroup, None, "nsenter");
     command.args(["--target", first, "--mount", "--pid", "--ipc", "--"]);
-    command.args(["nsenter", &format!("--net=/run/netns/{CLUSTER}.{node}"), "--"]);
+    command.args(["nsenter", &format!("--net={netns}"), "--"]);
     command.env("KUBECONFIG", format!("{FILES}/{CLUSTER}/control-plane/admin.kubeconfig"));
     command.env("PS1", format!("{node} # ")).args(["bash", "--norc"]);
     Err(command.exec()).context("start a shell")
