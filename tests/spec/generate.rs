@@ -178,11 +178,14 @@ fn frame(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple) -> Vec<u8> {
             frame[start + 10..start + 12].copy_from_slice(&sum.to_be_bytes());
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let (first, extensions) = extensions(rng, tuple.proto);
+            let payload = u16::try_from(extensions.len() + transport.len()).expect("a small packet");
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            frame.extend(u16::try_from(transport.len()).expect("a small packet").to_be_bytes());
-            frame.extend([tuple.proto, ttl]);
+            frame.extend(payload.to_be_bytes());
+            frame.extend([first, ttl]);
             frame.extend(src.octets());
             frame.extend(dst.octets());
+            frame.extend(extensions);
         }
         mixed => unreachable!("both of one family: {mixed:?}"),
     }
