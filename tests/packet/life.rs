@@ -1,0 +1,211 @@
+//! E8 to E12: how connections begin, end, are lost and found, and what a change of the cluster does to them.
+
+use anyhow::Result;
+use quilla_abi::counter::path;
+use quilla_abi::endpoint::Endpoint;
+use quilla_abi::{DropReason, epoch};
+use quilla_tests::packet::{Packet, decode, tcp};
+
+use crate::rig::{
+    DEVICE_A, FROM_OTHER_NODE, Family, HOST_MAC_A, Hook, MAC_A, OTHER_VTEP, REDIRECT, Rig, SLOT, SNAT_MAX,
+    SNAT_MIN, TCP, VTEP, Who, from_a, from_b, tell, v4, v6,
+};
+
+/// E8: the host's stack gets the packet as it was sent, and says that its time is over.
+pub(crate) fn hop_limits() -> Result<()> {
+    tell("hops", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(10), 80));
+        for _ in 0..2 {
+            let sent = from_a(Packet::tcp(client, frontend).flags(tcp::SYN).ttl(1));
+            rig.run(Hook::FromPodA, &sent).to_stack(&sent);
+        }
+        let sent = Packet::tcp(client, frontend).flags(tcp::SYN).ttl(2);
+        let expected = sent.clone().between(client, family.at(Who::PodB, 8080)).ttl(1);
+        rig.run(Hook::FromPodA, &from_a(sent)).to_pod_b(&expected);
+        // Where the stack would take the packet for its own there is nobody to tell.
+        let (pod, world) = (family.at(Who::PodA, SNAT_MIN), family.at(Who::World, 443));
+        rig.run(Hook::FromPodA, &from_a(Packet::udp(pod, world)));
+        let answer = Packet::udp(world, family.at(Who::Host, SNAT_MIN)).ttl(1);
+        rig.run(Hook::FromUplink, &answer).dropped(DropReason::HopLimit);
+        Ok(())
+    })
+}
+
+/// E9: two Services with one backend, one client port.
+pub(crate) fn two_frontends() -> Result<()> {
+    tell("frontends", |rig, family| {
+        let (client, backend) = (family.at(Who::PodA, 40_000), family.at(Who::PodB, 8080));
+        let [first, second] = [10, 11].map(|n| family.at(Who::Service(n), 80));
+        let sent = Packet::tcp(client, first).flags(tcp::SYN);
+        rig.run(Hook::FromPodA, &from_a(sent.clone())).to_pod_b(&sent.between(client, backend).ttl(63));
+        let sent = Packet::tcp(client, second).flags(tcp::SYN);
+        let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        let port: u16 = decode(seen.frame()).get("tcp.sport").expect("a port").parse()?;
+        assert!((SNAT_MIN..=SNAT_MAX).contains(&port), "{port}");
+        let other = family.at(Who::PodA, port);
+        seen.to_pod_b(&sent.between(other, backend).ttl(63));
+        for (frontend, seen_as) in [(first, client), (second, other)] {
+            let answer = Packet::tcp(backend, seen_as).flags(tcp::SYN | tcp::ACK);
+            let seen = rig.run(Hook::FromPodB, &from_b(answer.clone()));
+            seen.to_pod_a(&answer.between(frontend, client).ttl(63));
+        }
+        Ok(())
+    })
+}
+
+/// E10: a retransmitted SYN stays, a SYN on a connection that is over starts a new one.
+pub(crate) fn port_reuse() -> Result<()> {
+    tell("reuse", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(10), 80));
+        let (old, new) = (family.at(Who::PodB, 8080), family.at(Who::PodB, 9090));
+        let syn = Packet::tcp(client, frontend).flags(tcp::SYN);
+        let to = |backend| syn.clone().between(client, backend).ttl(63);
+        rig.run(Hook::FromPodA, &from_a(syn.clone())).to_pod_b(&to(old));
+        rig.set_service(family, 10, TCP, &[new])?;
+        rig.run(Hook::FromPodA, &from_a(syn.clone())).to_pod_b(&to(old));
+        let fin = Packet::tcp(client, frontend).flags(tcp::FIN | tcp::ACK);
+        rig.run(Hook::FromPodA, &from_a(fin.clone())).to_pod_b(&fin.clone().between(client, old).ttl(63));
+        // E11: half closed, the other side still talks.
+        let answer = Packet::tcp(old, client).payload(b"more");
+        let seen = rig.run(Hook::FromPodB, &from_b(answer.clone()));
+        assert!(!seen.slow());
+        seen.to_pod_a(&answer.between(frontend, client).ttl(63));
+        rig.run(Hook::FromPodA, &from_a(syn.clone())).to_pod_b(&to(new));
+        Ok(())
+    })
+}
+
+/// E11: a reset may be spurious; what comes for a connection that nobody knows is not forwarded untranslated.
+pub(crate) fn resets_and_late_packets() -> Result<()> {
+    tell("resets", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(10), 80));
+        let backend = family.at(Who::PodB, 8080);
+        let late = Packet::tcp(client, frontend).payload(b"late");
+        rig.run(Hook::FromPodA, &from_a(late.clone())).dropped(DropReason::NoFlow);
+        rig.run(Hook::FromPodA, &from_a(Packet::tcp(client, frontend).flags(tcp::SYN)));
+        let reset = Packet::tcp(backend, client).flags(tcp::RST);
+        rig.run(Hook::FromPodB, &from_b(reset.clone())).to_pod_a(&reset.between(frontend, client).ttl(63));
+        let seen = rig.run(Hook::FromPodA, &from_a(late.clone()));
+        assert!(!seen.slow());
+        seen.to_pod_b(&late.between(client, backend).ttl(63));
+        Ok(())
+    })
+}
+
+/// E12: the answers' entry was evicted. The answer is dropped, never shown with the Pod's own address, and the next
+/// packet of the client restores the entry.
+pub(crate) fn lost_replies() -> Result<()> {
+    tell("replies", |rig, family| {
+        for (number, backend) in [(10, family.at(Who::PodB, 8080)), (15, family.at(Who::Remote, 8080))] {
+            let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(number), 80));
+            rig.run(Hook::FromPodA, &from_a(Packet::tcp(client, frontend).flags(tcp::SYN)));
+            rig.evict(TCP, backend, client)?;
+            let answer = Packet::tcp(backend, client).payload(b"answer");
+            let (hook, sent) = if number == 10 {
+                (Hook::FromPodB, from_b(answer.clone()))
+            } else {
+                (FROM_OTHER_NODE, answer.clone().macs(OTHER_VTEP, VTEP))
+            };
+            rig.run(hook, &sent).dropped(DropReason::NoFlow);
+            let seen = rig.run(Hook::FromPodA, &from_a(Packet::tcp(client, frontend)));
+            assert!(seen.slow() && seen.reason.is_none(), "the endpoint's epoch was bumped: {seen:?}");
+            let seen = rig.run(hook, &sent);
+            assert!(!seen.slow());
+            seen.to_pod_a(&answer.between(frontend, client).ttl(63));
+        }
+        Ok(())
+    })
+}
+
+/// E12: the forward entry was evicted; the answers' entry vouches for the backend.
+pub(crate) fn lost_forward_entries() -> Result<()> {
+    tell("forwards", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(10), 80));
+        let backend = family.at(Who::PodB, 8080);
+        rig.run(Hook::FromPodA, &from_a(Packet::tcp(client, frontend).flags(tcp::SYN)));
+        rig.evict(TCP, client, frontend)?;
+        let sent = Packet::tcp(client, frontend).payload(b"more");
+        rig.run(Hook::FromPodA, &from_a(sent.clone()))
+            .to_pod_b(&sent.clone().between(client, backend).ttl(63));
+        // Another Service with the same backend must not find its way by that entry.
+        let stranger = Packet::tcp(client, family.at(Who::Service(11), 80));
+        rig.run(Hook::FromPodA, &from_a(stranger)).dropped(DropReason::NoFlow);
+        Ok(())
+    })
+}
+
+/// A bumped epoch changes the verdict of the very next packet, and of nothing else.
+pub(crate) fn epochs() -> Result<()> {
+    tell("epochs", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(10), 80));
+        let backend = family.at(Who::PodB, 8080);
+        rig.run(Hook::FromPodA, &from_a(Packet::tcp(client, frontend).flags(tcp::SYN)));
+        let sent = Packet::tcp(client, frontend).payload(b"data");
+        let expected = sent.clone().between(client, backend).ttl(63);
+        // Pod B moved behind another device.
+        move_b(rig, family)?;
+        let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        assert!(!seen.slow(), "nothing was bumped yet");
+        rig.bump(epoch::ENDPOINTS + 2)?;
+        let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        assert!(seen.slow());
+        seen.went(path::LOCAL_POD, REDIRECT, DEVICE_A, &expected.macs(HOST_MAC_A, MAC_A));
+        let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        assert!(!seen.slow());
+        // The global epoch concerns everybody; the node's only those who speak with it.
+        let remote = from_a(Packet::udp(client, family.at(Who::Remote, 9000)));
+        rig.run(Hook::FromPodA, &remote);
+        rig.bump(epoch::NODES + SLOT)?;
+        assert!(!rig.run(Hook::FromPodA, &from_a(sent.clone())).slow());
+        assert!(rig.run(Hook::FromPodA, &remote).slow());
+        rig.bump(epoch::GLOBAL)?;
+        assert!(rig.run(Hook::FromPodA, &from_a(sent)).slow());
+        assert!(rig.run(Hook::FromPodA, &remote).slow());
+        // Without a configuration of this version nothing is forwarded.
+        let config = quilla_abi::config::Config { schema: 0, ..Rig::config() };
+        rig.datapath.maps().config.set(0, &config)?;
+        rig.bump(epoch::GLOBAL)?;
+        rig.run(Hook::FromPodA, &remote).dropped(DropReason::NotConfigured);
+        Ok(())
+    })
+}
+
+fn move_b(rig: &Rig, family: Family) -> Result<()> {
+    let endpoint = Endpoint { ifindex: DEVICE_A, id: 2, pod_mac: MAC_A, host_mac: HOST_MAC_A };
+    let maps = rig.datapath.maps();
+    match family {
+        Family::V4 => maps.endpoints_v4.insert(&v4(family.ip(Who::PodB)), &endpoint)?,
+        Family::V6 => maps.endpoints_v6.insert(&v6(family.ip(Who::PodB)), &endpoint)?,
+    }
+    Ok(())
+}
+
+/// S17: a backend that left the selection keeps its connections; one that is gone for good loses them.
+pub(crate) fn gone_backends() -> Result<()> {
+    tell("gone", |rig, family| {
+        let client = family.at(Who::PodA, 40_000);
+        let stream = Packet::tcp(client, family.at(Who::Service(10), 80));
+        let datagram = Packet::udp(client, family.at(Who::Service(12), 53));
+        rig.run(Hook::FromPodA, &from_a(stream.clone().flags(tcp::SYN)));
+        rig.run(Hook::FromPodA, &from_a(datagram.clone()));
+        let [old, other] = [5353, 5454].map(|port| family.at(Who::PodB, port));
+        rig.set_service(family, 10, TCP, &[])?;
+        rig.set_service(family, 12, crate::rig::UDP, &[other])?;
+        rig.bump(epoch::GLOBAL)?;
+        let kept = stream.clone().between(client, family.at(Who::PodB, 8080)).ttl(63);
+        rig.run(Hook::FromPodA, &from_a(stream.clone())).to_pod_b(&kept);
+        rig.run(Hook::FromPodA, &from_a(datagram.clone()))
+            .to_pod_b(&datagram.clone().between(client, old).ttl(63));
+        for (backend, proto) in [(family.at(Who::PodB, 8080), TCP), (old, crate::rig::UDP)] {
+            let id = rig.backend(backend, proto)?;
+            let first = if family == Family::V4 { epoch::BACKENDS_V4 } else { epoch::BACKENDS_V6 };
+            rig.bump(first + id)?;
+        }
+        for _ in 0..2 {
+            rig.run(Hook::FromPodA, &from_a(stream.clone())).dropped(DropReason::BackendGone);
+        }
+        let expected = datagram.clone().between(client, other).ttl(63);
+        rig.run(Hook::FromPodA, &from_a(datagram.clone())).to_pod_b(&expected);
+        Ok(())
+    })
+}

@@ -1,0 +1,45 @@
+//! Packet stories: one frame at a time through the loaded programs, in both families.
+//!
+//! Each story says what must become of the frame: the verdict, every byte, and which counter moved. Nothing here needs
+//! a network: redirects are not executed, the devices only lend their numbers.
+
+mod cost;
+mod headers;
+mod life;
+mod nat;
+mod rig;
+mod spoof;
+mod ways;
+
+fn main() -> std::process::ExitCode {
+    quilla_tests::suite::main(quilla_tests::tests![
+        cost::an_established_packet_costs_one_lookup,
+        headers::lies_are_dropped,
+        headers::truncation_at_every_byte,
+        headers::options_and_extensions,
+        headers::fragments,
+        life::hop_limits,
+        life::two_frontends,
+        life::port_reuse,
+        life::resets_and_late_packets,
+        life::lost_replies,
+        life::lost_forward_entries,
+        life::epochs,
+        life::gone_backends,
+        nat::echo,
+        nat::udp_without_checksum,
+        nat::hairpin,
+        nat::masquerade,
+        nat::masquerade_behind_the_stack,
+        nat::exhausted_ports,
+        nat::errors_about_translated_flows,
+        spoof::sources,
+        spoof::neighbours,
+        spoof::overlay,
+        ways::pod_to_pod,
+        ways::services,
+        ways::overlay,
+        ways::host,
+        ways::nowhere,
+    ])
+}

@@ -1,0 +1,222 @@
+//! E4, E6, E7, E13, E16: translation of sources, checksums, echoes and errors.
+
+use anyhow::Result;
+use quilla_abi::DropReason;
+use quilla_abi::counter::path;
+use quilla_tests::packet::{Fault, IcmpError, Packet, decode, tcp};
+
+use crate::rig::{
+    DEVICE_A, Family, Hook, OK, REDIRECT, Rig, SNAT_MAX, SNAT_MIN, TCP, UDP, UPLINK, Who, from_a, from_b,
+    tell,
+};
+
+/// E6: echoes reach Pods, cross the masquerade with their identifier, and get no answer from a Service.
+pub(crate) fn echo() -> Result<()> {
+    tell("echo", |rig, family| {
+        let (a, b, world) = (family.ip(Who::PodA), family.ip(Who::PodB), family.ip(Who::World));
+        let request = Packet::echo_request(a, b, 99, 1).payload(b"ping");
+        rig.run(Hook::FromPodA, &from_a(request.clone())).to_pod_b(&request.ttl(63));
+        let reply = Packet::echo_reply(b, a, 99, 1).payload(b"ping");
+        let seen = rig.run(Hook::FromPodB, &from_b(reply.clone()));
+        assert!(!seen.slow());
+        seen.to_pod_a(&reply.ttl(63));
+        for service in [10, 99] {
+            let request = from_a(Packet::echo_request(a, family.ip(Who::Service(service)), 1, 1));
+            rig.run(Hook::FromPodA, &request).dropped(DropReason::NotAService);
+        }
+        let request = Packet::echo_request(a, world, 99, 1).payload(b"ping");
+        let seen = rig.run(Hook::FromPodA, &from_a(request));
+        let decoded = decode(seen.frame());
+        let id: u16 = decoded.get("icmp.id").unwrap_or_else(|| panic!("{decoded}")).parse()?;
+        assert!((SNAT_MIN..=SNAT_MAX).contains(&id), "{id}");
+        let host = family.ip(Who::Host);
+        let expected = from_a(Packet::echo_request(host, world, id, 1).payload(b"ping").ttl(63));
+        seen.went(path::UPLINK, REDIRECT, UPLINK, &expected);
+        let reply = Packet::echo_reply(world, host, id, 1).payload(b"ping");
+        let expected = Packet::echo_reply(world, a, 99, 1).payload(b"ping").ttl(63);
+        rig.run(Hook::FromUplink, &reply).to_pod_a(&expected);
+        rig.run(Hook::FromUplink, &Packet::echo_reply(world, host, 77, 1)).passed();
+        rig.run(Hook::FromUplink, &Packet::echo_request(world, host, id, 1)).passed();
+        Ok(())
+    })
+}
+
+/// E7: in IPv4 no checksum stays no checksum; a wrong one stays wrong.
+pub(crate) fn udp_without_checksum() -> Result<()> {
+    tell("sums", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(12), 53));
+        let backend = family.at(Who::PodB, 5353);
+        if family == Family::V4 {
+            let sent = Packet::udp(client, frontend).payload(b"odd").fault(Fault::NoUdpChecksum);
+            let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+            seen.to_pod_b(&sent.between(client, backend).ttl(63));
+        }
+        let wrong = Packet::udp(client, frontend).payload(b"odd").fault(Fault::TransportChecksum);
+        let seen = rig.run(Hook::FromPodA, &from_a(wrong));
+        let sum = decode(seen.frame()).get("udp.checksum").expect("a checksum").to_owned();
+        assert!(sum.contains("wrong"), "{sum}");
+        // Every payload has another sum; all must come out right.
+        for value in 0..=255_u8 {
+            let sent = Packet::udp(client, frontend).payload(&[value, value ^ 0x5a, value]);
+            let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+            seen.to_pod_b(&sent.between(client, backend).ttl(63));
+        }
+        Ok(())
+    })
+}
+
+/// E13: a Pod reaches itself through a Service; it sees the gateway and answers through us.
+pub(crate) fn hairpin() -> Result<()> {
+    tell("hairpin", |rig, family| {
+        let client = family.at(Who::PodA, 40_000);
+        let gateway = family.at(Who::Gateway, 40_000);
+        let cases =
+            [(TCP, family.at(Who::Service(13), 80), 8080), (UDP, family.at(Who::Service(14), 53), 5353)];
+        for (proto, frontend, target) in cases {
+            let packet = |from, to| match proto {
+                TCP => Packet::tcp(from, to).flags(tcp::SYN),
+                _ => Packet::udp(from, to).payload(b"question"),
+            };
+            let own = family.at(Who::PodA, target);
+            let sent = packet(client, frontend);
+            rig.run(Hook::FromPodA, &from_a(sent.clone())).to_pod_a(&sent.between(gateway, own).ttl(63));
+            let answer = match proto {
+                TCP => Packet::tcp(own, gateway).flags(tcp::SYN | tcp::ACK),
+                _ => Packet::udp(own, gateway).payload(b"answer"),
+            };
+            let seen = rig.run(Hook::FromPodA, &from_a(answer.clone()));
+            assert!(!seen.slow());
+            seen.to_pod_a(&answer.between(frontend, client).ttl(63));
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn masquerade() -> Result<()> {
+    tell("masquerade", |rig, family| {
+        let world = family.at(Who::World, 443);
+        // A port of the range is kept, another one is replaced.
+        for source in [SNAT_MIN + 7, 40_000] {
+            let client = family.at(Who::PodA, source);
+            let sent = Packet::tcp(client, world).flags(tcp::SYN);
+            let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+            let port: u16 = decode(seen.frame()).get("tcp.sport").expect("a port").parse()?;
+            assert!((SNAT_MIN..=SNAT_MAX).contains(&port), "{port}");
+            assert_eq!(port == source, source != 40_000);
+            let host = family.at(Who::Host, port);
+            seen.went(path::UPLINK, REDIRECT, UPLINK, &from_a(sent.between(host, world).ttl(63)));
+            let answer = Packet::tcp(world, host).flags(tcp::SYN | tcp::ACK);
+            let seen = rig.run(Hook::FromUplink, &answer);
+            assert!(!seen.slow());
+            seen.to_pod_a(&answer.between(world, client).ttl(63));
+            // Another Pod with the same port gets another one (E16).
+            let other = from_b(Packet::tcp(family.at(Who::PodB, source), world).flags(tcp::SYN));
+            let seen = rig.run(Hook::FromPodB, &other);
+            let taken: u16 = decode(seen.frame()).get("tcp.sport").expect("a port").parse()?;
+            assert_ne!(taken, port, "two clients never share a mapping");
+        }
+        let host = family.ip(Who::Host);
+        let strangers = [
+            Packet::tcp(world, family.at(Who::Host, 22)).flags(tcp::SYN),
+            Packet::tcp(world, family.at(Who::Host, SNAT_MAX)).flags(tcp::SYN),
+            Packet::tcp(world, family.at(Who::OtherNode, SNAT_MIN + 7)),
+            Packet::protocol(world.ip(), host, 47).payload(b"tunnel"),
+        ];
+        for stranger in strangers {
+            rig.run(Hook::FromUplink, &stranger).passed();
+        }
+        let unknown = from_a(Packet::protocol(family.ip(Who::PodA), world.ip(), 132).payload(b"sctp"));
+        rig.run(Hook::FromPodA, &unknown).dropped(DropReason::Untranslatable);
+        Ok(())
+    })
+}
+
+/// A Pod's packet that the host's stack has routed is masqueraded on the uplink itself.
+pub(crate) fn masquerade_behind_the_stack() -> Result<()> {
+    tell("stack", |rig, family| {
+        let (client, world) = (family.at(Who::PodA, SNAT_MIN + 9), family.at(Who::World, 443));
+        let host = family.at(Who::Host, SNAT_MIN + 9);
+        let sent = Packet::udp(client, world).ttl(63);
+        for _ in 0..2 {
+            let seen = rig.run(Hook::ToUplink(DEVICE_A), &sent);
+            seen.went(path::UPLINK, OK, 0, &sent.clone().between(host, world));
+        }
+        let answer = Packet::udp(world, host);
+        rig.run(Hook::FromUplink, &answer).to_pod_a(&answer.between(world, client).ttl(63));
+        rig.run(Hook::ToUplink(0), &sent).passed();
+        let own = Packet::udp(family.at(Who::Host, 5), world);
+        rig.run(Hook::ToUplink(DEVICE_A), &own).passed();
+        Ok(())
+    })
+}
+
+/// E16: with all ports in use only the new flow fails.
+pub(crate) fn exhausted_ports() -> Result<()> {
+    tell("ports", |rig, family| {
+        let mut config = Rig::config();
+        config.snat_port_max = SNAT_MIN + 3;
+        rig.datapath.maps().config.set(0, &config)?;
+        rig.bump(quilla_abi::epoch::GLOBAL)?;
+        let world = family.at(Who::World, 443);
+        let sent = |port| from_a(Packet::tcp(family.at(Who::PodA, port), world).flags(tcp::SYN));
+        for port in 1000..1004 {
+            let seen = rig.run(Hook::FromPodA, &sent(port));
+            assert!(seen.reason.is_none(), "{seen:?}");
+        }
+        rig.run(Hook::FromPodA, &sent(1004)).dropped(DropReason::PortsExhausted);
+        let seen = rig.run(Hook::FromPodA, &sent(1000));
+        assert!(seen.reason.is_none(), "{seen:?}");
+        Ok(())
+    })
+}
+
+/// E4: whoever sent the packet hears about it under the names it used.
+pub(crate) fn errors_about_translated_flows() -> Result<()> {
+    tell("errors", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(12), 53));
+        let backend = family.at(Who::PodB, 5353);
+        let sent = Packet::udp(client, frontend).payload(b"question");
+        rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        // As the backend received it, and as the client sent it.
+        let (inner, original) = (sent.clone().between(client, backend).ttl(63), sent.ttl(63));
+        for error in [IcmpError::PortUnreachable, IcmpError::TooBig { mtu: 1400 }] {
+            let message = from_b(Packet::icmp_error(backend.ip(), client.ip(), error, &inner));
+            let expected = Packet::icmp_error(frontend.ip(), client.ip(), error, &original).ttl(63);
+            rig.run(Hook::FromPodB, &message).to_pod_a(&expected);
+        }
+        // Through the masquerade, from a router on the way.
+        let (client, world) = (family.at(Who::PodA, SNAT_MIN + 5), family.at(Who::World, 443));
+        let host = family.at(Who::Host, SNAT_MIN + 5);
+        let sent = Packet::tcp(client, world).flags(tcp::SYN);
+        rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        let router = if family == Family::V4 { "198.51.100.1" } else { "2001:db8:1::1" }.parse()?;
+        let message = Packet::icmp_error(
+            router,
+            host.ip(),
+            IcmpError::TimeExceeded,
+            &sent.clone().between(host, world),
+        );
+        let expected = Packet::icmp_error(router, client.ip(), IcmpError::TimeExceeded, &sent).ttl(63);
+        rig.run(Hook::FromUplink, &message).to_pod_a(&expected);
+        let stranger = Packet::icmp_error(
+            router,
+            host.ip(),
+            IcmpError::PortUnreachable,
+            &Packet::udp(family.at(Who::Host, 5), world),
+        );
+        rig.run(Hook::FromUplink, &stranger).passed();
+        // About nothing that we know: by its address inside the cluster, never out of it.
+        let (a, b) = (family.at(Who::PodA, 1), family.at(Who::PodB, 2));
+        let about = Packet::udp(a, b);
+        let message = Packet::icmp_error(b.ip(), a.ip(), IcmpError::PortUnreachable, &about);
+        rig.run(Hook::FromPodB, &from_b(message.clone())).to_pod_a(&message.ttl(63));
+        let about = Packet::udp(world, b);
+        let message = from_b(Packet::icmp_error(b.ip(), world.ip(), IcmpError::PortUnreachable, &about));
+        rig.run(Hook::FromPodB, &message).dropped(DropReason::NoFlow);
+        // E19: nor does an error speak for another.
+        let forged =
+            Packet::icmp_error(world.ip(), a.ip(), IcmpError::PortUnreachable, &Packet::udp(a, world));
+        rig.run(Hook::FromPodB, &from_b(forged)).dropped(DropReason::SpoofedAddress);
+        Ok(())
+    })
+}
