@@ -331,3 +331,18 @@ fn pools_of(cidrs: &[IpNet]) -> Option<Pools> {
     let ipv6 = cidrs.iter().find_map(|cidr| if let IpNet::V6(net) = cidr { Some(*net) } else { None });
     (ipv4.is_some() || ipv6.is_some()).then_some(Pools { ipv4, ipv6 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::pools_of;
+
+    #[test]
+    fn pools_are_the_first_pod_cidr_of_each_family() {
+        assert_eq!(pools_of(&[]), None, "no addresses before the node has a Pod CIDR");
+        let cidrs = ["fd00:244::/64", "10.244.0.0/24", "10.244.1.0/24"].map(|cidr| cidr.parse().unwrap());
+        let pools = pools_of(&cidrs).unwrap();
+        assert_eq!(pools.ipv4, Some("10.244.0.0/24".parse().unwrap()));
+        assert_eq!(pools.ipv6, Some("fd00:244::/64".parse().unwrap()));
+        assert_eq!(pools_of(&cidrs[..1]).unwrap().ipv4, None, "single-stack");
+    }
+}

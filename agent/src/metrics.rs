@@ -80,9 +80,9 @@ impl Metrics {
 
     fn register_kernel(&self, registry: &mut Registry) {
         registry.register("drops", "Packets not delivered, by reason", self.drops.clone());
-        registry.register("drop", "Bytes not delivered, by reason", self.dropped_bytes.clone());
+        registry.register("dropped_bytes", "Bytes not delivered, by reason", self.dropped_bytes.clone());
         registry.register("forwards", "Packets delivered, by path", self.forwards.clone());
-        registry.register("forward", "Bytes delivered, by path", self.forwarded_bytes.clone());
+        registry.register("forwarded_bytes", "Bytes delivered, by path", self.forwarded_bytes.clone());
         registry.register("map_entries", "Rows in a kernel map", self.map_entries.clone());
         registry.register("map_capacity", "Rows that a kernel map can hold", self.map_capacity.clone());
     }
@@ -190,4 +190,37 @@ fn copy(counters: &Counters, labels: Labels, value: u64) {
 
 fn set(gauges: &Gauges, labels: Labels, value: i64) {
     gauges.get_or_create(&labels).set(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prometheus_client::encoding::text::encode;
+    use quilla_model::{ObjectRef, Problem, Reason};
+
+    use super::Metrics;
+    use crate::watch::Kind;
+
+    #[test]
+    fn metrics_have_the_names_that_are_promised() {
+        let metrics = Metrics::new();
+        metrics.watch_restarted(Kind::Node);
+        metrics.drift_repaired("slots", 3);
+        metrics.reconcile_failed("kernel");
+        metrics.reconciled(Duration::from_millis(2));
+        metrics.problems(&[Problem::new(ObjectRef::cluster("Node", "a"), Reason::Malformed, "x")]);
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry).unwrap();
+        for line in [
+            "quilla_agent_watch_restarts_total{kind=\"Node\"} 1",
+            "quilla_agent_drift_repaired_total{map=\"slots\"} 3",
+            "quilla_agent_reconcile_failures_total{error=\"kernel\"} 1",
+            "quilla_agent_reconcile_duration_seconds_count 1",
+            "quilla_agent_problems{reason=\"malformed\"} 1",
+            "quilla_agent_problems{reason=\"capacity\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
 }

@@ -291,6 +291,7 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Programs first: until the rows are there, they drop what the device sends as a stranger's.
     fn attach(&mut self, endpoint: AttachedEndpoint) -> Result<(), ReconcileError> {
         if !self.view.borrow().programmed {
             return Err(ReconcileError::NoSnapshot);
@@ -299,12 +300,16 @@ impl Reconciler {
         let device = endpoint.host_ifname.clone();
         self.absent.remove(&key);
         self.endpoints.insert(key.clone(), endpoint);
-        let attached = self.reconcile().and_then(|()| Ok(self.datapath.attach_pod(&device)?));
-        if attached.is_err() {
+        let attached = self.datapath.attach_pod(&device).map_err(ReconcileError::from);
+        let effective = attached.and_then(|()| self.reconcile());
+        if effective.is_err() {
             self.endpoints.remove(&key);
             self.round();
+            if let Err(error) = self.datapath.detach_pod(&device) {
+                tracing::warn!(device, error = %error, "undo attaching");
+            }
         }
-        attached
+        effective
     }
 
     /// Rows first: from then on the device's packets are dropped as a stranger's.
