@@ -112,3 +112,63 @@ pub fn answers<F: Family>(entry: &Rewrite<F::Addr>, original: &FlowKey<F::Addr>)
         && entry.sport == original.dport
         && entry.dport == original.sport
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::V4;
+
+    /// E10, E11: both directions close it, a reset marks it, nothing revives it but a SYN.
+    #[test]
+    fn states_follow_the_packets() {
+        let reply = flag::REPLY;
+        assert_eq!(advance(state::NEW, 0, tcp::SYN), None);
+        assert_eq!(advance(state::NEW, reply, tcp::SYN | tcp::ACK), Some((state::ESTABLISHED, reply)));
+        assert_eq!(advance(state::ESTABLISHED, 0, tcp::ACK), None, "nothing is written on the usual packet");
+        assert_eq!(advance(state::ESTABLISHED, 0, tcp::FIN), Some((state::FIN, flag::FIN_SEEN)));
+        assert_eq!(advance(state::FIN, flag::FIN_SEEN, tcp::FIN), None, "a retransmission");
+        assert_eq!(advance(state::FIN, reply, tcp::FIN), Some((state::CLOSED, reply | flag::FIN_SEEN)));
+        assert_eq!(advance(state::ESTABLISHED, 0, tcp::RST), Some((state::RESET, 0)));
+        assert_eq!(advance(state::RESET, 0, tcp::ACK), None);
+        assert!(is_over(state::CLOSED) && is_over(state::RESET) && !is_over(state::NEW));
+        assert!(opens(tcp::SYN) && !opens(tcp::SYN | tcp::ACK));
+    }
+
+    #[test]
+    fn silence_ends_what_has_no_end() {
+        let hz = 250;
+        assert!(!timed_out(ip::TCP, state::NEW, 0, u32::MAX / 2, hz));
+        assert!(!timed_out(ip::UDP, state::NEW, 0, UDP_NEW_TIMEOUT_SECONDS * hz, hz));
+        assert!(timed_out(ip::UDP, state::NEW, 0, UDP_NEW_TIMEOUT_SECONDS * hz + 1, hz));
+        assert!(!timed_out(ip::UDP, state::ESTABLISHED, 0, UDP_TIMEOUT_SECONDS * hz, hz));
+        assert!(!timed_out(ip::UDP, state::NEW, u32::MAX - 5, 5, hz), "the clock wraps");
+    }
+
+    proptest! {
+        /// E7: the two differences turn the sum of the old tuple into that of the new one.
+        #[test]
+        fn deltas_lead_from_sum_to_sum(old: ([u8; 4], [u8; 4], u16, u16), new: ([u8; 4], [u8; 4], u16, u16)) {
+            let key = |(src, dst, sport, dport): ([u8; 4], [u8; 4], u16, u16)| FlowKey {
+                src,
+                dst,
+                sport: quilla_abi::Be16::new(sport),
+                dport: quilla_abi::Be16::new(dport),
+                ..FlowKey::default()
+            };
+            let bytes = |key: &FlowKey<[u8; 4]>| {
+                let ports = [key.sport.wire().to_ne_bytes(), key.dport.wire().to_ne_bytes()].concat();
+                [&key.src[..], &key.dst, &ports].concat()
+            };
+            let (old, new) = (key(old), key(new));
+            let mut rewrite = Rewrite::default();
+            prop_assert_eq!(set_rewrite::<V4>(&mut rewrite, &old, &new), old != new);
+            prop_assert!(answers::<V4>(&rewrite, &new.mirrored()));
+            let both = checksum::add(rewrite.addr_delta, rewrite.port_delta);
+            let incremental = checksum::replace(checksum::of(&bytes(&old)), both);
+            let reference = checksum::of(&bytes(&new));
+            prop_assert!(incremental == reference || incremental ^ reference == 0xffff, "{incremental:x} {reference:x}");
+        }
+    }
+}

@@ -184,3 +184,6 @@ fn set_ports<A>(headers: &mut Headers<A>, bytes: [u8; 4]) {
 pub fn has_ports<F: Family>(proto: u8) -> bool {
     proto == ip::TCP || proto == ip::UDP || proto == F::ICMP
 }
+
+#[cfg(test)]
+mod tests;
