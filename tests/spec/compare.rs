@@ -186,11 +186,10 @@ fn continuations(world: &World, hook: Hook, target: Target, out: Tuple, frame: &
         return Vec::new(); // Its TTL ran out: the answer is an ICMP error.
     }
     let answering = match (hook, target) {
-        (_, Target::Pod(pod)) => Hook::FromPod(pod),
+        (_, Target::Pod(pod)) | (Hook::ToPod(pod), Target::Onward) => Hook::FromPod(pod),
         (_, Target::Overlay(peer) | Target::OnwardOverlay(peer)) => Hook::FromOverlay(Some(peer)),
         (Hook::FromPod(pod), Target::Stack) => Hook::ToPod(pod),
         (_, Target::Stack) => Hook::ToOverlay,
-        (Hook::ToPod(pod), Target::Onward) => Hook::FromPod(pod),
         (_, Target::Onward) => return Vec::new(),
         (_, Target::Uplink) => Hook::FromUplink,
     };

@@ -22,7 +22,7 @@ use crate::compare::{Tally, judge};
 use crate::generate::{Generator, Stimulus};
 use crate::model::Model;
 use crate::rig::{OVERLAY, POD_DEVICES, Rig, UPLINK};
-use crate::wire::Frame;
+use crate::wire::{Frame, Tuple};
 use crate::world::World;
 
 const PACKETS_PER_WORLD: u64 = 2_000;
@@ -109,28 +109,23 @@ type Past = (u64, Stimulus, [u32; 5], Vec<u8>);
 
 /// Earlier packets that share a tuple, in either direction, with the packet in question.
 fn related(past: &[Past], before: &[u8], after: &[u8]) -> String {
-    let flags = |frame: &[u8]| match wire::read(frame) {
-        Frame::Ip(headers) => headers.tcp_flags,
-        _ => 0,
+    let headers = |frame: &[u8]| match wire::read(frame) {
+        Frame::Ip(headers) => Some(headers),
+        _ => None,
     };
-    let tuples = |frame: &[u8]| match wire::read(frame) {
-        Frame::Ip(headers) => vec![headers.tuple, headers.tuple.mirrored()],
-        _ => Vec::new(),
-    };
-    let wanted = [tuples(before), tuples(after)].concat();
-    let mut story = String::new();
+    let either = |tuple: Tuple| [tuple, tuple.mirrored()];
+    let wanted: Vec<Tuple> =
+        [before, after].into_iter().filter_map(headers).flat_map(|found| either(found.tuple)).collect();
+    let mut story = Vec::new();
     for (number, stimulus, cb, out) in past {
-        let theirs = [tuples(&stimulus.frame), tuples(out)].concat();
-        if let (Some(arrived), true) = (theirs.first(), theirs.iter().any(|tuple| wanted.contains(tuple))) {
-            story += &format!(
-                "  {number} {:?} {arrived:?} flags {:x} left as {:?} {cb:x?}\n",
-                stimulus.hook,
-                flags(&stimulus.frame),
-                theirs.get(2)
-            );
+        let (Some(arrived), Some(left)) = (headers(&stimulus.frame), headers(out)) else { continue };
+        if wanted.contains(&arrived.tuple) || wanted.contains(&left.tuple) {
+            let flags = arrived.tcp_flags;
+            let (hook, arrived, left) = (stimulus.hook, arrived.tuple, left.tuple);
+            story.push(format!("  {number} {hook:?} {arrived:?} flags {flags:x} left as {left:?} {cb:x?}\n"));
         }
     }
-    story
+    story.concat()
 }
 
 /// An endpoint goes away under its connections.

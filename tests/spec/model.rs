@@ -312,10 +312,8 @@ impl Model {
             Direction::Original => (connection.forward, connection.answer.mirrored()),
             Direction::Answer => (connection.back, connection.original.mirrored()),
         };
-        let routed = match (hook, target) {
-            (Hook::ToPod(_) | Hook::ToOverlay, _) | (_, Target::Stack | Target::Onward) => false,
-            _ => true,
-        };
+        let by_stack = matches!(hook, Hook::ToPod(_) | Hook::ToOverlay);
+        let routed = !by_stack && !matches!(target, Target::Stack | Target::Onward);
         // What the sender says of its side holds, whether or not the packet arrives.
         if headers.tuple.proto == TCP {
             connection.fin[usize::from(direction == Direction::Answer)] |= headers.tcp_flags & FIN != 0;

@@ -203,10 +203,10 @@ impl Rig {
             let route = Route { kind, pad: 0, node_slot: u16::try_from(slot)? };
             match address {
                 IpAddr::V4(v4) => {
-                    maps.routes_v4.insert(&RouteKey { prefix_len, addr: v4.octets() }, &route)?
+                    maps.routes_v4.insert(&RouteKey { prefix_len, addr: v4.octets() }, &route)?;
                 }
                 IpAddr::V6(v6) => {
-                    maps.routes_v6.insert(&RouteKey { prefix_len, addr: v6.octets() }, &route)?
+                    maps.routes_v6.insert(&RouteKey { prefix_len, addr: v6.octets() }, &route)?;
                 }
             }
         }
