@@ -21,6 +21,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::cgroup::Cgroup;
@@ -137,6 +138,11 @@ impl Cluster {
         self.nodes.iter_mut().try_for_each(Node::wait_ready)
     }
 
+    /// `kill -9` of the controller from where the cluster is only read; it is to be started again.
+    pub fn crash_controller(&self) -> Result<()> {
+        self.controller.as_ref().context("the controller has not been started")?.signal(Signal::KILL)
+    }
+
     /// The controller.
     pub fn controller(&mut self) -> Result<&mut Daemon> {
         self.controller.as_mut().context("the controller has not been started")
@@ -190,7 +196,8 @@ impl Cluster {
         self.controller.iter().map(|controller| ("control plane", controller)).chain(nodes)
     }
 
-    fn kubectl_command(&self, arguments: &[&str]) -> Command {
+    /// The command that runs kubectl as the administrator.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.fabric.command("kubectl");
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
         // Its discovery cache would otherwise be shared between clusters of the same address.

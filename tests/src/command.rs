@@ -115,6 +115,11 @@ impl Daemon {
         Ok(())
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(pid(&self.child), signal).with_context(|| format!("send {signal:?} to {}", self.name))
+    }
+
     /// `kill -9`, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill().with_context(|| format!("kill {}", self.name))?;
@@ -127,7 +132,7 @@ impl Daemon {
         if self.child.try_wait().with_context(|| format!("look after {}", self.name))?.is_some() {
             return Ok(());
         }
-        kill_process(pid(&self.child), Signal::TERM).with_context(|| format!("stop {}", self.name))?;
+        self.signal(Signal::TERM)?;
         let start = Instant::now();
         while start.elapsed() < patience {
             if self.child.try_wait().with_context(|| format!("look after {}", self.name))?.is_some() {

@@ -108,6 +108,7 @@ impl Node {
         command.arg("--state-dir").arg(self.files.join("state"));
         command.arg("--run-dir").arg(self.files.join("run"));
         command.args(["--metrics", &METRICS.to_string(), "--flow-capacity", FLOWS]);
+        self.agent = None;
         self.agent = Some(Daemon::start("quilla-agent", &mut command, &self.log("agent"))?);
         Ok(())
     }
