@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::snapshot::Published;
 
 /// Between two writes, however often the cluster changes.
-const WRITE_INTERVAL: Duration = Duration::from_secs(5);
+const WRITE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The file in a state directory.
 pub fn path(state_dir: &Path) -> PathBuf {

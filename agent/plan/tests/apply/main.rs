@@ -2,7 +2,7 @@
 
 mod kernel;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kernel::Kernel;
@@ -234,4 +234,77 @@ proptest! {
             assert!(same || ended, "backend {id} became {:?} in one generation", kernel.v4.backends.get(&id));
         }
     }
+
+    /// Whatever somebody wrote into the maps: nothing panics, no two things share a number, and what is laid out next
+    /// is what is desired.
+    #[test]
+    fn corrupt_maps_are_survived(before in worlds(), after in worlds(), damage in vec(any::<[u32; 4]>(), 0..6)) {
+        let (laid, _) = Layout::default().lay_out(&desired(&before));
+        let mut found = Tables::clone(&laid);
+        for harm in damage {
+            corrupt(&mut found, harm);
+        }
+        let mut layout = Layout::recover(&found);
+        for _ in 0..=QUARANTINE {
+            let (tables, problems) = layout.lay_out(&desired(&after));
+            assert_eq!(problems, []);
+            assert_disjoint(&tables);
+        }
+        let (fresh, _) = Layout::default().lay_out(&desired(&after));
+        let meaning = |tables: &Tables| tables.v4.services.keys().copied().collect::<Vec<_>>();
+        assert_eq!(meaning(layout.tables()), meaning(&fresh));
+        assert_eq!(layout.tables().v4.routes.len(), fresh.v4.routes.len());
+    }
+}
+
+/// Damages one row, found by its position.
+fn corrupt(tables: &mut Tables, [what, which, first, second]: [u32; 4]) {
+    let position = |length: usize| if length == 0 { 0 } else { which as usize % length };
+    match what % 6 {
+        0 => {
+            let services = tables.v4.services.len();
+            if let Some(laid) = tables.v4.services.values_mut().nth(position(services)) {
+                (laid.row.slot_base, laid.row.slot_count) = (first, second);
+            }
+        }
+        1 => {
+            let services = tables.v6.services.len();
+            if let Some(laid) = tables.v6.services.values_mut().nth(position(services)) {
+                laid.row.id = first % 8;
+                laid.slots = vec![second; laid.slots.len()].into();
+            }
+        }
+        2 => {
+            let ids = tables.v4.backend_ids.len();
+            if let Some(id) = tables.v4.backend_ids.values_mut().nth(position(ids)) {
+                *id = first % 8;
+            }
+        }
+        3 => {
+            tables.v4.backends.insert(first % 8, quilla_abi::backend::Backend::default());
+            tables.v4.backends.remove(&(second % 8));
+        }
+        4 => {
+            let interfaces = tables.interfaces.len();
+            if let Some(row) = tables.interfaces.values_mut().nth(position(interfaces)) {
+                row.id = first % 4 + (second % 2) * 5000;
+            }
+        }
+        _ => {
+            tables.nodes.insert(first % 4, quilla_abi::node::Node::default());
+            tables.node_slots.insert([7; 16], second);
+        }
+    }
+}
+
+fn assert_disjoint(tables: &Tables) {
+    let rows = || tables.v4.services.values().chain(tables.v6.services.values());
+    let slots: usize = rows().map(|laid| laid.slots.len()).sum();
+    assert_eq!(slots_of(tables).len(), slots, "slot ranges overlap");
+    let ids: BTreeSet<_> = rows().map(|laid| laid.row.id).collect();
+    assert_eq!(ids.len(), rows().count(), "service ids");
+    assert_eq!(tables.v4.backends.len(), tables.v4.backend_ids.len(), "backend ids");
+    let endpoints: BTreeSet<_> = tables.interfaces.values().map(|row| row.id).collect();
+    assert_eq!(endpoints.len(), tables.interfaces.len(), "endpoint ids");
+    assert!(!tables.nodes.contains_key(&0) && !endpoints.contains(&0) && !ids.contains(&0), "0 is nobody's");
 }
