@@ -1,6 +1,6 @@
 //! The border between the API and the model: watches each kind and turns its objects into plain values.
 //!
-//! One file per kind says how an object is read; [`driver`] does the watching. Values go to the snapshot's owner as
+//! One file per kind says how an object is read; `driver` does the watching. Values go to the snapshot's owner as
 //! [`Update`]s. Nothing past this module knows Kubernetes types, and no malformed object stops a watch.
 
 mod driver;

@@ -1,7 +1,7 @@
 //! From Services and their endpoint slices to frontends and backends (S1-S5, S13, S21). Called by [`crate::plan()`].
 //!
 //! Only ClusterIPs for clients inside the cluster are planned here. Node ports, load balancer and external addresses are
-//! more frontends of the same port, with the set of their own policy; they belong in [`frontends_of`].
+//! more frontends of the same port, with the set of their own policy; they belong in `frontends_of`.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

@@ -31,7 +31,7 @@ fn laid(row: quilla_abi::service::Service, slots: &[u32]) -> LaidService {
     LaidService { row, slots: named.copied().collect() }
 }
 
-/// As in [`super::apply`], the code is made for each family.
+/// As for the steps, the code is made for each family.
 macro_rules! dump_family {
     ($($address:ty),+) => {$(
         impl FamilyMaps<'_, $address> {
