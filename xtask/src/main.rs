@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod ci;
 mod demo;
@@ -61,6 +62,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,
     },
+    /// Measure an optimised build: `packets`, `memory`, `sizes`
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<String>,
+    },
     /// Crate edges, file sizes, names, root entries
     Tidy,
     /// Exactly what CI runs: check, then test
@@ -91,6 +97,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test { tier, filter } => test::test(&workspace, tier.as_deref(), filter.as_deref()),
         Command::Demo { args } => demo::demo(&workspace, &args),
         Command::Dev { args } => demo::dev(&workspace, &args),
+        Command::Bench { args } => bench::bench(&workspace, &args),
         Command::Tidy => tidy::tidy(&workspace),
         Command::Ci => ci::ci(&workspace),
     }
