@@ -1,7 +1,7 @@
 //! Health and metrics over HTTP: `/livez`, `/healthz`, `/readyz`, `/metrics`.
 //!
-//! `/livez` says that the process answers, `/healthz` that the kernel was programmed, `/readyz` that a connection to a
-//! Service really went through the data path. Reads state, changes nothing.
+//! `/livez` says that the process answers, `/healthz` that the kernel is programmed with what is desired now, `/readyz`
+//! that a connection to a Service really went through the data path. Reads state, changes nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -46,8 +46,11 @@ pub async fn serve(listener: TcpListener, health: Health, drain: CancellationTok
 }
 
 async fn healthz(State(health): State<Health>) -> Response {
-    let programmed = health.view.borrow().programmed;
-    verdict(programmed, "the kernel is not programmed yet")
+    let view = health.view.borrow().clone();
+    match &view.failing {
+        Some(reason) => verdict(false, reason),
+        None => verdict(view.programmed, "the kernel is not programmed yet"),
+    }
 }
 
 async fn readyz(State(health): State<Health>) -> Response {

@@ -140,7 +140,7 @@ impl Reconciler {
             Ok(()) => self.retry_at = None,
             Err(ReconcileError::NoSnapshot) => {}
             Err(error) => {
-                tracing::error!(error = %error, cause = error.cause(), "reconcile failed");
+                tracing::error!(error = error.in_full(), "reconcile failed");
                 self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
             }
         }
@@ -154,6 +154,8 @@ impl Reconciler {
             Err(error) => {
                 self.unsure = true;
                 self.metrics.reconcile_failed(error.label());
+                let reason = error.in_full();
+                self.view.send_modify(|view| Arc::make_mut(view).failing = Some(reason));
             }
         }
         result
@@ -179,6 +181,7 @@ impl Reconciler {
         self.metrics.endpoints(self.endpoints.len());
         self.view.send_replace(Arc::new(View {
             programmed: true,
+            failing: None,
             pod_cidrs: snapshot.nodes.get(&facts.name).map_or_else(Vec::new, |node| node.pod_cidrs.clone()),
             desired,
             tables,
@@ -349,7 +352,7 @@ impl Reconciler {
     /// Compares the maps with the plan and puts right what differs; then a round, in case the node itself changed.
     fn audit(&mut self) {
         if let Err(error) = self.repair() {
-            tracing::error!(error = %error, cause = error.cause(), "audit failed");
+            tracing::error!(error = error.in_full(), "audit failed");
             self.unsure = true;
         }
         self.node.forget();

@@ -40,10 +40,10 @@ impl ReconcileError {
         }
     }
 
-    /// All that lies behind it, on one line.
-    pub(crate) fn cause(&self) -> String {
-        let causes = std::iter::successors(std::error::Error::source(self), |error| error.source());
-        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    /// It and all that lies behind it, on one line.
+    pub(crate) fn in_full(&self) -> String {
+        let chain = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 }
 

@@ -8,11 +8,13 @@ use quilla_plan::{Desired, Tables};
 
 use crate::cni::AttachedEndpoint;
 
-/// The state after the last round that succeeded. Never changed, only replaced.
+/// The state after the last round that succeeded, and why later ones failed. Never changed, only replaced.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// Whether any round has succeeded.
     pub programmed: bool,
+    /// Why the last round failed, if it did.
+    pub failing: Option<String>,
     /// What this node's Pods get their addresses from.
     pub pod_cidrs: Vec<IpNet>,
     /// What the kernel should do.
