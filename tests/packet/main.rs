@@ -8,6 +8,7 @@ mod headers;
 mod life;
 mod nat;
 mod rig;
+mod sockets;
 mod spoof;
 mod ways;
 
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
         nat::masquerade_behind_the_stack,
         nat::exhausted_ports,
         nat::errors_about_translated_flows,
+        sockets::connect,
         spoof::sources,
         spoof::neighbours,
         spoof::overlay,
