@@ -116,7 +116,7 @@ pub(crate) fn the_outside_sees_the_node() -> Result<()> {
     cluster.stop()
 }
 
-/// CNI-18: a Pod's processes share address and loopback.
+/// A Pod's containers are processes that share its addresses and its loopback.
 pub(crate) fn containers_share_the_pod() -> Result<()> {
     let cluster = Cluster::builder("containers-share").nodes(1).start()?;
     let pod = cluster.pod("node-a", "pair").sidecar(9090).start()?;

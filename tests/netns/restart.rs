@@ -74,7 +74,7 @@ fn load(mut place: Command, targets: &[SocketAddr]) -> Result<std::process::Chil
     place.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start the load")
 }
 
-/// Everything goes on with no agent at all: established rows, new connections, and Pods that go away (CNI-21).
+/// Everything goes on with no agent at all: established rows, new connections, and Pods that go away (CNI-18).
 pub(crate) fn the_kernel_needs_no_agent() -> Result<()> {
     let mut cluster = Cluster::builder("no-agent").nodes(2).start()?;
     cluster.pod("node-b", "web").label("app", "web").start()?;

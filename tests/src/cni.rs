@@ -65,13 +65,10 @@ impl Network {
             .try_for_each(|plugin| self.call("CHECK", plugin, attachment, Some(result)).map(drop))
     }
 
-    /// DEL through the chain, last plugin first; goes on after failures and reports the first.
+    /// DEL through the chain, last plugin first; the first failure ends it (CNI-20).
     pub fn del(&self, attachment: &Attachment, result: Option<&Value>) -> Result<()> {
-        let mut outcome = Ok(());
-        for plugin in self.plugins()?.iter().rev() {
-            outcome = outcome.and(self.call("DEL", plugin, attachment, result).map(drop));
-        }
-        outcome
+        let mut plugins = self.plugins()?.iter().rev();
+        plugins.try_for_each(|plugin| self.call("DEL", plugin, attachment, result).map(drop))
     }
 
     fn plugins(&self) -> Result<&Vec<Value>> {
@@ -128,7 +125,7 @@ mod tests {
     const PLUGIN: &str = r#"#!/bin/sh
 echo "$CNI_COMMAND $(basename "$0")" >> "$CNI_PATH/calls"
 stdin=$(cat)
-case "$stdin" in *'"break":true'*) echo '{"code":100,"msg":"broken"}'; exit 1;; esac
+case "$CNI_COMMAND $stdin" in ADD*'"break":true'*) echo '{"code":100,"msg":"broken"}'; exit 1;; esac
 echo '{"ips":[{"address":"10.0.0.2/32"}],"by":"'"$(basename "$0")"'"}'
 "#;
 

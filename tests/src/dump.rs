@@ -37,16 +37,15 @@ fn describe(text: &mut String, node: &Node) {
         section(text, &title, node.command("ip").args(arguments.split(' ')).text());
     }
     section(text, &format!("{}: pins", node.name()), Command::new("find").arg(node.bpffs()).text());
-    let quilla = crate::binary::path("quilla").and_then(|program| {
-        let socket = node.files().join("run/admin.sock");
-        node.command(&program.to_string_lossy()).arg("--socket").arg(socket).arg("status").text()
-    });
-    section(text, &format!("{}: quilla status", node.name()), quilla);
-    let drops = node.metrics().map(|metrics| {
-        let drops = metrics.lines().filter(|line| line.contains("drop") && !line.ends_with(" 0"));
-        drops.collect::<Vec<_>>().join("\n")
-    });
-    section(text, &format!("{}: drops", node.name()), drops);
+    for view in ["status", "problems", "services", "backends", "endpoints", "nodes", "flows", "drops"] {
+        let shown = node.quilla(&[view]).map(|text| head(&text));
+        section(text, &format!("{}: quilla {view}", node.name()), shown);
+    }
+}
+
+/// A test's load fills the flow table; its first rows tell enough.
+fn head(text: &str) -> String {
+    text.lines().take(LOG_LINES).collect::<Vec<_>>().join("\n")
 }
 
 fn section(text: &mut String, title: &str, content: anyhow::Result<String>) {

@@ -81,10 +81,16 @@ pub fn inside(path: &Path, program: &str) -> Command {
     command
 }
 
+/// The namespaces whose names begin so.
+pub fn names(prefix: &str) -> Vec<String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(prefix)).collect()
+}
+
 /// Removes all namespaces whose names begin so, for owners that did not live to do it.
 pub(crate) fn remove_all(prefix: &str) {
-    let names = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.file_name());
-    for name in names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with(prefix)) {
+    for name in names(prefix) {
         remove(&name);
     }
 }

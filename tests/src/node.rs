@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::cgroup::Cgroup;
-use crate::command::{Daemon, in_place};
+use crate::command::{Daemon, Run, in_place};
 use crate::sandbox::BPFFS;
 use crate::topology::Machine;
 use crate::{binary, eventually};
@@ -152,6 +152,13 @@ impl Node {
         );
         self.agent = Some(agent);
         ready
+    }
+
+    /// What `quilla` prints, asking this node's agent.
+    pub fn quilla(&self, arguments: &[&str]) -> Result<String> {
+        let program = binary::path("quilla")?;
+        let mut command = self.command(&program.to_string_lossy());
+        command.arg("--socket").arg(self.files.join("run/admin.sock")).args(arguments).text()
     }
 
     /// The agent's metrics as text.

@@ -46,7 +46,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
 pub(crate) fn how_to_look_inside() -> String {
     "  cargo xtask dev shell node-a     a shell on a node (or node-b, node-c, fabric)\n  \
        there:  kubectl get pods,services -o wide\n  \
-       there:  ip -brief address;  ip netns list\n  \
+       there:  quilla services;  quilla flows;  quilla drops\n  \
      cargo xtask dev down             end it"
         .to_owned()
 }
@@ -130,6 +130,10 @@ fn shell(node: &str) -> Result<()> {
     command.args(["--target", first, "--mount", "--pid", "--ipc", "--"]);
     command.args(["nsenter", &format!("--net={netns}"), "--"]);
     command.env("KUBECONFIG", format!("{FILES}/{CLUSTER}/control-plane/admin.kubeconfig"));
+    let programs = binary::folder()?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}", programs.display()));
+    command.env("QUILLA_ADMIN_SOCKET", format!("{FILES}/{CLUSTER}/{node}/run/admin.sock"));
     command.env("PS1", format!("{node} # ")).args(["bash", "--norc"]);
     Err(command.exec()).context("start a shell")
 }

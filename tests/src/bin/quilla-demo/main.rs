@@ -10,9 +10,9 @@ mod screen;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
-use quilla_tests::{binary, sandbox};
+use quilla_tests::{binary, netns, sandbox};
 
 /// Name of the cluster, and so the prefix of its namespaces.
 const CLUSTER: &str = "quilla";
@@ -62,7 +62,12 @@ fn demo(keep: bool) -> Result<()> {
             std::thread::park();
         }
     }
-    screen::step("Cleaning up", || cluster.stop().map(|()| "nothing is left on this machine".to_owned()))?;
+    screen::step("Cleaning up", || {
+        cluster.stop()?;
+        let left = netns::names(&format!("{CLUSTER}."));
+        ensure!(left.is_empty(), "still there: {left:?}");
+        Ok("no namespace of the cluster is left".to_owned())
+    })?;
     screen::farewell();
     Ok(())
 }

@@ -29,6 +29,7 @@ pub(crate) fn play() -> Result<Cluster> {
     let (client, servers) = pods.split_last().context("pods")?;
     pods_reach_pods(&pods)?;
     services_spread(client, &services)?;
+    show_the_node(&cluster)?;
     the_agent_dies(&mut cluster, client, &services)?;
     a_backend_leaves(&cluster, client, &services[0], servers)?;
     Ok(cluster)
@@ -158,6 +159,14 @@ fn hits(client: &Pod, service: &Service, to: SocketAddr, hooked: bool) -> Result
     }
     ensure!(hits.len() == SERVERS.len(), "strangers answered: {hits:?}");
     Ok(SERVERS.iter().map(|server| hits[server].to_string()).collect())
+}
+
+/// What an operator sees on a node.
+fn show_the_node(cluster: &Cluster) -> Result<()> {
+    for view in ["status", "nodes"] {
+        command(&format!("quilla {view}"), &cluster.node("node-a").quilla(&[view])?);
+    }
+    Ok(())
 }
 
 const KILLS: u32 = 6;
