@@ -8,9 +8,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use quilla_tests::cgroup::Cgroup;
+use quilla_tests::cluster::Cluster;
 use quilla_tests::command::{Run, in_place};
 use quilla_tests::eventually;
-use quilla_tests::netns::Netns;
+use quilla_tests::netns::{self, Netns};
 use quilla_tests::sandbox::{self, Sandbox};
 use quilla_tests::topology::{OUTSIDE, Topology};
 
@@ -62,13 +63,31 @@ pub(crate) fn a_panic_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A whole cluster with a running Pod goes with the test that panics: namespaces, processes, cgroups, pins.
+pub(crate) fn a_panic_leaves_nothing_of_a_cluster() -> Result<()> {
+    let cgroup = Sandbox::current()?.cgroup().join("doomed-cluster");
+    let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
+        let cluster = Cluster::builder("doomed-cluster").nodes(1).start()?;
+        cluster.pod("node-a", "pod").start()?;
+        ensure!(netns::names("doomed-cluster.").len() == 4, "not fabric, outside, node and Pod");
+        panic!("on purpose");
+    }));
+    ensure!(outcome.is_err(), "did not panic: {outcome:?}");
+    let left = netns::names("doomed-cluster.");
+    ensure!(left.is_empty(), "namespaces are still there: {left:?}");
+    ensure!(!cgroup.exists(), "the cgroup, or a process in it, is still there");
+    let pins = Path::new(sandbox::BPFFS).join("doomed-cluster/node-a");
+    ensure!(!pins.exists(), "pins are still there");
+    Ok(())
+}
+
 /// `kill -9` of a sandbox takes everything with it: seen from outside, here from another sandbox.
 pub(crate) fn a_killed_sandbox_leaves_nothing() -> Result<()> {
     let before = mounts()?;
     let cgroup = Cgroup::create(&Sandbox::current()?.cgroup().join("killed"))?;
     let ready = Path::new(sandbox::FILES).join("killed-is-ready");
     let script = format!(
-        "mount -t tmpfs quilla /run/netns && ip netns add doomed && ip link add doomed type veth && \
+        "mount -t tmpfs quilla /run/netns && ip netns add insider && ip link add insider type veth && \
          touch {} && exec sleep 120",
         ready.display()
     );
@@ -82,7 +101,7 @@ pub(crate) fn a_killed_sandbox_leaves_nothing() -> Result<()> {
     child.kill().context("kill the sandbox")?;
     child.wait().context("wait for the sandbox")?;
     made?;
-    ensure!(!seen.contains("doomed"), "seen outside while alive: {seen}");
+    ensure!(!seen.contains("insider"), "seen outside while alive: {seen}");
 
     eventually::succeeds("all processes are gone", || {
         let processes = fs::read_to_string(cgroup.path().join("cgroup.procs")).context("read processes")?;
@@ -90,8 +109,8 @@ pub(crate) fn a_killed_sandbox_leaves_nothing() -> Result<()> {
         Ok(())
     })?;
     let links = Command::new("ip").args(["link", "show"]).text()?;
-    ensure!(!links.contains("doomed"), "{links}");
-    ensure!(!Path::new("/run/netns/doomed").exists(), "the namespace is still there");
+    ensure!(!links.contains("insider"), "{links}");
+    ensure!(!Path::new("/run/netns/insider").exists(), "the namespace is still there");
     let after = mounts()?;
     ensure!(after == before, "mounts changed from {before:#?} to {after:#?}");
     Ok(())

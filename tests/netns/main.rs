@@ -11,6 +11,7 @@ fn main() -> std::process::ExitCode {
         harness::nothing_reaches_outside,
         harness::the_underlay_connects_nodes,
         harness::a_panic_leaves_nothing,
+        harness::a_panic_leaves_nothing_of_a_cluster,
         harness::a_killed_sandbox_leaves_nothing,
         paths::pods_reach_pods,
         paths::large_transfers_fit_the_path,

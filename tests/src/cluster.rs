@@ -277,6 +277,10 @@ impl Drop for Cluster {
         // The nodes' own go with their owners; those of Pods belong to podlets, which are about to be killed.
         for node in &self.nodes {
             netns::remove_all(&format!("{}.", node.netns().name()));
+            // What is pinned outlives the agents, by design, and would fill the sandbox's memory test by test.
+            if let Err(error) = fs::remove_dir_all(node.bpffs()) {
+                eprintln!("remove {}: {error}", node.bpffs().display());
+            }
         }
     }
 }
