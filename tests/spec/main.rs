@@ -14,7 +14,7 @@ mod world;
 use std::env;
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use quilla_datapath::Object;
 
@@ -47,6 +47,18 @@ fn setting(name: &str, default: u64) -> Result<u64> {
         Err(_) => Ok(default),
     }
 }
+
+/// The programs did something else than the specification says. Any other error says nothing about the programs.
+#[derive(Debug)]
+struct Disagreement(String);
+
+impl std::fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Disagreement {}
 
 /// Tests at least `packets` packets; fails on the first disagreement.
 fn explore(name: &str, object: &Object<'_>, seed: u64, packets: u64) -> Result<u64> {
@@ -86,21 +98,20 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
                     generator.learn(&mut rng, continuation);
                 }
             }
-            Err(disagreement) => bail!(
+            Err(disagreement) => bail!(Disagreement(format!(
                 "packet {number} at {:?}: {disagreement}\nframe {:02x?}\npast {}services {:#?}",
                 stimulus.hook,
                 stimulus.frame,
                 related(&past, &stimulus.frame, outcome.packet),
                 model.world.services
-            ),
+            ))),
         }
     }
     let after = counted(rig)?;
-    ensure!(
-        after.since(&before) == tally,
-        "counters: expected {tally:#?}, counted {:#?}",
-        after.since(&before)
-    );
+    let counted = after.since(&before);
+    if counted != tally {
+        bail!(Disagreement(format!("counters: expected {tally:#?}, counted {counted:#?}")));
+    }
     Ok(PACKETS_PER_WORLD)
 }
 
