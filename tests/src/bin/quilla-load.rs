@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -48,6 +48,7 @@ struct Tally {
 async fn main() -> Result<()> {
     let options = Arc::new(Options::parse());
     let tally = Arc::new(Tally::default());
+    let started = Instant::now();
     let end = CancellationToken::new();
     tokio::spawn(finish(Duration::from_secs(options.seconds), end.clone()));
 
@@ -64,7 +65,7 @@ async fn main() -> Result<()> {
     }
     arrivals(&options, &tally, &end, &mut tasks).await;
     while tasks.join_next().await.transpose()?.is_some() {}
-    report(&options, &tally)
+    report(&options, &tally, started.elapsed())
 }
 
 async fn finish(after: Duration, end: CancellationToken) -> Result<()> {
@@ -148,7 +149,7 @@ async fn echo(stream: &mut TcpStream, options: &Options, number: u64) -> Result<
     Ok(())
 }
 
-fn report(options: &Options, tally: &Tally) -> Result<()> {
+fn report(options: &Options, tally: &Tally, elapsed: Duration) -> Result<()> {
     let [messages, broken, connections, lost] =
         [&tally.long_messages, &tally.long_broken, &tally.connections, &tally.connections_lost]
             .map(|counter| counter.load(Ordering::Relaxed));
@@ -163,5 +164,9 @@ fn report(options: &Options, tally: &Tally) -> Result<()> {
         })
     );
     ensure!(broken == 0 && lost == 0, "{broken} flows broken, {lost} connections lost");
+    // Nothing lost of nothing sent proves nothing. Half the rate leaves room for a busy machine.
+    let asked = options.rate * elapsed.as_secs();
+    ensure!(connections >= asked / 2, "only {connections} connections were made of {asked} asked for");
+    ensure!(messages >= options.long as u64, "only {messages} messages on {} flows", options.long);
     Ok(())
 }
