@@ -167,8 +167,8 @@ async fn probe_all(targets: &[SocketAddr], cgroup: &Path, token: &str) -> Readin
 
 /// A process of its own, because joining the group is for the whole process.
 async fn probe_in_child(to: SocketAddr, cgroup: &Path, token: &str) -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
-    let mut command = Command::new(program);
+    // Not the path it was started by: an upgrade has put another program there, or none.
+    let mut command = Command::new("/proc/self/exe");
     command.arg("probe").arg("--cgroup").arg(cgroup);
     command.args(["--to", &to.to_string(), "--token", token]).kill_on_drop(true);
     let finished = tokio::time::timeout(2 * TIMEOUT, command.output()).await;
