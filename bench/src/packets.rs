@@ -155,7 +155,9 @@ fn report(options: &Options, paths: &[Path], calls: &[Calls], times: &Times) -> 
     let base = times.empty.median;
     let cells = |name: &str, family: &str, program: &str, time: &Summary| {
         let range = format!("{:.0}-{:.0}", time.least, time.most);
-        let (ns, over) = (format!("{:.0}", time.median), format!("{:.0}", time.median - base));
+        // Adding zero makes a negative zero positive.
+        let over = (time.median - base).round() + 0.0;
+        let (ns, over) = (format!("{:.0}", time.median), format!("{over:.0}"));
         vec![name.to_owned(), family.to_owned(), program.to_owned(), ns, range, over]
     };
     let none = COLUMNS.map(|_| String::new());

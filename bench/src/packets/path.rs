@@ -48,7 +48,7 @@ pub(super) fn establish(rig: &mut Rig, at: &Addresses) -> Result<Vec<Path>> {
         repeatable(rig, step, None)?;
     }
     add("Pod → ClusterIP, same node", &there, path::LOCAL_POD);
-    add("its reply", &back, path::LOCAL_POD);
+    add("reply of the ClusterIP", &back, path::LOCAL_POD);
 
     let there = from_pod(0, (a, 40_003), (at.remote, port));
     let overlay = |to| Step::new(FROM_OVERLAY, OVERLAY, Packet::tcp((at.remote, port), to));
@@ -65,7 +65,7 @@ pub(super) fn establish(rig: &mut Rig, at: &Addresses) -> Result<Vec<Path>> {
     let other = uplink(at.world[1], SocketAddr::new(node.ip(), node.port() ^ 1));
     repeatable(rig, &back, Some(&other))?;
     add("Pod → world, masqueraded", &there, path::UPLINK);
-    add("its reply at the uplink", &back, path::LOCAL_POD);
+    add("world → Pod, reply at the uplink", &back, path::LOCAL_POD);
 
     let there = Step::new(TO_POD, PODS[0].0, Packet::tcp((at.host, 40_005), (a, port)));
     connect(rig, &there, |client| Ok(from_pod(0, (a, port), client)))?;
