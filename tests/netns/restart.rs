@@ -1,4 +1,4 @@
-//! The kernel works without the agent: killed under load, restarted, its rows damaged.
+//! The kernel works without the agent: killed under load, restarted, its links removed.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
