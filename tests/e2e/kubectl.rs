@@ -77,6 +77,60 @@ pub(crate) fn bad_objects_harm_nobody_else() -> Result<()> {
     eventually::succeeds("the good endpoint answers", || {
         ask(|program| client.command(program), to, By::Http, 5).context("ask")
     })?;
+
+    cluster.apply(NONSENSE)?;
+    eventually::succeeds("the agent names the object that it skips", || {
+        let problems = cluster.node("node-a").quilla(&["problems"])?;
+        ensure!(problems.contains("nonsense"), "{problems}");
+        Ok(())
+    })?;
+    ask(|program| client.command(program), to, By::Http, 5).context("ask beside a bad node")?;
+    cluster.stop()
+}
+
+/// No apiserver checks the addresses of a Node.
+const NONSENSE: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: nonsense}
+status: {addresses: [{type: InternalIP, address: 999.1.1.1}]}
+";
+
+/// Ports that change their protocol and the kind of their target: the old way ends, the new one works, per packet and
+/// at the socket.
+pub(crate) fn a_port_changes_its_protocol() -> Result<()> {
+    let cluster = Cluster::builder("port-type").nodes(1).start()?;
+    cluster.pod("node-a", "server").label("app", "turncoat").start()?;
+    let client = cluster.pod("node-a", "client").start()?;
+    let service = |protocol: &str, target: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: turncoat}}, spec: {{selector: {{app: turncoat}},
+               ports: [{{port: 80, protocol: {protocol}, targetPort: {target}}}]}}}}"
+        )
+    };
+    let mut last = None;
+    for (protocol, target, by) in
+        [("TCP", "8080", By::Http), ("UDP", "8080", By::Udp), ("TCP", "http", By::Http)]
+    {
+        cluster.apply(&service(protocol, target))?;
+        let ips = cluster.wait_service("turncoat", 1)?;
+        ensure!(*last.get_or_insert_with(|| ips.clone()) == ips, "the cluster address changed to {ips:?}");
+        let to = SocketAddr::new(ips[0].parse()?, 80);
+        for hooked in [true, false] {
+            eventually::succeeds("the port answers under its new protocol", || {
+                let command = |program: &str| {
+                    if hooked { client.command(program) } else { client.command_without_hooks(program) }
+                };
+                ask(command, to, by, 2).context("ask")
+            })?;
+        }
+        let other = if protocol == "TCP" { By::Udp } else { By::Http };
+        eventually::succeeds("the old protocol ends", || {
+            let answer = ask(|program| client.command_without_hooks(program), to, other, 1);
+            ensure!(answer.is_err(), "still answered: {answer:?}");
+            Ok(())
+        })?;
+    }
     cluster.stop()
 }
 

@@ -12,5 +12,6 @@ fn main() -> std::process::ExitCode {
         control_plane::agents_restart_one_after_the_other,
         kubectl::a_session_with_kubectl,
         kubectl::bad_objects_harm_nobody_else,
+        kubectl::a_port_changes_its_protocol,
     ])
 }
