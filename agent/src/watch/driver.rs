@@ -74,12 +74,16 @@ impl Sink {
 /// Watches until the agent drains. Errors are counted, logged and tried again with growing pauses.
 pub(super) async fn run<W: Watch>(api: Api<W::Object>, config: watcher::Config, sink: Sink) {
     let mut events = watcher(api, config).default_backoff().boxed();
-    let mut relist = Vec::new();
+    let mut listing = Listing::default();
     loop {
         let Some(Some(event)) = sink.drain.run_until_cancelled(events.next()).await else { return };
         let update = match event {
-            Ok(event) => received::<W>(event, &mut relist),
-            Err(error) => failed::<W>(&error, &sink.metrics),
+            Ok(event) => listing.received::<W>(event),
+            Err(error) => {
+                sink.metrics.watch_restarted(W::KIND);
+                tracing::warn!(kind = W::KIND.name(), error = %error, "watch interrupted");
+                listing.failed(W::KIND, &error)
+            }
         };
         if let Some(update) = update
             && sink.updates.send(update).await.is_err()
@@ -89,26 +93,38 @@ pub(super) async fn run<W: Watch>(api: Api<W::Object>, config: watcher::Config, 
     }
 }
 
-fn received<W: Watch>(event: Event<W::Object>, relist: &mut Vec<Known>) -> Option<Update> {
-    match event {
-        Event::Init => relist.clear(),
-        Event::InitApply(object) => relist.push(known::<W>(&object)),
-        Event::InitDone => return Some(Update::Listed(W::KIND, std::mem::take(relist))),
-        Event::Apply(object) => return Some(Update::Changed(W::KIND, known::<W>(&object))),
-        Event::Delete(object) => return Some(Update::Deleted(W::KIND, name_of(&object))),
-    }
-    None
+/// How far the listing of a kind has come.
+#[derive(Debug, Default)]
+struct Listing {
+    relist: Vec<Known>,
+    /// A list has reached the snapshot.
+    listed: bool,
 }
 
-/// A kind that this apiserver does not have is an empty list: nothing waits for it.
-fn failed<W: Watch>(error: &watcher::Error, metrics: &Metrics) -> Option<Update> {
-    metrics.watch_restarted(W::KIND);
-    tracing::warn!(kind = W::KIND.name(), error = %error, "watch interrupted");
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404 => {
-            Some(Update::Listed(W::KIND, Vec::new()))
+impl Listing {
+    fn received<W: Watch>(&mut self, event: Event<W::Object>) -> Option<Update> {
+        match event {
+            Event::Init => self.relist.clear(),
+            Event::InitApply(object) => self.relist.push(known::<W>(&object)),
+            Event::InitDone => {
+                self.listed = true;
+                return Some(Update::Listed(W::KIND, std::mem::take(&mut self.relist)));
+            }
+            Event::Apply(object) => return Some(Update::Changed(W::KIND, known::<W>(&object))),
+            Event::Delete(object) => return Some(Update::Deleted(W::KIND, name_of(&object))),
         }
-        _ => None,
+        None
+    }
+
+    /// An apiserver may lack the one kind that is younger than the others: it is an empty list, so that nothing waits
+    /// for it. Of any other kind, or of one that was there before, a 404 is the error of something in between.
+    fn failed(&mut self, kind: Kind, error: &watcher::Error) -> Option<Update> {
+        let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return None };
+        let lacking = status.code == 404 && kind == Kind::ServiceCidr && !self.listed;
+        lacking.then(|| {
+            self.listed = true;
+            Update::Listed(kind, Vec::new())
+        })
     }
 }
 
@@ -126,10 +142,33 @@ pub(super) fn name_of<K: Resource>(object: &K) -> ObjectName {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::{Known, Watch, known};
+    use kube::runtime::watcher::{Error, Event};
+
+    use super::{Known, Listing, Watch, known};
+    use crate::watch::{Kind, Update, service_cidr};
 
     /// Reads an object as the API would give it.
     pub(crate) fn read<W: Watch>(object: serde_json::Value) -> Known {
         known::<W>(&serde_json::from_value(object).expect("an object of the kind"))
+    }
+
+    fn refused(code: u16) -> Error {
+        let status = serde_json::json!({"status": "Failure", "message": "no", "reason": "no", "code": code});
+        let status = serde_json::from_value(status).expect("a status");
+        Error::InitialListFailed(kube::Error::Api(Box::new(status)))
+    }
+
+    /// One wrong answer of a proxy must not look like a cluster in which everything was deleted.
+    #[test]
+    fn a_404_is_an_empty_list_only_of_a_kind_that_may_be_lacking_and_was_never_listed() {
+        for kind in Kind::ALL {
+            let answer = Listing::default().failed(kind, &refused(404));
+            let lacking = kind == Kind::ServiceCidr;
+            assert_eq!(answer, lacking.then(|| Update::Listed(kind, vec![])), "{kind:?}");
+            assert_eq!(Listing::default().failed(kind, &refused(503)), None, "{kind:?}");
+        }
+        let mut listing = Listing::default();
+        assert!(listing.received::<service_cidr::Watched>(Event::InitDone).is_some());
+        assert_eq!(listing.failed(Kind::ServiceCidr, &refused(404)), None, "on a relist");
     }
 }
