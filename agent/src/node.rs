@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use quilla_datapath::{DatapathError, Device, Netlink, Overlay, PodRoute, sysctl};
-use quilla_model::Snapshot;
 use quilla_model::address::unusable;
+use quilla_model::{Node as ModelNode, Snapshot};
 use quilla_plan::{Desired, LocalEndpoint, NodeFacts, Target, route, tunnel};
 use tokio::sync::watch;
 
@@ -151,12 +151,16 @@ impl Node {
 fn wanted_overlay(settings: &NodeSettings, uplink: &Device, snapshot: &Snapshot) -> Overlay {
     let (ipv4, ipv6) = route::gateways(snapshot, &settings.name);
     let gateways = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6));
-    // A tunnel runs over IPv6 only where one of its ends has no IPv4.
-    let all_ipv4 = snapshot.nodes.values().all(|node| node.addresses.iter().any(IpAddr::is_ipv4));
+    // A tunnel runs over IPv6 only where one of its ends has no IPv4; to a node without an address there is none.
+    let only_ipv6 = |node: &ModelNode| {
+        let mut usable = node.addresses.iter().filter(|address| unusable(**address).is_none()).peekable();
+        usable.peek().is_some() && usable.all(IpAddr::is_ipv6)
+    };
+    let over_ipv6 = snapshot.nodes.values().any(|node| only_ipv6(node));
     Overlay {
         name: Overlay::NAME.to_owned(),
         port: settings.overlay_port,
-        mtu: uplink.mtu.saturating_sub(if all_ipv4 { OVERHEAD_V4 } else { OVERHEAD_V6 }),
+        mtu: uplink.mtu.saturating_sub(if over_ipv6 { OVERHEAD_V6 } else { OVERHEAD_V4 }),
         mac: tunnel::mac_of(&settings.name),
         gateways: gateways.collect(),
     }
@@ -228,6 +232,14 @@ mod tests {
             ["10.244.0.1".parse::<std::net::IpAddr>().unwrap(), "fd00:244::1".parse().unwrap()]
         );
         assert_eq!(wanted_overlay(&settings, &uplink, &snapshot("2001:db8::2")).mtu, 1430);
+
+        for addresses in [vec![], vec!["fe80::1".parse().unwrap()]] {
+            let mut snapshot = snapshot("192.0.2.2");
+            let unreachable = ModelNode { name: "new".into(), addresses, pod_cidrs: vec![], zone: None };
+            snapshot.nodes.insert("new".into(), Arc::new(unreachable));
+            let overlay = wanted_overlay(&settings, &uplink, &snapshot);
+            assert_eq!(overlay.mtu, 1450, "a node without a tunnel end changes nobody's mtu");
+        }
     }
 
     #[test]
