@@ -80,7 +80,7 @@ pub enum JournalError {
         /// Which file.
         path: PathBuf,
     },
-    /// An earlier write failed and could not be taken back.
+    /// An earlier write failed and could not be taken back, and the file was not rewritten.
     #[error("journal {} is unusable since an earlier failed write", path.display())]
     Poisoned {
         /// Which file.
@@ -156,9 +156,20 @@ impl Journal {
         Ok(())
     }
 
+    /// A write failed and could not be taken back: only a new file helps.
+    pub(super) const fn poisoned(&self) -> bool {
+        self.poisoned
+    }
+
     /// Records written since the file was made, those it was made with included.
     pub(super) const fn lines(&self) -> usize {
         self.lines
+    }
+
+    /// Writes to `target` from now on.
+    #[cfg(test)]
+    pub(super) fn divert(&mut self, target: &str) {
+        self.file = OpenOptions::new().write(true).open(target).expect("opens");
     }
 
     fn take_back(&mut self) -> io::Result<()> {
@@ -288,6 +299,22 @@ mod tests {
                 Err(JournalError::Damaged { .. }) => assert!(index < last_line),
                 Err(other) => panic!("damage at {index}: {other}"),
             }
+        }
+    }
+
+    /// After a failed sync nobody knows what is on disk, so nothing is added to it.
+    #[test]
+    fn a_poisoned_file_takes_nothing_more() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        // One cannot be synced, the other neither written nor cut.
+        for target in ["/dev/null", "/dev/full"] {
+            let mut journal = Journal::rewrite(dir.path(), &[]).expect("writes");
+            journal.divert(target);
+            let failed = journal.append(&record(1), Durability::Machine).expect_err("fails");
+            assert!(matches!(failed, JournalError::Io { .. }), "{target}: {failed}");
+            assert!(journal.poisoned());
+            let refused = journal.append(&record(2), Durability::Machine).expect_err("refuses");
+            assert!(matches!(refused, JournalError::Poisoned { .. }), "{target}: {refused}");
         }
     }
 

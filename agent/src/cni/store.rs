@@ -259,9 +259,11 @@ impl Store {
         })
     }
 
-    /// Writes a record, and the whole file anew once most of its lines are history.
+    /// Writes a record, and before it the whole file anew once most of its lines are history or its end is in doubt.
     fn append(&mut self, record: &Record, durability: Durability) -> Result<(), StoreError> {
-        if self.journal.lines() > 256 + 2 * (self.entries.len() + self.ipam.cooling().count()) {
+        let mostly_history =
+            self.journal.lines() > 256 + 2 * (self.entries.len() + self.ipam.cooling().count());
+        if mostly_history || self.journal.poisoned() {
             self.journal = Journal::rewrite(&self.dir, &snapshot(&self.ipam, &self.entries))?;
         }
         Ok(self.journal.append(record, durability)?)

@@ -117,3 +117,25 @@ fn the_journal_is_rewritten() {
     assert!(lines < 1400, "{lines} lines");
     assert!(open(dir.path()).attached().is_empty());
 }
+
+/// CNI-30: one failed write refuses one request, not every later one, and leaves no trace.
+#[test]
+fn a_failed_write_is_got_over() {
+    for target in ["/dev/null", "/dev/full"] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut store = open(dir.path());
+        let first = attach(&mut store, 1);
+        store.reserve(new(2)).expect("reserves");
+        let endpoint = store.candidate(&attachment(2), 7, 9).expect("is reserved");
+        store.journal.divert(target);
+        assert!(matches!(store.commit(endpoint), Err(StoreError::Journal(_))), "{target}");
+        store.release(&attachment(2)).expect("writes the file anew");
+        let third = attach(&mut store, 3);
+        drop(store);
+
+        let attached = open(dir.path()).attached();
+        let addresses: Vec<_> =
+            attached.iter().filter_map(|endpoint| endpoint.ipv4).map(|ip| ip.to_string()).collect();
+        assert_eq!(addresses, [first, third], "{target}");
+    }
+}
