@@ -17,7 +17,7 @@ use quilla_tests::sandbox::FILES;
 
 use crate::statistics::Summary;
 use crate::table::Table;
-use process::{map_memory, peak, resident};
+use process::{anonymous, map_memory, peak, resident};
 
 const NODE: &str = "node-a";
 
@@ -40,6 +40,7 @@ struct Sample {
     /// How long the agent took to get there, from what the moment's name says.
     took: Option<Duration>,
     resident: u64,
+    anonymous: u64,
     peak: u64,
     maps: u64,
 }
@@ -83,7 +84,14 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
 
 fn sample(cluster: &mut Cluster, moment: &'static str, took: Option<Duration>) -> Result<Sample> {
     let id = cluster.node_mut(NODE).agent()?.id();
-    Ok(Sample { moment, took, resident: resident(id)?, peak: peak(id)?, maps: map_memory(id)? })
+    Ok(Sample {
+        moment,
+        took,
+        resident: resident(id)?,
+        anonymous: anonymous(id)?,
+        peak: peak(id)?,
+        maps: map_memory(id)?,
+    })
 }
 
 fn create(cluster: &Cluster, options: &Options) -> Result<Duration> {
@@ -155,10 +163,11 @@ fn reconciled(node: &Node) -> Result<(u64, f64)> {
 }
 
 fn report(samples: &[Sample]) -> Table {
-    let mut table = Table::new(&["agent", "resident", "peak", "maps", "until ready and programmed"]);
-    for Sample { moment, took, resident, peak, maps } in samples {
-        let took = took.map_or_else(String::new, |took| format!("{:.2} s", took.as_secs_f64()));
-        table.row(vec![(*moment).to_owned(), mebibytes(*resident), mebibytes(*peak), mebibytes(*maps), took]);
+    let mut table = Table::new(&["agent", "resident", "anonymous", "peak", "maps", "ready and programmed"]);
+    for sample in samples {
+        let sizes = [sample.resident, sample.anonymous, sample.peak, sample.maps].map(mebibytes);
+        let took = sample.took.map_or_else(String::new, |took| format!("{:.2} s", took.as_secs_f64()));
+        table.row([&[sample.moment.to_owned()][..], &sizes, &[took]].concat());
     }
     table
 }

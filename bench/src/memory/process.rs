@@ -10,6 +10,11 @@ pub(super) fn resident(process: u32) -> Result<u64> {
     status(process, "VmRSS")
 }
 
+/// The part of it that is the process's own and not pages of its binary.
+pub(super) fn anonymous(process: u32) -> Result<u64> {
+    status(process, "RssAnon")
+}
+
 /// The most there ever was.
 pub(super) fn peak(process: u32) -> Result<u64> {
     status(process, "VmHWM")
