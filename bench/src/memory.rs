@@ -73,7 +73,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     println!("{}", report(&samples));
     let ms = |seconds: f64| seconds * 1e3;
     println!(
-        "One endpoint changed, from the event to the rows in the kernel: median {:.2} ms, {:.2}-{:.2} ms in {CHANGES} changes.",
+        "One endpoint changed, from the new snapshot to the rows in the kernel: median {:.2} ms, {:.2}-{:.2} ms in {CHANGES} changes.",
         ms(changes.median),
         ms(changes.least),
         ms(changes.most)
@@ -140,7 +140,7 @@ fn value<'a>(metrics: &'a str, name: &str) -> Result<&'a str> {
     value.map(str::trim).with_context(|| format!("no {name} in the metrics"))
 }
 
-/// Takes an endpoint from the first Service and gives it back, again and again; seconds that the agent took.
+/// Takes an endpoint from the first Service and gives it back, again and again; seconds of the agent's round.
 fn change(cluster: &Cluster, endpoints: usize) -> Result<Summary> {
     let mut times = Vec::new();
     for number in 0..CHANGES {
