@@ -104,9 +104,19 @@ impl Datapath {
         self.detach_pair(POD, device)
     }
 
-    /// Detaches from what was the uplink.
-    pub fn detach_uplink(&self, device: &str) -> Result<()> {
-        self.detach_pair(UPLINK, device)
+    /// Detaches the programs of the uplink and of the overlay from every other device than these, where an agent with
+    /// other options attached them; says which links went. Filters of clsact are not pinned and stay.
+    pub fn detach_others(&self, uplink: &str, overlay: &str) -> Result<Vec<String>> {
+        let pairs = [(UPLINK, uplink), (OVERLAY, overlay)];
+        let programs =
+            pairs.into_iter().flat_map(|(pair, device)| pair.map(|(program, _)| (program, device)));
+        let wanted: Vec<_> = programs.map(|(program, device)| (program, pin_name(program, device))).collect();
+        let other = |link: &LinkStatus| {
+            let of =
+                |program: &str| link.name.strip_prefix(program).is_some_and(|rest| rest.starts_with('-'));
+            wanted.iter().any(|(program, pin)| of(program) && link.name != *pin)
+        };
+        self.unpin_links(other)
     }
 
     /// Detaches the socket programs.
@@ -137,8 +147,12 @@ impl Datapath {
 
     /// Removes the links of devices and groups that are gone; says which.
     pub fn prune_links(&self) -> Result<Vec<String>> {
-        let defunct = self.links()?.into_iter().filter(|link| link.defunct).map(|link| link.name);
-        defunct.map(|name| unpin(&self.layout.links.join(&name)).map(|()| name)).collect()
+        self.unpin_links(|link| link.defunct)
+    }
+
+    fn unpin_links(&self, which: impl Fn(&LinkStatus) -> bool) -> Result<Vec<String>> {
+        let names = self.links()?.into_iter().filter(which).map(|link| link.name);
+        names.map(|name| unpin(&self.layout.links.join(&name)).map(|()| name)).collect()
     }
 
     fn attach_pair(&self, pair: Pair, device: &str) -> Result<()> {
@@ -188,10 +202,14 @@ impl Datapath {
         sys::pin(link.as_fd(), &pin).map_err(|source| failed("pin link", &pin, source))
     }
 
-    /// A BPF file system allows no dots, and a device's name no colons.
     fn pin(&self, program: &str, target: &str) -> PathBuf {
-        self.layout.links.join(format!("{program}-{}", target.replace('.', ":")))
+        self.layout.links.join(pin_name(program, target))
     }
+}
+
+/// A BPF file system allows no dots, and a device's name no colons.
+fn pin_name(program: &str, target: &str) -> String {
+    format!("{program}-{}", target.replace('.', ":"))
 }
 
 fn failed(operation: &'static str, pin: &Path, source: io::Error) -> DatapathError {
