@@ -103,6 +103,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
         view: view_sender,
         endpoints: cni.endpoints().await,
         own_services,
+        audit_interval: Duration::from_secs(options.audit_interval),
     };
     let worker = Reconciler::new(parts)?;
     let mut worker = tokio::task::spawn_blocking(move || worker.run(&commands));

@@ -78,4 +78,8 @@ pub struct Options {
     /// A range outside the cluster that Pods reach with their own address; may be given again.
     #[arg(long, env = "QUILLA_NATIVE_CIDRS", value_delimiter = ',')]
     pub native_cidr: Vec<IpNet>,
+    /// Seconds between two comparisons of the maps with the plan.
+    #[arg(long, env = "QUILLA_AUDIT_INTERVAL", hide = true, default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub audit_interval: u64,
 }

@@ -4,7 +4,9 @@
 //! level-triggered: each round plans the whole desired state and writes the difference. When a round fails, the next
 //! one reads the maps back before it plans. Invariant: `actual` is what the maps hold, unless `unsure` is set.
 
+mod agenda;
 mod command;
+mod effective;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,13 +29,9 @@ use crate::node::{Node, NodeSettings};
 use crate::snapshot::Published;
 use crate::table;
 
+use agenda::{Agenda, Task};
 pub use command::{Command, Handle, ReconcileError, channel};
 pub use view::View;
-
-/// How often the maps are compared with the plan.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
-/// How long to wait after a round that failed.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the reconciler is made from.
 #[derive(Debug)]
@@ -54,6 +52,8 @@ pub struct Parts {
     pub endpoints: Vec<AttachedEndpoint>,
     /// Frontends of the agent itself, for its self-test.
     pub own_services: Vec<(FrontendKey, BackendKey)>,
+    /// How often the maps are compared with the plan.
+    pub audit_interval: Duration,
 }
 
 /// The state of the kernel, as desired and as it is.
@@ -76,13 +76,23 @@ pub struct Reconciler {
     unsure: bool,
     /// Uplink and overlay device that this run's programs are attached to, and with them all Pods.
     attached: Option<(u32, u32)>,
-    retry_at: Option<Instant>,
+    agenda: Agenda,
 }
 
 impl Reconciler {
     /// Reads the maps; changes nothing yet.
     pub fn new(parts: Parts) -> Result<Self, DatapathError> {
-        let Parts { datapath, node, cgroup, metrics, published, view, endpoints, own_services } = parts;
+        let Parts {
+            datapath,
+            node,
+            cgroup,
+            metrics,
+            published,
+            view,
+            endpoints,
+            own_services,
+            audit_interval,
+        } = parts;
         let actual = Arc::new(table::dump(datapath.maps())?);
         Ok(Self {
             node: Node::new(node, actual.config.hash_seed),
@@ -99,23 +109,24 @@ impl Reconciler {
             fallback: None,
             unsure: true,
             attached: None,
-            retry_at: None,
+            agenda: Agenda::new(audit_interval, Instant::now()),
         })
     }
 
     /// Works until every [`Handle`] is gone.
     pub fn run(mut self, commands: &Receiver<Command>) {
-        let mut audit_at = Instant::now() + AUDIT_INTERVAL;
         loop {
-            let next = self.retry_at.unwrap_or(audit_at).min(audit_at);
-            match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            let wait = self.agenda.next().saturating_duration_since(Instant::now());
+            match commands.recv_timeout(wait) {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= audit_at => {
-                    self.audit();
-                    audit_at = Instant::now() + AUDIT_INTERVAL;
-                }
-                Err(RecvTimeoutError::Timeout) => self.round(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            match self.agenda.take_due(Instant::now()) {
+                Some(Task::Audit) => self.audit(),
+                Some(Task::Round) => self.round(),
+                Some(Task::LookAtDevices) => self.look_at_devices(),
+                None => {}
             }
         }
     }
@@ -127,8 +138,8 @@ impl Reconciler {
                 self.fallback = Some(*published);
                 self.round();
             }
-            Command::DevicesChanged => self.devices_changed(),
-            Command::Attach(endpoint, answer) => answer.give(self.attach(*endpoint)),
+            Command::DevicesChanged => self.agenda.devices_changed(Instant::now()),
+            Command::Attach(endpoint, answer) => answer.give(self.attach(&endpoint)),
             Command::Detach(endpoint, answer) => answer.give(self.detach(&endpoint)),
             Command::Check(endpoint, answer) => answer.give(self.check(&endpoint)),
         }
@@ -137,11 +148,10 @@ impl Reconciler {
     /// One round, with its outcome counted, logged and, if it failed, tried again later.
     fn round(&mut self) {
         match self.reconcile() {
-            Ok(()) => self.retry_at = None,
-            Err(ReconcileError::NoSnapshot) => {}
+            Ok(()) | Err(ReconcileError::NoSnapshot) => self.agenda.settled(),
             Err(error) => {
                 tracing::error!(error = error.in_full(), "reconcile failed");
-                self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+                self.agenda.retry(Instant::now());
             }
         }
     }
@@ -288,25 +298,34 @@ impl Reconciler {
                 attached => attached?,
             }
         }
+        let former = self.datapath.detach_others(self.node.uplink(), self.node.overlay())?;
+        if !former.is_empty() {
+            tracing::info!(links = ?former, "programs of a former uplink or overlay device detached");
+        }
         let pruned = self.datapath.prune_links()?;
+        // No program of another version runs any more, so nobody uses its maps.
+        self.datapath.forget_replaced()?;
         tracing::debug!(endpoints = self.endpoints.len(), pruned = pruned.len(), "programs attached");
         self.attached = Some(devices);
         Ok(())
     }
 
     /// Programs first: until the rows are there, they drop what the device sends as a stranger's.
-    fn attach(&mut self, endpoint: AttachedEndpoint) -> Result<(), ReconcileError> {
+    fn attach(&mut self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
         if !self.view.borrow().programmed {
             return Err(ReconcileError::NoSnapshot);
         }
         let key = endpoint.attachment();
         let device = endpoint.host_ifname.clone();
         self.absent.remove(&key);
-        self.endpoints.insert(key.clone(), endpoint);
+        self.endpoints.insert(key.clone(), endpoint.clone());
         let attached = self.datapath.attach_pod(&device).map_err(ReconcileError::from);
-        let effective = attached.and_then(|()| self.reconcile());
+        let effective = attached
+            .and_then(|()| self.reconcile())
+            .and_then(|()| effective::require(&self.actual, endpoint));
         if effective.is_err() {
             self.endpoints.remove(&key);
+            self.absent.remove(&key);
             self.round();
             if let Err(error) = self.datapath.detach_pod(&device) {
                 tracing::warn!(device, error = %error, "undo attaching");
@@ -335,9 +354,10 @@ impl Reconciler {
             return Err(missing("endpoint"));
         }
         let row = self.datapath.maps().interfaces.get(&endpoint.host_ifindex)?;
-        if row.as_ref() != self.actual.interfaces.get(&endpoint.host_ifindex) || row.is_none() {
+        if row.as_ref() != self.actual.interfaces.get(&endpoint.host_ifindex) {
             return Err(missing("interface row"));
         }
+        effective::require(&self.actual, endpoint)?;
         let suffix = format!("-{}", endpoint.host_ifname);
         let links = self.datapath.links()?;
         let attached = links.iter().filter(|link| link.name.ends_with(&suffix) && !link.defunct).count();
@@ -361,7 +381,7 @@ impl Reconciler {
     }
 
     /// Every Pod that comes or goes is such a change: only those of our own devices matter.
-    fn devices_changed(&mut self) {
+    fn look_at_devices(&mut self) {
         match self.node.changed() {
             Ok(false) => {}
             Ok(true) => {

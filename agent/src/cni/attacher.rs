@@ -14,7 +14,8 @@ pub trait Attacher: Send + Sync + 'static {
     /// an endpoint that is attached.
     fn attach(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
 
-    /// Removes what `attach` made, flows of the endpoint's addresses included. The link may be gone already.
+    /// Removes what `attach` made. Flows of the endpoint's addresses are not believed from then on, because its epoch
+    /// moves when its rows go; their entries are the kernel's to evict. The link may be gone already.
     fn detach(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
 
     /// Whether the endpoint is still effective.

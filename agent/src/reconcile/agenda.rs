@@ -1,0 +1,116 @@
+//! When the reconciler does something unasked: audits, rounds that are tried again, looks at devices.
+//!
+//! Asked after every command, not only when none waits. Invariant: a queue that is never empty delays nothing here by
+//! more than one command.
+
+use std::time::{Duration, Instant};
+
+/// How long to wait after a round that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long changes of devices are collected: each Pod that comes or goes makes several.
+const COALESCE: Duration = Duration::from_millis(50);
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Compare the maps with the plan, then a round.
+    Audit,
+    /// A round.
+    Round,
+    /// See whether a device is another one.
+    LookAtDevices,
+}
+
+/// What is to be done at which time.
+#[derive(Debug)]
+pub(super) struct Agenda {
+    audit_interval: Duration,
+    audit_at: Instant,
+    retry_at: Option<Instant>,
+    look_at: Option<Instant>,
+}
+
+impl Agenda {
+    pub(super) fn new(audit_interval: Duration, now: Instant) -> Self {
+        Self { audit_interval, audit_at: now + audit_interval, retry_at: None, look_at: None }
+    }
+
+    /// The last round failed: another one, soon.
+    pub(super) fn retry(&mut self, now: Instant) {
+        self.retry_at = Some(now + RETRY_INTERVAL);
+    }
+
+    /// The last round did all that can be done now.
+    pub(super) fn settled(&mut self) {
+        self.retry_at = None;
+    }
+
+    /// A device has changed. More changes do not put the look off.
+    pub(super) fn devices_changed(&mut self, now: Instant) {
+        self.look_at.get_or_insert(now + COALESCE);
+    }
+
+    /// The earliest of all.
+    pub(super) fn next(&self) -> Instant {
+        [self.retry_at, self.look_at].into_iter().flatten().fold(self.audit_at, Instant::min)
+    }
+
+    /// What is due now, and not any more afterwards. The next audit counts from here, however long this one takes.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<Task> {
+        if self.audit_at <= now {
+            self.audit_at = now + self.audit_interval;
+            return Some(Task::Audit);
+        }
+        let due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
+        if due(&mut self.retry_at) {
+            Some(Task::Round)
+        } else if due(&mut self.look_at) {
+            Some(Task::LookAtDevices)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Agenda, COALESCE, RETRY_INTERVAL, Task};
+
+    const AUDIT: Duration = Duration::from_secs(30);
+
+    /// Asked after each of many commands, as under a queue that is never empty, each task has its turn.
+    #[test]
+    fn a_busy_queue_starves_nothing() {
+        let start = Instant::now();
+        let mut agenda = Agenda::new(AUDIT, start);
+        agenda.retry(start);
+        let mut done = Vec::new();
+        for millis in 0..=31_000 {
+            let now = start + Duration::from_millis(millis);
+            agenda.devices_changed(now);
+            assert!(agenda.next() <= now + COALESCE);
+            done.extend(agenda.take_due(now));
+        }
+        let count = |task| done.iter().filter(|done| **done == task).count();
+        assert_eq!((count(Task::Audit), count(Task::Round)), (1, 1));
+        assert_eq!(done[..2], [Task::LookAtDevices; 2]);
+        let looks = count(Task::LookAtDevices);
+        assert!((500..=620).contains(&looks), "a burst is one look: {looks}");
+    }
+
+    #[test]
+    fn a_round_that_failed_is_tried_again_once_and_not_after_one_that_succeeded() {
+        let start = Instant::now();
+        let mut agenda = Agenda::new(AUDIT, start);
+        agenda.retry(start);
+        assert_eq!(agenda.next(), start + RETRY_INTERVAL);
+        assert_eq!(agenda.take_due(start), None);
+        assert_eq!(agenda.take_due(start + RETRY_INTERVAL), Some(Task::Round));
+        assert_eq!(agenda.take_due(start + RETRY_INTERVAL), None);
+        agenda.retry(start);
+        agenda.settled();
+        assert_eq!(agenda.next(), start + AUDIT);
+    }
+}
