@@ -3,6 +3,7 @@
 //! A part that ends before it was asked to ends the agent: half an agent is worse than one that its supervisor starts
 //! again, because the kernel goes on without either.
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,6 +66,12 @@ pub enum AppError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Another agent runs on this node's pins.
+    #[error("the pins in {} are in use by another agent", bpffs.display())]
+    InUse {
+        /// The file system of the pins.
+        bpffs: PathBuf,
+    },
     /// A part ended that should not have.
     #[error("{part} ended unexpectedly")]
     Ended {
@@ -78,6 +85,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let client = client(&options).await?;
     let listener = bind(options.metrics).await?;
     make_directories(&options)?;
+    // Before anything in the kernel is touched: a second agent would replace the maps under the first one.
+    let _alone = alone(&options)?;
     let metrics = Arc::new(Metrics::new());
     let datapath = open(&options).await?;
     let drain = CancellationToken::new();
@@ -216,6 +225,17 @@ fn make_directories(options: &Options) -> Result<(), AppError> {
         std::fs::create_dir_all(directory).map_err(io("create", &directory.to_string_lossy()))?;
     }
     Ok(())
+}
+
+/// The right to this node's pins, for as long as the file is open; the kernel takes it back when the process ends.
+fn alone(options: &Options) -> Result<File, AppError> {
+    let path = options.bpffs.to_string_lossy();
+    let directory = File::open(&options.bpffs).map_err(io("open", &path))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(AppError::InUse { bpffs: options.bpffs.clone() }),
+        Err(TryLockError::Error(error)) => Err(io("lock", &path)(error)),
+    }
 }
 
 fn io(operation: &'static str, object: &str) -> impl FnOnce(std::io::Error) -> AppError {

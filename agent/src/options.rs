@@ -63,14 +63,17 @@ pub struct Options {
     /// Where health and metrics are served.
     #[arg(long, env = "QUILLA_METRICS", default_value = "127.0.0.1:9469")]
     pub metrics: SocketAddr,
-    /// Entries of each flow table.
-    #[arg(long, env = "QUILLA_FLOW_CAPACITY", default_value_t = quilla_abi::map::capacity::FLOWS)]
+    /// Entries of each flow table. Another number than before forgets the connections that are open.
+    #[arg(long, env = "QUILLA_FLOW_CAPACITY", default_value_t = quilla_abi::map::capacity::FLOWS,
+        value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
     pub flow_capacity: u32,
     /// VXLAN network identifier.
-    #[arg(long, env = "QUILLA_VNI", default_value_t = quilla_plan::facts::DEFAULT_VNI)]
+    #[arg(long, env = "QUILLA_VNI", default_value_t = quilla_plan::facts::DEFAULT_VNI,
+        value_parser = clap::value_parser!(u32).range(1..=0x00ff_ffff))]
     pub vni: u32,
     /// UDP port of the overlay.
-    #[arg(long, env = "QUILLA_OVERLAY_PORT", default_value_t = quilla_abi::config::OVERLAY_PORT)]
+    #[arg(long, env = "QUILLA_OVERLAY_PORT", default_value_t = quilla_abi::config::OVERLAY_PORT,
+        value_parser = clap::value_parser!(u16).range(1..))]
     pub overlay_port: u16,
     /// Whether Pods leave the cluster with the node's address.
     #[arg(long, env = "QUILLA_MASQUERADE", default_value_t = true, action = ArgAction::Set)]

@@ -169,6 +169,8 @@ async fn probe_all(targets: &[SocketAddr], cgroup: &Path, token: &str) -> Readin
 async fn probe_in_child(to: SocketAddr, cgroup: &Path, token: &str) -> Result<(), String> {
     // Not the path it was started by: an upgrade has put another program there, or none.
     let mut command = Command::new("/proc/self/exe");
+    // The agent's own settings may be in the environment; the probe has none of them.
+    command.env_clear();
     command.arg("probe").arg("--cgroup").arg(cgroup);
     command.args(["--to", &to.to_string(), "--token", token]).kill_on_drop(true);
     let finished = tokio::time::timeout(2 * TIMEOUT, command.output()).await;

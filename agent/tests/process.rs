@@ -62,13 +62,17 @@ impl Machine {
     }
 
     fn start_agent(&self) -> Agent {
+        Agent(self.agent("4096").spawn().expect("start the agent"))
+    }
+
+    fn agent(&self, flow_capacity: &str) -> Command {
         let mut command = self.inside(env!("CARGO_BIN_EXE_quilla-agent"));
-        command.args(["--node-name", "here", "--uplink", "eth0", "--metrics", "127.0.0.1:9469"]);
+        command.args(["--node-name", "here", "--uplink", "eth0"]).env("QUILLA_METRICS", "127.0.0.1:9469");
         command.arg("--kubeconfig").arg(self.path("kubeconfig")).arg("--cgroup").arg(&self.cgroup);
-        command.arg("--bpffs").arg(self.path("bpf")).arg("--flow-capacity").arg("4096");
+        command.arg("--bpffs").arg(self.path("bpf")).arg("--flow-capacity").arg(flow_capacity);
         command.arg("--state-dir").arg(self.path("state")).arg("--run-dir").arg(self.path("run"));
         command.stdout(Stdio::null()).env("QUILLA_LOG", "error,kube_client=off");
-        Agent(command.spawn().expect("start the agent"))
+        command
     }
 
     fn ask(&self, query: &str) -> Option<Vec<Value>> {
@@ -85,9 +89,13 @@ impl Machine {
         });
     }
 
-    /// Names of the pinned links, seen from outside.
     fn links(&self) -> Vec<String> {
-        let inside = self.path("bpf").join("quilla/links");
+        self.pinned("links")
+    }
+
+    /// Names of the pinned links or maps, seen from outside.
+    fn pinned(&self, kind: &str) -> Vec<String> {
+        let inside = self.path("bpf").join("quilla").join(kind);
         let outside = Path::new("/proc").join(self.holder.id().to_string()).join("root");
         let outside = outside.join(inside.strip_prefix("/").expect("absolute"));
         let entries = fs::read_dir(outside).expect("list links");
@@ -179,6 +187,13 @@ fn without_an_apiserver_the_last_known_snapshot_is_served_and_a_kill_changes_not
     let links = machine.links();
     assert!(links.iter().any(|link| link == "from_uplink-eth0"), "{links:?}");
     assert!(links.iter().any(|link| link == "sock_connect4-cgroup"), "{links:?}");
+
+    let maps = machine.pinned("maps");
+    let mut intruder = machine.agent("8192");
+    let intruder = intruder.args(["--metrics", "127.0.0.1:9470"]).output().expect("start a second agent");
+    let complaint = String::from_utf8_lossy(&intruder.stderr).into_owned();
+    assert!(!intruder.status.success() && complaint.contains("in use by another agent"), "{complaint}");
+    assert_eq!(machine.pinned("maps"), maps, "a second agent moves no map of the first");
 
     drop(agent);
     assert_eq!(machine.links(), links, "kill -9 detaches nothing");
