@@ -183,6 +183,14 @@ pub const UDP_TIMEOUT_SECONDS: u32 = 180;
 /// The same before both directions were seen.
 pub const UDP_NEW_TIMEOUT_SECONDS: u32 = 60;
 
+/// A tuple of a TCP connection may go to another one after this silence (seconds) while only SYNs were seen, and when
+/// it is over: no answer to a SYN takes as long, and it is the length of `TIME_WAIT`.
+pub const TCP_SHORT_TIMEOUT_SECONDS: u32 = 60;
+/// The same after one FIN: the other side may have something left to say.
+pub const TCP_FIN_TIMEOUT_SECONDS: u32 = 120;
+/// The same for a connection that nobody ended: three rounds of keep-alive, which is sent every two hours by default.
+pub const TCP_TIMEOUT_SECONDS: u32 = 6 * 3600;
+
 plain!(
     FlowKey<[u8; 4]> = 16,
     FlowKey<[u8; 16]> = 40,

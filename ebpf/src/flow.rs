@@ -2,10 +2,9 @@
 
 use quilla_abi::DropReason;
 use quilla_abi::epoch::{self, Dep};
-use quilla_abi::flow::{Flow, FlowKey, dep, flag, state};
+use quilla_abi::flow::{Flow, FlowKey, dep, flag};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, advance, twin_key};
-use quilla_ebpf_core::protocol::ip;
 
 use crate::helper::{self, ANY, EXISTS, NEW_ONLY};
 use crate::maps::{EPOCHS, Maps};
@@ -42,10 +41,41 @@ pub(crate) fn is_current<A>(flow: &Flow<A>) -> bool {
     holds(a) && holds(b) && holds(c) && holds(d)
 }
 
-/// Whether the flow was silent for so long that the packet starts a new one.
+/// Whether this direction of the flow was silent for so long that only the slow path can tell what the packet is.
 #[inline(always)]
 pub(crate) fn is_idle<A>(proto: u8, flow: &Flow<A>) -> bool {
-    connection::timed_out(proto, flow.state, flow.last_seen, helper::now(), helper::hz())
+    connection::timed_out(proto, flow.state, since(flow.last_seen), helper::hz())
+}
+
+/// Whether both directions were, so that the packet starts a new one.
+#[inline(always)]
+pub(crate) fn is_silent<F: Maps>(
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+    other: &mut FlowKey<F::Addr>,
+) -> bool {
+    is_idle(key.proto, flow)
+        && connection::timed_out(key.proto, flow.state, silence::<F>(key, flow, other), helper::hz())
+}
+
+/// Ticks since then.
+#[inline(always)]
+fn since(stamp: u32) -> u32 {
+    helper::now().wrapping_sub(stamp)
+}
+
+/// For how many ticks neither direction was seen. Leaves the other direction's key in `other`, or one that no flow has.
+#[inline(never)]
+fn silence<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, other: &mut FlowKey<F::Addr>) -> u32 {
+    let own = since(flow.last_seen);
+    *other = twin_key::<F>(key, flow);
+    match lookup::<F>(other) {
+        Some(twin) if connection::answers::<F>(&twin.rewrite, key) => own.min(since(twin.last_seen)),
+        _ => {
+            *other = FlowKey::default();
+            own
+        }
+    }
 }
 
 /// Counts the packet and moves the connection's state. In place: no update, and a second lookup only when the state
@@ -83,7 +113,7 @@ fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
 /// Completes the entry of the packet's own direction.
 #[inline(never)]
 pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
-    let Scratch { flow, from, to, out, .. } = scratch;
+    let Scratch { flow, from, to, out, other, .. } = scratch;
     connect(flow, from, to);
     if connection::set_rewrite::<F>(&mut flow.rewrite, &headers.key, out) {
         flow.flags |= flag::REWRITE;
@@ -93,9 +123,15 @@ pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratc
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     flow.last_seen = helper::now();
-    if let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) {
-        flow.state = state;
-        flow.flags = flags;
+    let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) else { return };
+    flow.state = state;
+    flow.flags = flags;
+    // An answer that took the slow path claims nothing, and its asking side is told here.
+    if scratch.kept != 0 {
+        *other = twin_key::<F>(&headers.key, flow);
+        if let Some(twin) = lookup::<F>(other) {
+            twin.state = state;
+        }
     }
 }
 
@@ -154,24 +190,24 @@ pub(crate) fn claim<F: Maps>(
         holder.state = next_state(headers, &scratch.flow);
         return Ok(Claim::Done);
     }
-    if !ours && !is_abandoned(headers.key.proto, holder) {
+    if !ours && !is_abandoned::<F>(holder, scratch) {
         return Ok(Claim::Taken);
     }
-    match helper::insert(F::flows(), &scratch.twin_key, &scratch.twin, ANY) {
-        Ok(()) => Ok(Claim::Done),
-        Err(_) => Err(DropReason::FlowTableFull),
+    if helper::insert(F::flows(), &scratch.twin_key, &scratch.twin, ANY).is_err() {
+        return Err(DropReason::FlowTableFull);
     }
+    if !ours {
+        // Whoever had the tuple must not go on to speak under it.
+        helper::remove(F::flows(), &scratch.other);
+    }
+    Ok(Claim::Done)
 }
 
-/// Whether a tuple may be taken from its holder: closed or silent for longer than anybody would answer.
+/// Whether the tuple may be taken from its holder: for longer than anybody would answer neither side was heard.
 #[inline(always)]
-fn is_abandoned<A>(proto: u8, holder: &Flow<A>) -> bool {
-    if proto != ip::TCP {
-        return is_idle(proto, holder);
-    }
-    // The timeout of a new UDP flow is also longer than TIME_WAIT.
-    matches!(holder.state, state::CLOSED | state::RESET)
-        && connection::timed_out(ip::UDP, state::NEW, holder.last_seen, helper::now(), helper::hz())
+fn is_abandoned<F: Maps>(holder: &Flow<F::Addr>, scratch: &mut Scratch<F::Addr>) -> bool {
+    let Scratch { twin_key, other, .. } = scratch;
+    connection::abandoned(twin_key.proto, holder.state, silence::<F>(twin_key, holder, other), helper::hz())
 }
 
 /// Notes that the packet's connection takes the tuple of another one over.

@@ -56,6 +56,8 @@ pub(crate) struct Scratch<A> {
     pub(crate) out: FlowKey<A>,
     /// The key of `twin`.
     pub(crate) twin_key: FlowKey<A>,
+    /// The key of the other direction of an entry that is being judged.
+    pub(crate) other: FlowKey<A>,
     /// The key of the other direction of the connection whose tuple this one takes over.
     pub(crate) replaced: FlowKey<A>,
     /// Whether there is one.

@@ -26,7 +26,7 @@ pub(crate) fn keep<F: Maps>(
     let Some(entry) = existing else { return Ok(false) };
     let tcp = headers.key.proto == ip::TCP;
     let opening = opens(headers.tcp);
-    if flow::is_idle(headers.key.proto, entry) || (opening && is_over(entry.state)) {
+    if flow::is_silent::<F>(&headers.key, entry, &mut scratch.other) || (opening && is_over(entry.state)) {
         return Ok(false);
     }
     if !flow::holds(&entry.deps[dep::BACKEND]) {

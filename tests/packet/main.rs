@@ -8,6 +8,7 @@ mod headers;
 mod life;
 mod nat;
 mod rig;
+mod silence;
 mod sockets;
 mod spoof;
 mod ways;
@@ -34,6 +35,10 @@ fn main() -> std::process::ExitCode {
         nat::masquerade_behind_the_stack,
         nat::exhausted_ports,
         nat::errors_about_translated_flows,
+        silence::late_answers,
+        silence::one_way_masquerade,
+        silence::recovered_ports,
+        silence::downloads,
         sockets::connect,
         spoof::sources,
         spoof::neighbours,

@@ -479,6 +479,22 @@ impl Rig {
         Ok(id)
     }
 
+    /// Lets time pass for all flows: each was seen so much longer ago.
+    pub(crate) fn pass(&self, seconds: u32) -> Result<()> {
+        let ticks = seconds * quilla_datapath::kernel::ticks_per_second()?;
+        let maps = self.datapath.maps();
+        macro_rules! pass {
+            ($($table:ident)+) => {$(
+                for (key, mut flow) in maps.$table.entries()? {
+                    flow.last_seen = flow.last_seen.wrapping_sub(ticks);
+                    maps.$table.insert(&key, &flow)?;
+                }
+            )+};
+        }
+        pass!(flows_v4 flows_v6);
+        Ok(())
+    }
+
     /// Removes the flow entry with this key, as eviction does; whether there was one.
     pub(crate) fn evict(&self, proto: u8, src: SocketAddr, dst: SocketAddr) -> Result<()> {
         use quilla_abi::flow::FlowKey;

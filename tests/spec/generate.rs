@@ -286,6 +286,9 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum).expect("folded")
 }
 
+/// What announces a fragment header of IPv6.
+const FRAGMENT_HEADER: u8 = 44;
+
 /// Cuts the frame short, or changes bytes of its headers.
 fn damage(rng: &mut Rng, frame: &mut Vec<u8>) {
     if rng.bool() {
@@ -294,9 +297,9 @@ fn damage(rng: &mut Rng, frame: &mut Vec<u8>) {
         for _ in 0..rng.u8(1..3) {
             let headers = frame.len().min(74);
             // Not the fragment fields and not ICMP types: those have stories of their own (tests/packet).
-            let at = rng.usize(0..headers);
-            if !(20..22).contains(&at) && at != 34 && at != 54 {
-                frame[at] = rng.u8(..);
+            let (at, value) = (rng.usize(0..headers), rng.u8(..));
+            if !(20..22).contains(&at) && at != 34 && at != 54 && value != FRAGMENT_HEADER {
+                frame[at] = value;
             }
         }
     }

@@ -65,8 +65,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "two connections share a tuple",
         file: "ebpf/src/flow.rs",
-        from: "if !ours && !is_abandoned(headers.key.proto, holder) {",
-        to: "if false && !ours && !is_abandoned(headers.key.proto, holder) {",
+        from: "if !ours && !is_abandoned::<F>(holder, scratch) {",
+        to: "if false && !ours && !is_abandoned::<F>(holder, scratch) {",
     },
     Mutant {
         name: "a slot beyond the Service's range",

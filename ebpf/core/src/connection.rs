@@ -1,7 +1,8 @@
 //! The life of a connection: states, timeouts, and when an entry no longer counts.
 
 use quilla_abi::flow::{
-    Flow, FlowKey, Rewrite, UDP_NEW_TIMEOUT_SECONDS, UDP_TIMEOUT_SECONDS, action, flag, scope, state,
+    Flow, FlowKey, Rewrite, TCP_FIN_TIMEOUT_SECONDS, TCP_SHORT_TIMEOUT_SECONDS, TCP_TIMEOUT_SECONDS,
+    UDP_NEW_TIMEOUT_SECONDS, UDP_TIMEOUT_SECONDS, action, flag, scope, state,
 };
 
 use crate::checksum;
@@ -41,14 +42,23 @@ pub fn advance(state: u8, flags: u8, tcp_flags: u8) -> Option<(u8, u8)> {
     (next != state || next_flags != flags).then_some((next, next_flags))
 }
 
-/// Whether a flow without connections of its own was silent for too long.
+/// Whether a flow without connections of its own was silent for too long. Silence is counted in ticks.
 #[inline(always)]
-pub fn timed_out(proto: u8, state: u8, last_seen: u32, now: u32, hz: u32) -> bool {
-    if proto == ip::TCP {
-        return false;
-    }
-    let limit = if state == state::NEW { UDP_NEW_TIMEOUT_SECONDS } else { UDP_TIMEOUT_SECONDS };
-    now.wrapping_sub(last_seen) > limit.wrapping_mul(hz)
+pub fn timed_out(proto: u8, state: u8, silence: u32, hz: u32) -> bool {
+    proto != ip::TCP && abandoned(proto, state, silence, hz)
+}
+
+/// Whether a flow was silent for so long that another may take its tuple.
+#[inline(always)]
+pub fn abandoned(proto: u8, state: u8, silence: u32, hz: u32) -> bool {
+    let limit = match (proto == ip::TCP, state) {
+        (true, state::ESTABLISHED) => TCP_TIMEOUT_SECONDS,
+        (true, state::FIN) => TCP_FIN_TIMEOUT_SECONDS,
+        (true, _) => TCP_SHORT_TIMEOUT_SECONDS,
+        (false, state::NEW) => UDP_NEW_TIMEOUT_SECONDS,
+        (false, _) => UDP_TIMEOUT_SECONDS,
+    };
+    silence > limit.wrapping_mul(hz)
 }
 
 /// The tuple a packet has after the rewrite.
@@ -139,11 +149,26 @@ mod tests {
     #[test]
     fn silence_ends_what_has_no_end() {
         let hz = 250;
-        assert!(!timed_out(ip::TCP, state::NEW, 0, u32::MAX / 2, hz));
-        assert!(!timed_out(ip::UDP, state::NEW, 0, UDP_NEW_TIMEOUT_SECONDS * hz, hz));
-        assert!(timed_out(ip::UDP, state::NEW, 0, UDP_NEW_TIMEOUT_SECONDS * hz + 1, hz));
-        assert!(!timed_out(ip::UDP, state::ESTABLISHED, 0, UDP_TIMEOUT_SECONDS * hz, hz));
-        assert!(!timed_out(ip::UDP, state::NEW, u32::MAX - 5, 5, hz), "the clock wraps");
+        assert!(!timed_out(ip::TCP, state::NEW, u32::MAX, hz));
+        assert!(!timed_out(ip::UDP, state::NEW, UDP_NEW_TIMEOUT_SECONDS * hz, hz));
+        assert!(timed_out(ip::UDP, state::NEW, UDP_NEW_TIMEOUT_SECONDS * hz + 1, hz));
+        assert!(!timed_out(ip::UDP, state::ESTABLISHED, UDP_TIMEOUT_SECONDS * hz, hz));
+    }
+
+    /// E16: every tuple comes back some day.
+    #[test]
+    fn silence_gives_tuples_away() {
+        let hz = 1000;
+        for (state, seconds) in [
+            (state::NEW, TCP_SHORT_TIMEOUT_SECONDS),
+            (state::ESTABLISHED, TCP_TIMEOUT_SECONDS),
+            (state::FIN, TCP_FIN_TIMEOUT_SECONDS),
+            (state::CLOSED, TCP_SHORT_TIMEOUT_SECONDS),
+            (state::RESET, TCP_SHORT_TIMEOUT_SECONDS),
+        ] {
+            assert!(!abandoned(ip::TCP, state, seconds * hz, hz), "{state}");
+            assert!(abandoned(ip::TCP, state, seconds * hz + 1, hz), "{state}");
+        }
     }
 
     proptest! {
