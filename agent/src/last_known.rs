@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::snapshot::Published;
 
-/// Between two writes, however often the cluster changes.
-const WRITE_INTERVAL: Duration = Duration::from_secs(15);
+/// Between two writes, however often the cluster changes. A start without an apiserver and without maps goes back by as
+/// much at most.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The file in a state directory.
 pub fn path(state_dir: &Path) -> PathBuf {
@@ -51,26 +52,38 @@ pub fn store(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     std::fs::rename(&new, path)
 }
 
-/// Stores every snapshot that is published, but not more often than is good for the disk.
+/// Stores what is published, at once and then not more often than is good for the disk; at the end what is newest.
 pub async fn keep(
     path: PathBuf,
     mut published: watch::Receiver<Option<Published>>,
     drain: CancellationToken,
 ) {
+    let mut stored = None;
     while let Some(Ok(())) = drain.run_until_cancelled(published.changed()).await {
-        let Some(Published { snapshot, .. }) = published.borrow_and_update().clone() else { continue };
-        let (to, written) = (path.clone(), Arc::clone(&snapshot));
-        let stored = tokio::task::spawn_blocking(move || store(&to, &written)).await;
-        match stored {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(path = %path.display(), error = %error, "store last-known snapshot");
-            }
-            Err(error) => tracing::error!(error = %error, "store last-known snapshot"),
-        }
+        keep_newest(&path, &mut published, &mut stored).await;
         if drain.run_until_cancelled(tokio::time::sleep(WRITE_INTERVAL)).await.is_none() {
-            return;
+            break;
         }
+    }
+    keep_newest(&path, &mut published, &mut stored).await;
+}
+
+async fn keep_newest(
+    path: &Path,
+    published: &mut watch::Receiver<Option<Published>>,
+    stored: &mut Option<Arc<Snapshot>>,
+) {
+    let Some(Published { snapshot, .. }) = published.borrow_and_update().clone() else { return };
+    if stored.as_ref().is_some_and(|stored| Arc::ptr_eq(stored, &snapshot)) {
+        return;
+    }
+    let (to, written) = (path.to_owned(), Arc::clone(&snapshot));
+    match tokio::task::spawn_blocking(move || store(&to, &written)).await {
+        Ok(Ok(())) => *stored = Some(snapshot),
+        Ok(Err(error)) => {
+            tracing::warn!(path = %path.display(), error = %error, "store last-known snapshot");
+        }
+        Err(error) => tracing::error!(error = %error, "store last-known snapshot"),
     }
 }
 
@@ -79,8 +92,17 @@ mod tests {
     use std::sync::Arc;
 
     use quilla_model::{Namespace, Snapshot};
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
 
-    use super::{load, path, store};
+    use super::{keep, load, path, store};
+    use crate::snapshot::Published;
+
+    fn snapshot(name: &str) -> Arc<Snapshot> {
+        let namespace = Namespace { name: name.into(), labels: [].into() };
+        let namespaces = [(name.to_owned(), Arc::new(namespace))].into();
+        Arc::new(Snapshot { namespaces, ..Snapshot::default() })
+    }
 
     #[test]
     fn what_is_stored_is_loaded_and_garbage_is_nothing() {
@@ -88,14 +110,34 @@ mod tests {
         let file = path(directory.path());
         assert_eq!(load(&file), None);
 
-        let mut snapshot = Snapshot::default();
-        let namespace = Namespace { name: "shop".into(), labels: [].into() };
-        snapshot.namespaces.insert("shop".into(), Arc::new(namespace));
-        store(&file, &snapshot).unwrap();
-        assert_eq!(load(&file), Some(snapshot));
+        store(&file, &snapshot("shop")).unwrap();
+        assert_eq!(load(&file).as_ref(), Some(&*snapshot("shop")));
 
         let whole = std::fs::read(&file).unwrap();
         std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
         assert_eq!(load(&file), None);
+    }
+
+    /// What an agent that is stopped in the middle of changes programmed last is what the next one finds.
+    #[tokio::test]
+    async fn the_newest_snapshot_is_stored_before_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = path(directory.path());
+        let publish = |name| Some(Published { snapshot: snapshot(name), problems: Arc::default() });
+        let (sender, receiver) = watch::channel(None);
+        let drain = CancellationToken::new();
+        let keeping = tokio::spawn(keep(file.clone(), receiver, drain.clone()));
+        sender.send_replace(publish("first"));
+        let first = async {
+            while load(&file).is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), first).await.expect("stored at once");
+        sender.send_replace(publish("second"));
+        drain.cancel();
+        drop(sender);
+        keeping.await.unwrap();
+        assert_eq!(load(&file).as_ref(), Some(&*snapshot("second")));
     }
 }

@@ -7,6 +7,7 @@
 mod agenda;
 mod command;
 mod effective;
+mod recovered;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +72,8 @@ pub struct Reconciler {
     own_services: Vec<(FrontendKey, BackendKey)>,
     /// The snapshot of a previous run, for as long as no apiserver answers.
     fallback: Option<Published>,
+    /// What a previous run left whole in the maps. The fallback, which may be older, does not overrule it.
+    recovered: Option<Arc<Tables>>,
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
@@ -94,6 +97,7 @@ impl Reconciler {
             audit_interval,
         } = parts;
         let actual = Arc::new(table::dump(datapath.maps())?);
+        let recovered = recovered::whole(datapath.opened(), &actual);
         Ok(Self {
             node: Node::new(node, actual.config.hash_seed),
             layout: Layout::recover(&actual),
@@ -107,6 +111,7 @@ impl Reconciler {
             absent: BTreeSet::new(),
             own_services,
             fallback: None,
+            recovered,
             unsure: true,
             attached: None,
             agenda: Agenda::new(audit_interval, Instant::now()),
@@ -173,13 +178,15 @@ impl Reconciler {
 
     /// Everything the kernel should hold, from the newest snapshot: devices, rows, routes, programs.
     fn program(&mut self) -> Result<(), ReconcileError> {
-        let published = self.published.borrow_and_update().clone().or_else(|| self.fallback.clone());
-        let Published { snapshot, problems } = published.ok_or(ReconcileError::NoSnapshot)?;
+        let Published { snapshot, problems } = self.newest().ok_or(ReconcileError::NoSnapshot)?;
         self.resynchronise()?;
         self.node.prepare(&snapshot)?;
         self.look_for_devices()?;
         let facts = self.node.facts(self.local_endpoints());
         let (mut desired, mut found) = plan(&snapshot, &facts);
+        if let Some(tables) = &self.recovered {
+            desired = Desired::recover(tables, &desired);
+        }
         self.add_own_services(&mut desired);
         found.extend(problems.iter().cloned());
         let (tables, unplaced) = self.layout.lay_out(&desired);
@@ -199,6 +206,15 @@ impl Reconciler {
             endpoints: self.endpoints.values().cloned().collect(),
         }));
         Ok(())
+    }
+
+    /// The newest snapshot there is. Once an apiserver has answered, nothing older counts.
+    fn newest(&mut self) -> Option<Published> {
+        let published = self.published.borrow_and_update().clone();
+        if published.is_some() {
+            (self.fallback, self.recovered) = (None, None);
+        }
+        published.or_else(|| self.fallback.clone())
     }
 
     /// After a start or a failure: the maps are the truth, and every flow is to look again.

@@ -1,5 +1,6 @@
 //! The agent as a process, in namespaces of its own: it starts without an apiserver from the last-known snapshot, its
-//! self-test passes through the kernel, a kill changes nothing, and the next run takes over. Needs root.
+//! self-test passes through the kernel, a kill changes nothing, and the next run takes over, whatever it finds in the
+//! maps. Needs root.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -7,10 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use quilla_abi::Be16;
+use quilla_abi::service::{ServiceKey, scope};
 use quilla_agent::last_known;
+use quilla_datapath::{Datapath, Options};
 use quilla_model::{Node, ObjectName, Protocol, Service, ServicePort, ServiceType, Snapshot, TrafficPolicy};
 use serde_json::Value;
 
@@ -62,7 +67,10 @@ impl Machine {
     }
 
     fn start_agent(&self) -> Agent {
-        Agent(self.agent("4096").spawn().expect("start the agent"))
+        let log = fs::File::create(self.path("log")).expect("create log");
+        let mut command = self.agent("4096");
+        command.env("QUILLA_LOG", "warn,kube_client=off").stderr(log);
+        Agent(command.spawn().expect("start the agent"))
     }
 
     fn agent(&self, flow_capacity: &str) -> Command {
@@ -93,12 +101,28 @@ impl Machine {
         self.pinned("links")
     }
 
+    /// The machine's BPF file system, seen from outside.
+    fn bpffs(&self) -> PathBuf {
+        let root = Path::new("/proc").join(self.holder.id().to_string()).join("root");
+        root.join(self.path("bpf").strip_prefix("/").expect("absolute"))
+    }
+
+    /// The maps that the agent uses. Opening them attaches nothing and empties nothing.
+    fn datapath(&self) -> Datapath {
+        let options = Options { bpffs: self.bpffs(), flow_capacity: 4096, ..Options::default() };
+        let datapath = Datapath::open(&options).expect("open the data path");
+        assert!(datapath.opened().replaced.is_empty(), "{:?}", datapath.opened());
+        datapath
+    }
+
+    /// What the last agent had to say.
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).expect("read log")
+    }
+
     /// Names of the pinned links or maps, seen from outside.
     fn pinned(&self, kind: &str) -> Vec<String> {
-        let inside = self.path("bpf").join("quilla").join(kind);
-        let outside = Path::new("/proc").join(self.holder.id().to_string()).join("root");
-        let outside = outside.join(inside.strip_prefix("/").expect("absolute"));
-        let entries = fs::read_dir(outside).expect("list links");
+        let entries = fs::read_dir(self.bpffs().join("quilla").join(kind)).expect("list pins");
         let mut names: Vec<_> =
             entries.map(|entry| entry.expect("link").file_name().to_string_lossy().into_owned()).collect();
         names.sort();
@@ -126,10 +150,12 @@ impl Drop for Agent {
 }
 
 fn new_cgroup() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
     let mounts = fs::read_to_string("/proc/mounts").expect("read mounts");
     let mut lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let mount = lines.find(|fields| fields.get(2) == Some(&"cgroup2")).expect("a cgroup2 file system");
-    let path = Path::new(mount[1]).join(format!("quilla-agent-test-{}", std::process::id()));
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = Path::new(mount[1]).join(format!("quilla-agent-test-{}-{number}", std::process::id()));
     fs::create_dir(&path).expect("make a control group");
     path
 }
@@ -174,6 +200,10 @@ fn snapshot() -> Snapshot {
     }
 }
 
+/// The Service's row.
+const WEB: ServiceKey<[u8; 4]> =
+    ServiceKey { addr: [10, 96, 0, 10], port: Be16::new(80), proto: 6, scope: scope::INTERNAL };
+
 #[test]
 fn without_an_apiserver_the_last_known_snapshot_is_served_and_a_kill_changes_nothing() {
     let machine = Machine::new();
@@ -200,4 +230,79 @@ fn without_an_apiserver_the_last_known_snapshot_is_served_and_a_kill_changes_not
     let _agent = machine.start_agent();
     machine.wait_ready();
     assert_eq!(machine.links(), links, "the next run takes over");
+}
+
+/// An agent that is killed right after it programmed a Service, and started again while no apiserver answers, finds a
+/// file that does not know the Service: the maps are newer, and stay.
+#[test]
+fn a_stored_snapshot_older_than_the_maps_takes_nothing_from_them() {
+    let machine = Machine::new();
+    let stored = last_known::path(&machine.path("state"));
+    last_known::store(&stored, &snapshot()).expect("store snapshot");
+    let agent = machine.start_agent();
+    machine.wait_ready();
+    drop(agent);
+
+    let mut older = snapshot();
+    older.services.clear();
+    older.nodes.remove("there");
+    last_known::store(&stored, &older).expect("store an older snapshot");
+    let links = machine.links();
+    let _agent = machine.start_agent();
+    machine.wait_ready();
+    let services = machine.ask("services").expect("services");
+    assert!(services.iter().any(|row| row[2] == "10.96.0.10:80"), "{services:?}");
+    let nodes = machine.ask("nodes").expect("nodes");
+    assert!(nodes[0][1] == "192.0.2.2" && nodes[0][4] == "10.244.2.0/24", "{nodes:?}");
+    assert_eq!(machine.links(), links, "its programs took over");
+    let datapath = machine.datapath();
+    assert!(datapath.maps().services_v4.get(&WEB).expect("read the map").is_some());
+    assert_eq!(datapath.maps().node_slots.len().expect("read the map"), 1);
+}
+
+/// Another version's map under the name of ours: the agent starts, says so, makes its own, and everything works.
+#[test]
+fn a_pinned_map_of_another_version_is_replaced_and_said() {
+    let machine = Machine::new();
+    last_known::store(&last_known::path(&machine.path("state")), &snapshot()).expect("store snapshot");
+    let agent = machine.start_agent();
+    machine.wait_ready();
+    drop(agent);
+
+    let maps = machine.bpffs().join("quilla/maps");
+    fs::rename(maps.join("helpers"), maps.join("services_v4")).expect("put another map in the place");
+    let _agent = machine.start_agent();
+    machine.wait_ready();
+    let log = machine.log();
+    assert!(log.lines().any(|line| line.contains("moved aside") && line.contains("services_v4")), "{log}");
+    let services = machine.ask("services").expect("services");
+    assert!(services.iter().any(|row| row[0] == "shop/web" && row[2] == "10.96.0.10:80"), "{services:?}");
+    assert!(machine.datapath().maps().services_v4.get(&WEB).expect("read the map").is_some());
+    let pinned = machine.pinned("maps");
+    assert!(!pinned.iter().any(|map| map.ends_with("-replaced")), "nobody uses it any more: {pinned:?}");
+}
+
+/// Somebody else's hand in the maps: the agent that runs puts them right, and says so.
+#[test]
+fn drift_is_repaired_by_the_audit_of_a_running_agent() {
+    let machine = Machine::new();
+    last_known::store(&last_known::path(&machine.path("state")), &snapshot()).expect("store snapshot");
+    let mut command = machine.agent("4096");
+    command.args(["--audit-interval", "1"]).env("QUILLA_LOG", "warn,kube_client=off");
+    command.stderr(fs::File::create(machine.path("log")).expect("create log"));
+    let _agent = Agent(command.spawn().expect("start the agent"));
+    machine.wait_ready();
+
+    let datapath = machine.datapath();
+    let services = &datapath.maps().services_v4;
+    let right = services.get(&WEB).expect("read the map").expect("the Service is there");
+    let foreign = ServiceKey { port: Be16::new(81), ..WEB };
+    assert!(services.remove(&WEB).expect("remove the row"));
+    services.insert(&foreign, &right).expect("add a row");
+    eventually("the audit puts both rows right", || {
+        let repaired = services.get(&WEB).expect("read the map") == Some(right);
+        (repaired && services.get(&foreign).expect("read the map").is_none()).then_some(())
+    });
+    let log = machine.log();
+    assert!(log.lines().any(|line| line.contains("drift repaired") && line.contains("services_v4")), "{log}");
 }

@@ -1,5 +1,7 @@
 //! What the kernel should do, before anything has an id: the planner's result and the layout's input.
 
+mod recover;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
