@@ -5,6 +5,9 @@
 //!
 //! Each version of an object is written once: the current state is what the newest records of each key say.
 
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -67,12 +70,14 @@ impl Record {
 
 impl Disk {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let fail = |source: redb::DatabaseError| StoreError::Database {
+        let fail = |source: redb::Error| StoreError::Database {
             operation: "open",
             path: path.to_owned(),
-            source: Box::new(source.into()),
+            source: Box::new(source),
         };
-        Ok(Self { database: Database::create(path).map_err(fail)?, path: path.to_owned() })
+        let file = private_file(path).map_err(|source| fail(redb::Error::Io(source)))?;
+        let database = Database::builder().create_file(file).map_err(|source| fail(source.into()))?;
+        Ok(Self { database, path: path.to_owned() })
     }
 
     pub(super) fn read(&self) -> Result<Contents, StoreError> {
@@ -133,4 +138,12 @@ impl Disk {
     fn error(&self, operation: &'static str, source: redb::Error) -> StoreError {
         StoreError::Database { operation, path: self.path.clone(), source: Box::new(source) }
     }
+}
+
+/// Its owner's alone, for Secrets are in it; one that an older version made for all to read becomes so.
+fn private_file(path: &Path) -> io::Result<File> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }

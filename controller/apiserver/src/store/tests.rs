@@ -105,6 +105,19 @@ fn a_stale_writer_is_refused() {
 }
 
 #[test]
+fn the_database_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    drop(Embedded::open(&path, 10).unwrap());
+    assert_eq!(mode(), 0o600, "made anew");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    drop(Embedded::open(&path, 10).unwrap());
+    assert_eq!(mode(), 0o600, "made by an older version");
+}
+
+#[test]
 fn compaction_keeps_the_disk_small() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("db");
