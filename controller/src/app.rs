@@ -91,9 +91,19 @@ impl App {
         self.health
     }
 
-    /// Waits until a task ends, which none should.
+    /// Waits until a task ends, which none should, or the apiserver's storage fails.
     pub async fn failed(&mut self) -> Error {
-        match self.tasks.join_next().await {
+        let storage = async {
+            match &self.apiserver {
+                Some(apiserver) => apiserver.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            source = storage => return Error::Storage { source },
+            ended = self.tasks.join_next() => ended,
+        };
+        match ended {
             Some(Ok((_, Err(error)))) => error,
             Some(Ok((task, Ok(())))) => Error::TaskEnded { task },
             Some(Err(_)) => Error::TaskEnded { task: "one that panicked" },

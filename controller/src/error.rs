@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// An operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,8 @@ pub enum Error {
     Connect { source: Box<kube::Error> },
     #[error("start the apiserver")]
     Apiserver { source: Box<quilla_apiserver::Error> },
+    #[error("write to the apiserver's storage")]
+    Storage { source: Arc<quilla_apiserver::StoreError> },
     #[error("listen on {address} for health and metrics")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("{option}: {why}")]
@@ -55,6 +58,7 @@ impl Error {
             Self::Kubeconfig { .. } => "kubeconfig",
             Self::Connect { .. } => "connect",
             Self::Apiserver { .. } => "apiserver",
+            Self::Storage { .. } => "storage",
             Self::Listen { .. } => "listen",
             Self::Option { .. } => "option",
             Self::TaskEnded { .. } => "task_ended",

@@ -8,5 +8,6 @@ mod errors;
 mod fixture;
 mod kubectl;
 mod list;
+mod storage;
 mod watch;
 mod write;

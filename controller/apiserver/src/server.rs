@@ -186,6 +186,11 @@ impl RunningServer {
         objects.iter().map(|object| resource.to_shown(Value::clone(&object.value))).collect()
     }
 
+    /// Waits until the storage accepts no more writes; a server in that state still answers reads, and is best restarted.
+    pub async fn failed(&self) -> Arc<StoreError> {
+        self.store.failed().await
+    }
+
     /// Ends watches, lets open requests finish, and closes the storage.
     pub async fn shutdown(self) {
         self.stop.cancel();

@@ -60,7 +60,7 @@ impl Service {
         let path = request.uri().path().to_owned();
         let routed = route(&path);
         if matches!(routed, Ok(Route::Health)) {
-            return Ok(plain("ok"));
+            return Ok(self.health());
         }
         let user =
             self.tokens.user(header(request.headers(), AUTHORIZATION)).ok_or_else(Refusal::unauthorized)?;
@@ -76,6 +76,14 @@ impl Service {
             }
             _ if request.method() != Method::GET => Err(Refusal::method_not_allowed()),
             about => Ok(self.about(about, header(request.headers(), ACCEPT))),
+        }
+    }
+
+    /// A server that cannot write is neither alive nor ready: a restart may help, waiting does not.
+    fn health(&self) -> Response<Body> {
+        match self.api.store.failure() {
+            None => plain(StatusCode::OK, "ok"),
+            Some(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "storage failed: no write is accepted"),
         }
     }
 
@@ -311,12 +319,8 @@ fn respond_text(code: StatusCode, text: String) -> Response<Body> {
     response(code, "application/json", Full::new(Bytes::from(text)).boxed_unsync())
 }
 
-fn plain(text: &'static str) -> Response<Body> {
-    response(
-        StatusCode::OK,
-        "text/plain; charset=utf-8",
-        Full::new(Bytes::from_static(text.as_bytes())).boxed_unsync(),
-    )
+fn plain(code: StatusCode, text: &'static str) -> Response<Body> {
+    response(code, "text/plain; charset=utf-8", Full::new(Bytes::from_static(text.as_bytes())).boxed_unsync())
 }
 
 fn response(code: StatusCode, media_type: &'static str, body: Body) -> Response<Body> {

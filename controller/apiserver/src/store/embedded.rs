@@ -39,6 +39,8 @@ pub(crate) struct Embedded {
     head: Mutex<Head>,
     memory: Arc<RwLock<Memory>>,
     newest: watch::Receiver<u64>,
+    /// What ended the writer before its time; its end closes the channel.
+    failure: watch::Receiver<Option<Arc<StoreError>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -52,8 +54,21 @@ impl Embedded {
         let head = Head { objects: memory.objects.clone(), newest: memory.newest, writer: Some(sender) };
         let memory = Arc::new(RwLock::new(memory));
         let writer = Writer { disk, memory: Arc::clone(&memory), publish, window };
-        let thread = std::thread::spawn(move || writer.run(&receiver));
-        Ok(Self { head: Mutex::new(head), memory, newest, thread: Mutex::new(Some(thread)) })
+        let (fail, failure) = watch::channel(None);
+        let thread = std::thread::spawn(move || {
+            fail.send_replace(writer.run(&receiver).err().map(Arc::new));
+        });
+        Ok(Self { head: Mutex::new(head), memory, newest, failure, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Waits until writes are no longer accepted.
+    pub(crate) async fn failed(&self) -> Arc<StoreError> {
+        let mut failure = self.failure.clone();
+        // The channel closes at the writer's end, whether it could say why or not.
+        if let Err(closed) = failure.wait_for(Option::is_some).await {
+            tracing::debug!(%closed, "the storage's writer ended without a failure");
+        }
+        self.failure().unwrap_or_else(|| Arc::new(StoreError::Stopped))
     }
 
     /// Waits for the writes under way, then closes the database.
@@ -106,6 +121,11 @@ impl Store for Embedded {
 
     fn follow(&self) -> watch::Receiver<u64> {
         self.newest.clone()
+    }
+
+    fn failure(&self) -> Option<Arc<StoreError>> {
+        let told = self.failure.borrow().clone();
+        told.or_else(|| self.failure.has_changed().is_err().then(|| Arc::new(StoreError::Stopped)))
     }
 
     fn write(
@@ -198,20 +218,21 @@ struct Writer {
 
 impl Writer {
     /// Ends when the storage is closed, or at the first failure: later writes then find the channel closed.
-    fn run(self, submissions: &mpsc::Receiver<Submission>) {
+    fn run(self, submissions: &mpsc::Receiver<Submission>) -> Result<(), StoreError> {
         while let Ok(first) = submissions.recv() {
             let mut group = vec![first];
             group.extend(submissions.try_iter().take(GROUP - 1));
-            if let Err(error) = self.commit(&mut group) {
-                tracing::error!(error = %error, "storage failed; no write is accepted any more");
-                return;
-            }
+            self.commit(&mut group).inspect_err(|error| {
+                let error = error as &(dyn std::error::Error + 'static);
+                tracing::error!(error, "storage failed; no write is accepted any more");
+            })?;
             for submission in group {
                 if submission.done.send(()).is_err() {
                     tracing::trace!("a client went away before its write was acknowledged; it stands");
                 }
             }
         }
+        Ok(())
     }
 
     fn commit(&self, group: &mut [Submission]) -> Result<(), StoreError> {

@@ -80,6 +80,9 @@ pub(crate) trait Store: Send + Sync {
     /// Follows the newest durable revision.
     fn follow(&self) -> watch::Receiver<u64>;
 
+    /// Why nothing can be written any more, if so.
+    fn failure(&self) -> Option<Arc<StoreError>>;
+
     /// Puts (`Some`) or deletes (`None`) an object whose head revision is `expected` (None: there is none).
     /// The stored value carries the new revision in `metadata.resourceVersion`; it is returned with the promise of
     /// durability.
