@@ -187,8 +187,7 @@ pub(crate) fn claim<F: Maps>(
     let Some(holder) = lookup::<F>(&scratch.twin_key) else { return Ok(Claim::Taken) };
     let ours = connection::answers::<F>(&holder.rewrite, &headers.key);
     if ours && scratch.kept != 0 {
-        holder.state = next_state(headers, &scratch.flow);
-        return Ok(Claim::Done);
+        remember(holder, &mut scratch.twin);
     }
     if !ours && !is_abandoned::<F>(holder, scratch) {
         return Ok(Claim::Taken);
@@ -201,6 +200,15 @@ pub(crate) fn claim<F: Maps>(
         helper::remove(F::flows(), &scratch.other);
     }
     Ok(Claim::Done)
+}
+
+/// What an entry that is written anew keeps of its past.
+#[inline(always)]
+fn remember<A>(old: &Flow<A>, new: &mut Flow<A>) {
+    new.packets = old.packets;
+    new.bytes = old.bytes;
+    new.last_seen = old.last_seen;
+    new.flags |= old.flags & flag::FIN_SEEN;
 }
 
 /// Whether the tuple may be taken from its holder: for longer than anybody would answer neither side was heard.

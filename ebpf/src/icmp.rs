@@ -2,10 +2,11 @@
 //!
 //! The embedded packet was sent the other way, so its mirrored tuple is the key of the flow that leads to the one who
 //! must hear of it. That flow's rewrite, mirrored, is what the embedded packet was before we translated it. Errors
-//! that belong to no flow of ours go by their address; they never make a flow.
+//! that belong to no flow of ours go by their address; they never make a flow. The names that a flow knows are right as
+//! long as its backend is the same, also when its way must be computed anew: errors do not wait for the next packet.
 
 use quilla_abi::DropReason;
-use quilla_abi::flow::{Flow, FlowKey, flag};
+use quilla_abi::flow::{Flow, FlowKey, dep, flag};
 use quilla_ebpf_core::embedded::{self, Embedded};
 use quilla_ebpf_core::headers::Message;
 use quilla_ebpf_core::protocol::ip;
@@ -34,7 +35,7 @@ pub(crate) fn error<H: Hook, F: Pipeline>(
     if parse::<F>(skb, headers, embedded).is_ok() {
         scratch.twin_key = embedded.key.mirrored();
         if let Some(entry) = flow::lookup::<F>(&scratch.twin_key)
-            && flow::is_current(entry)
+            && flow::holds(&entry.deps[dep::BACKEND])
             && H::admits(skb, &entry.ingress, origin)
         {
             follow::<F>(headers, embedded, entry, scratch);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use quilla_abi::config::Config;
-use quilla_abi::flow::{Flow, Rewrite, action, flag};
+use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, flag};
 use quilla_abi::{Be16, DropReason};
 use quilla_ebpf_core::headers::{Message, Part};
 use quilla_ebpf_core::nat::{PROBES, Ports};
@@ -123,7 +123,7 @@ pub(crate) fn choose_source<F: Pipeline>(
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<(), DropReason> {
     let masquerade = scratch.to.action == action::UPLINK;
-    if scratch.kept != 0 && keeps_source::<F>(headers, masquerade, scratch)? {
+    if scratch.kept != 0 && keeps_source::<F>(headers, config, masquerade, scratch)? {
         return Ok(());
     }
     let ports = Ports::of(config);
@@ -166,6 +166,7 @@ fn allocate<F: Pipeline>(ports: Ports, scratch: &mut Scratch<F::Addr>) -> Result
 #[inline(always)]
 fn keeps_source<F: Pipeline>(
     headers: &Headers<F::Addr>,
+    config: &Config,
     masquerade: bool,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<bool, DropReason> {
@@ -175,10 +176,10 @@ fn keeps_source<F: Pipeline>(
     // The entry still says where it led before.
     let was_masquerade = scratch.flow.action == action::UPLINK && scratch.flow.flags & flag::SNAT != 0;
     if masquerade == was_masquerade {
-        if F::claim(scratch)? == Claim::Done {
+        if (!masquerade || is_ours::<F>(config, &scratch.out)) && F::claim(scratch)? == Claim::Done {
             return Ok(true);
         }
-        // The other side of a TCP connection would not know a new port.
+        // The other side of a TCP connection would not know a new source.
         if headers.key.proto == ip::TCP {
             return Err(DropReason::NoFlow);
         }
@@ -188,6 +189,13 @@ fn keeps_source<F: Pipeline>(
     scratch.out.src = headers.key.src;
     scratch.out.sport = headers.key.sport;
     Ok(false)
+}
+
+/// Whether answers to this source would find their way back: address and range may have changed since it was chosen.
+#[inline(always)]
+fn is_ours<F: Pipeline>(config: &Config, out: &FlowKey<F::Addr>) -> bool {
+    F::masquerade(config) == Some(out.src)
+        && Ports::of(config).is_some_and(|ports| ports.contains(out.sport.get()))
 }
 
 /// Whether there is a port or an identifier to tell flows apart by.

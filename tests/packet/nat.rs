@@ -170,6 +170,71 @@ pub(crate) fn exhausted_ports() -> Result<()> {
     })
 }
 
+/// The node's address or its range of ports changed: nothing leaves under a name that answers no longer find.
+pub(crate) fn masquerade_under_a_new_name() -> Result<()> {
+    tell("renamed", |rig, family| {
+        let (client, world) = (family.at(Who::PodA, SNAT_MIN + 3), family.at(Who::World, 443));
+        let stream = from_a(Packet::tcp(client, world).flags(tcp::SYN));
+        let datagram = Packet::udp(client, world);
+        let mut config = Rig::config();
+        config.host_ipv4 = [192, 168, 77, 5];
+        config.host_ipv6 = "fd00:77::5".parse::<std::net::Ipv6Addr>()?.octets();
+        let renamed = match family {
+            Family::V4 => config.host_ipv4.into(),
+            Family::V6 => std::net::IpAddr::from(config.host_ipv6),
+        };
+        rig.run(Hook::FromPodA, &stream);
+        rig.run(Hook::FromPodA, &from_a(datagram.clone()));
+        rig.datapath.maps().config.set(0, &config)?;
+        rig.bump(quilla_abi::epoch::GLOBAL)?;
+        let ack = from_a(Packet::tcp(client, world));
+        rig.run(Hook::FromPodA, &ack).dropped(DropReason::NoFlow);
+        let host = std::net::SocketAddr::new(renamed, client.port());
+        let seen = rig.run(Hook::FromPodA, &from_a(datagram.clone()));
+        let expected = from_a(datagram.clone().between(host, world).ttl(63));
+        seen.went(path::UPLINK, REDIRECT, UPLINK, &expected);
+        let answer = Packet::udp(world, host);
+        rig.run(Hook::FromUplink, &answer).to_pod_a(&answer.between(world, client).ttl(63));
+        config.snat_port_min = SNAT_MIN + 500;
+        rig.datapath.maps().config.set(0, &config)?;
+        rig.bump(quilla_abi::epoch::GLOBAL)?;
+        let seen = rig.run(Hook::FromPodA, &from_a(datagram));
+        let port: u16 = decode(seen.frame()).get("udp.sport").expect("a port").parse()?;
+        assert!((SNAT_MIN + 500..=SNAT_MAX).contains(&port), "{port}");
+        Ok(())
+    })
+}
+
+/// E4: a flow that must be computed anew still knows the names, as long as its backend is the same. Computing it anew
+/// does so for both directions.
+pub(crate) fn errors_about_stale_flows() -> Result<()> {
+    tell("stale", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(12), 53));
+        let backend = family.at(Who::PodB, 5353);
+        let sent = Packet::udp(client, frontend).payload(b"question");
+        let answer = from_b(Packet::udp(backend, client).payload(b"answer"));
+        rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        rig.bump(quilla_abi::epoch::GLOBAL)?;
+        let (inner, original) = (sent.clone().between(client, backend).ttl(63), sent.clone().ttl(63));
+        let error = IcmpError::PortUnreachable;
+        let message = from_b(Packet::icmp_error(backend.ip(), client.ip(), error, &inner));
+        let expected = Packet::icmp_error(frontend.ip(), client.ip(), error, &original).ttl(63);
+        rig.run(Hook::FromPodB, &message).to_pod_a(&expected);
+        assert!(rig.run(Hook::FromPodA, &from_a(sent.clone())).slow());
+        assert!(!rig.run(Hook::FromPodB, &answer).slow(), "the answers' entry is as fresh");
+        // Of another generation of the backend the names say nothing.
+        let id = rig.backend(backend, UDP)?;
+        let first = match family {
+            Family::V4 => quilla_abi::epoch::BACKENDS_V4,
+            Family::V6 => quilla_abi::epoch::BACKENDS_V6,
+        };
+        rig.bump(first + id)?;
+        rig.run(Hook::FromPodB, &message)
+            .to_pod_a(&Packet::icmp_error(backend.ip(), client.ip(), error, &inner).ttl(63));
+        Ok(())
+    })
+}
+
 /// E4: whoever sent the packet hears about it under the names it used.
 pub(crate) fn errors_about_translated_flows() -> Result<()> {
     tell("errors", |rig, family| {
