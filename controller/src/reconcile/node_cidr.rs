@@ -1,7 +1,10 @@
 //! Gives every Node its Pod CIDRs. Driven by `reconcile::run`, against the embedded or any other apiserver. A Node that
 //! has some keeps them; two nodes never get the same address.
 
-use std::collections::BTreeSet;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -25,6 +28,9 @@ pub struct NodeCidrs {
     client: Client,
     subnets: Vec<Subnets>,
     nodes: Cache<Node>,
+    /// Writes that may or may not have been stored. What they gave stays the node's until the watch shows what it has,
+    /// or that it is gone: the answer to a second attempt says nothing about the first.
+    in_doubt: BTreeMap<Key, Vec<IpNet>>,
     /// Nodes that were told already that there is nothing left for them.
     told: BTreeSet<Key>,
 }
@@ -37,16 +43,20 @@ impl std::fmt::Debug for NodeCidrs {
 
 impl NodeCidrs {
     pub fn new(client: Client, subnets: Vec<Subnets>) -> Self {
-        Self { client, subnets, nodes: Cache::default(), told: BTreeSet::new() }
+        Self { client, subnets, nodes: Cache::default(), in_doubt: BTreeMap::new(), told: BTreeSet::new() }
     }
 
     /// Keeps the subnets in step with what Nodes have. Deletions first: a list may hold a node that took over.
     fn account(&mut self, changes: &[Change<Node>]) {
         for change in changes.iter().filter(|change| is_gone(change)) {
-            self.subnets.iter_mut().for_each(|subnets| subnets.release(&change.key.name));
+            self.release(&change.key.name);
+            self.in_doubt.remove(&change.key);
             self.told.remove(&change.key);
         }
         for (key, node) in changes.iter().filter_map(|change| Some((&change.key, change.new.as_ref()?))) {
+            if has_cidr(node) && self.in_doubt.remove(key).is_some() {
+                self.release(&key.name);
+            }
             for cidr in cidrs(node) {
                 if !self.subnets.iter_mut().all(|subnets| subnets.adopt(&key.name, &cidr)) {
                     tracing::error!(node = %key, %cidr, "pod cidr overlaps that of another node");
@@ -55,13 +65,17 @@ impl NodeCidrs {
         }
     }
 
+    fn release(&mut self, node: &str) {
+        self.subnets.iter_mut().for_each(|subnets| subnets.release(node));
+    }
+
     /// One subnet of each family that the cluster has; all or none.
     fn assign(&mut self, node: &str) -> Result<Vec<IpNet>, Error> {
         let mut assigned: Vec<IpNet> = Vec::new();
         for is_ipv4 in families(&self.subnets) {
             let mut candidates = self.subnets.iter_mut().filter(|subnets| subnets.is_ipv4() == is_ipv4);
             let Some(subnet) = candidates.find_map(|subnets| subnets.assign(node)) else {
-                self.subnets.iter_mut().for_each(|subnets| subnets.release(node));
+                self.release(node);
                 let family = if is_ipv4 { "IPv4" } else { "IPv6" };
                 return Err(Error::SubnetsExhausted { family, node: node.to_owned() });
             };
@@ -70,8 +84,8 @@ impl NodeCidrs {
         Ok(assigned)
     }
 
-    async fn write(&mut self, node: &Node, assigned: &[IpNet]) -> Result<(), Error> {
-        let name = node.name_any();
+    async fn write(&mut self, key: &Key, node: &Node, assigned: Vec<IpNet>) -> Result<(), Error> {
+        let name = &key.name;
         let texts: Vec<_> = assigned.iter().map(IpNet::to_string).collect();
         // The version guards against a Pod CIDR that somebody else gave meanwhile.
         let patch = json!({
@@ -79,15 +93,20 @@ impl NodeCidrs {
             "spec": {"podCIDR": texts.first(), "podCIDRs": texts},
         });
         let api: Api<Node> = Api::all(self.client.clone());
-        match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(node) => {
                 tracing::info!(node = name, cidrs = texts.join(","), "pod cidrs assigned");
+                self.in_doubt.remove(key);
                 self.nodes.put(node);
                 Ok(())
             }
             Err(error) => {
-                self.subnets.iter_mut().for_each(|subnets| subnets.release(&name));
-                Err(Error::api("patch", "Node", &name)(error))
+                if !is_refusal(&error) {
+                    self.in_doubt.insert(key.clone(), assigned);
+                } else if !self.in_doubt.contains_key(key) {
+                    self.release(name);
+                }
+                Err(Error::api("patch", "Node", name)(error))
             }
         }
     }
@@ -129,9 +148,10 @@ impl Reconciler for NodeCidrs {
 
     async fn reconcile(&mut self, key: &Key) -> Result<(), Error> {
         let Some(node) = self.nodes.get(key).cloned().filter(|node| !has_cidr(node)) else { return Ok(()) };
-        match self.assign(&key.name) {
+        let attempted = self.in_doubt.get(key).cloned();
+        match attempted.map_or_else(|| self.assign(&key.name), Ok) {
             Ok(assigned) => {
-                self.write(&node, &assigned).await?;
+                self.write(key, &node, assigned).await?;
                 self.told.remove(key);
                 Ok(())
             }
@@ -141,6 +161,12 @@ impl Reconciler for NodeCidrs {
             }
         }
     }
+}
+
+/// Whether the apiserver decided not to store the write. A server error, a timeout or a lost connection leave it open;
+/// so does a conflict, for the client repeats some requests by itself and may have run into its own.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && !matches!(status.code, 408 | 409))
 }
 
 /// Whether the old node is no more, be there a new one of its name or not.
