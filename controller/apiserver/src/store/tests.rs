@@ -135,7 +135,11 @@ fn compaction_keeps_the_disk_small() {
 /// Set in the process that writes until it is killed.
 const CHILD: &str = "QUILLA_STORE_CRASH_CHILD";
 
-/// `kill -9` in the middle of writes, again and again on the same database: nothing acknowledged is lost.
+/// What a name may hold: the number last acknowledged, or one of those tried since; None where it is deleted.
+type Possible = BTreeMap<String, Vec<Option<u64>>>;
+
+/// `kill -9` in the middle of creations, updates and deletions, again and again on the same database: nothing
+/// acknowledged is lost, and nothing is there that nobody wrote.
 #[test]
 fn kill_nine_loses_nothing_acknowledged() {
     if let Ok(path) = std::env::var(CHILD) {
@@ -143,7 +147,7 @@ fn kill_nine_loses_nothing_acknowledged() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("db");
-    let mut acknowledged = BTreeMap::new();
+    let mut possible = Possible::new();
     for round in 0..12u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "store::tests::kill_nine_loses_nothing_acknowledged", "--nocapture"])
@@ -152,30 +156,41 @@ fn kill_nine_loses_nothing_acknowledged() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut seen = 0;
+        let (mut puts, mut deletions) = (0, 0);
         for line in lines.map_while(Result::ok) {
-            // "acked NAME NUMBER REVISION"
-            let Some(rest) = line.split_once("acked ").map(|(_, rest)| rest.to_owned()) else { continue };
-            let mut words = rest.split(' ');
-            let name = words.next().unwrap().to_owned();
-            let numbers: Option<Vec<u64>> = words.map(|word| word.parse().ok()).collect();
-            // The last line may be cut short by the kill.
-            let Some(&[number, revision]) = numbers.as_deref() else { break };
-            acknowledged.insert(name, (number, revision));
-            seen += 1;
-            if seen == 40 + round * 7 {
+            let Some((verb, name, number)) = parse(&line) else { continue };
+            let states = possible.entry(name).or_insert_with(|| vec![None]);
+            if verb == "tries" {
+                states.push(number);
+                continue;
+            }
+            *states = vec![number];
+            *(if number.is_some() { &mut puts } else { &mut deletions }) += 1;
+            if puts + deletions == 60 + round * 7 {
                 child.kill().unwrap();
             }
         }
         child.wait().unwrap();
-        assert!(seen >= 40, "the child acknowledged only {seen} writes in round {round}");
+        assert!(puts >= 10 && deletions >= 5, "only {puts} puts and {deletions} deletions in round {round}");
         let store = Embedded::open(&path, 50).unwrap();
-        for (name, (number, revision)) in &acknowledged {
-            let object = store.get(&Key::new("/a", "n", name)).unwrap_or_else(|| panic!("{name} is lost"));
-            assert!(object.revision >= *revision, "{name} fell back to {}", object.revision);
-            assert!(object.value["number"].as_u64() >= Some(*number), "{name} fell back");
+        for (name, states) in &mut possible {
+            let object = store.get(&Key::new("/a", "n", name));
+            let found = object.map(|object| object.value["number"].as_u64().unwrap());
+            assert!(states.contains(&found), "{name} is {found:?}, not one of {states:?}");
+            *states = vec![found];
         }
+        assert!(listed(&store, "/a", None).unwrap().keys().all(|name| possible.contains_key(name)));
     }
+}
+
+/// `tries NAME NUMBER` before a write and `acked NAME NUMBER` after it, with `gone` for a deletion's number.
+fn parse(line: &str) -> Option<(&str, String, Option<u64>)> {
+    // The test harness may have begun the line.
+    let start = line.find("tries ").or_else(|| line.find("acked "))?;
+    let mut words = line[start..].split(' ');
+    let (verb, name, number) = (words.next()?, words.next()?, words.next()?);
+    let number = if number == "gone" { None } else { Some(number.parse().ok()?) };
+    Some((verb, name.to_owned(), number))
 }
 
 fn write_until_killed(path: &std::path::Path) -> ! {
@@ -183,15 +198,19 @@ fn write_until_killed(path: &std::path::Path) -> ! {
     let base = *store.follow().borrow();
     let writers = (0..4u64).map(|writer| {
         let store = Arc::clone(&store);
+        // Every name goes through creation, update and deletion, at its writer's pace.
         std::thread::spawn(move || {
             for count in 0.. {
                 let (name, number) = (format!("w{writer}-{}", count % 5), base + count);
                 let key = Key::new("/a", "n", &name);
                 let head = store.head(&key).map(|object| object.revision);
+                let is_deletion = (count / 5) % 3 == 2 && head.is_some();
                 let value = json!({"metadata": {"name": name}, "number": number, "padding": "x".repeat(900)});
-                let (object, durable) = store.write(key, head, Some(value)).unwrap();
+                let told = if is_deletion { "gone".to_owned() } else { number.to_string() };
+                println!("tries {name} {told}");
+                let (_, durable) = store.write(key, head, (!is_deletion).then_some(value)).unwrap();
                 block_on(durable).unwrap();
-                println!("acked {name} {number} {}", object.revision);
+                println!("acked {name} {told}");
             }
         })
     });
