@@ -1,6 +1,6 @@
 //! One conversation with the agent's admin socket: a line of JSON there, a document of JSON back.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -23,7 +23,19 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// Nobody listens, or the connection broke.
+    /// Nobody listens.
+    #[error("connect (is quilla-agent running? see --socket)")]
+    Nobody {
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Whoever listens there says nothing; perhaps it is not the agent.
+    #[error("no answer within {} s (is it the admin socket? see --socket)", .within.as_secs())]
+    Silent {
+        /// How long was waited.
+        within: Duration,
+    },
+    /// The connection broke.
     #[error("{operation}")]
     Io {
         /// What was tried.
@@ -44,12 +56,19 @@ pub(crate) enum AskError {
 
 /// The answer to a query.
 pub(crate) fn ask(socket: &Path, query: &str) -> Result<Answer, AskError> {
+    ask_within(TIMEOUT, socket, query)
+}
+
+fn ask_within(within: Duration, socket: &Path, query: &str) -> Result<Answer, AskError> {
     let failed = |operation| move |source| AskError::Io { operation, source };
-    let mut stream = UnixStream::connect(socket).map_err(failed("connect"))?;
-    stream.set_read_timeout(Some(TIMEOUT)).map_err(failed("set a time-out"))?;
+    let mut stream = UnixStream::connect(socket).map_err(|source| AskError::Nobody { source })?;
+    stream.set_read_timeout(Some(within)).map_err(failed("set a time-out"))?;
     writeln!(stream, "{}", json!({ "query": query })).map_err(failed("send the query"))?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).map_err(failed("read the answer"))?;
+    stream.read_to_string(&mut answer).map_err(|source| match source.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent { within },
+        _ => AskError::Io { operation: "read the answer", source },
+    })?;
     understand(&answer)
 }
 
@@ -65,7 +84,22 @@ fn understand(answer: &str) -> Result<Answer, AskError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{AskError, understand};
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use super::{AskError, ask_within, understand};
+
+    #[test]
+    fn nobody_and_silence_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("admin.sock");
+        let ask = || ask_within(Duration::from_millis(20), &socket, "status").unwrap_err();
+        assert!(ask().to_string().contains("is quilla-agent running? see --socket"));
+        let _silent = UnixListener::bind(&socket).unwrap();
+        assert!(matches!(ask(), AskError::Silent { .. }));
+        let error = AskError::Silent { within: Duration::from_secs(10) };
+        assert!(error.to_string().starts_with("no answer within 10 s"), "{error}");
+    }
 
     #[test]
     fn answers_are_rows_or_a_reason() {

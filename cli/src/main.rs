@@ -1,11 +1,13 @@
 //! What a person types: asks the agent of this node, prints rows.
 //!
-//! Knows no kind of row: every answer is columns and rows. Changes nothing anywhere.
+//! Every answer is columns and rows; only `view` knows some of them by name. Changes nothing anywhere.
 #![forbid(unsafe_code)]
 
 mod admin;
 mod table;
+mod view;
 
+use std::io::{ErrorKind, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,7 +37,7 @@ enum Output {
 }
 
 /// The names are those of the agent's queries.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Query {
     /// Whether the node works, in one line.
     Status,
@@ -44,7 +46,7 @@ enum Query {
     /// Endpoints of Services by id, with the slots that select them.
     Backends,
     /// Connections in the flow table.
-    Flows,
+    Flows(view::FlowFilter),
     /// Packets not delivered and why, packets delivered and how.
     Drops,
     /// Pods attached to this node.
@@ -56,12 +58,12 @@ enum Query {
 }
 
 impl Query {
-    fn name(self) -> &'static str {
+    fn name(&self) -> &'static str {
         match self {
             Self::Status => "status",
             Self::Services => "services",
             Self::Backends => "backends",
-            Self::Flows => "flows",
+            Self::Flows(_) => "flows",
             Self::Drops => "drops",
             Self::Endpoints => "endpoints",
             Self::Nodes => "nodes",
@@ -82,11 +84,23 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let Cli { socket, output, query } = Cli::parse();
-    let answer = admin::ask(&socket, query.name())
-        .with_context(|| format!("ask the agent at {}", socket.display()))?;
-    match output {
-        Output::Table => print!("{}", table::columns(&answer)),
-        Output::Json => println!("{:#}", table::objects(answer)),
+    let ask =
+        |query| admin::ask(&socket, query).with_context(|| format!("ask the agent at {}", socket.display()));
+    let mut answer = ask(query.name())?;
+    if let Query::Flows(filter) = &query {
+        let services = filter.service.as_ref().map(|_| ask(Query::Services.name())).transpose()?;
+        view::flows(&mut answer, filter, services.as_ref());
     }
-    Ok(())
+    let text = match output {
+        Output::Table => {
+            view::for_people(&query, &mut answer);
+            table::columns(&answer)
+        }
+        Output::Json => format!("{:#}\n", table::objects(answer)),
+    };
+    match stdout().lock().write_all(text.as_bytes()) {
+        // Whoever read has seen enough: `quilla flows | head`.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write"),
+    }
 }
