@@ -28,7 +28,7 @@ use crate::options::Options;
 use crate::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use crate::selftest::{Readiness, SelfTest};
 use crate::snapshot::Published;
-use crate::{admin, events, health, last_known, snapshot, watch as watches};
+use crate::{abandoned, admin, events, health, last_known, snapshot, watch as watches};
 
 /// How long the apiserver may take before the last-known snapshot is used.
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
@@ -129,6 +129,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("events", reporting);
     tasks.start("device watch", watch_devices(reconciler.clone(), drain.clone()));
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
+    let abandoned = abandoned::release(cni.releaser(), view.clone(), Arc::clone(&metrics), drain.clone());
+    tasks.start("abandoned endpoints", abandoned);
     let test = self_test.run(
         options.cgroup.clone(),
         view.clone(),

@@ -8,6 +8,7 @@
 //! [`app`] wires it. Invariant: nothing in the kernel depends on the agent being alive.
 #![forbid(unsafe_code)]
 
+pub mod abandoned;
 pub mod admin;
 pub mod app;
 pub mod cni;

@@ -49,6 +49,7 @@ pub struct Metrics {
     watch_restarts: Counters,
     problems: Gauges,
     endpoints: Gauge,
+    abandoned: Counter,
     ready: Gauge,
 }
 
@@ -69,6 +70,7 @@ impl Metrics {
             watch_restarts: Family::default(),
             problems: Family::default(),
             endpoints: Gauge::default(),
+            abandoned: Counter::default(),
             ready: Gauge::default(),
             registry: Registry::default(),
         };
@@ -105,6 +107,8 @@ impl Metrics {
             self.problems.clone(),
         );
         registry.register("endpoints", "Pods attached to this node", self.endpoints.clone());
+        let help = "Pods given up because their device and namespace were gone";
+        registry.register("abandoned_endpoints_released", help, self.abandoned.clone());
         registry.register("ready", "Whether the self-test passed", self.ready.clone());
     }
 
@@ -170,6 +174,11 @@ impl Metrics {
         self.endpoints.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// An endpoint that nobody was going to DEL was released.
+    pub fn abandoned_released(&self) {
+        self.abandoned.inc();
+    }
+
     /// Whether the self-test passed.
     pub fn ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
@@ -208,6 +217,7 @@ mod tests {
         metrics.watch_restarted(Kind::Node);
         metrics.drift_repaired("slots", 3);
         metrics.reconcile_failed("kernel");
+        metrics.abandoned_released();
         metrics.reconciled(Duration::from_millis(2));
         metrics.problems(&[Problem::new(ObjectRef::cluster("Node", "a"), Reason::Malformed, "x")]);
         let mut text = String::new();
@@ -217,6 +227,7 @@ mod tests {
             "quilla_agent_drift_repaired_total{map=\"slots\"} 3",
             "quilla_agent_reconcile_failures_total{error=\"kernel\"} 1",
             "quilla_agent_reconcile_duration_seconds_count 1",
+            "quilla_agent_abandoned_endpoints_released_total 1",
             "quilla_agent_problems{reason=\"malformed\"} 1",
             "quilla_agent_problems{reason=\"capacity\"} 0",
         ] {

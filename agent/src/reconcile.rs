@@ -204,6 +204,7 @@ impl Reconciler {
             tables,
             problems: found,
             endpoints: self.endpoints.values().cloned().collect(),
+            absent: self.absent.iter().filter_map(|key| self.endpoints.get(key)).cloned().collect(),
         }));
         Ok(())
     }

@@ -16,7 +16,7 @@ mod store;
 pub use attacher::{AttachError, AttachedEndpoint, Attacher};
 pub use ipam::Pools;
 pub use journal::JournalError;
-pub use server::{CniServer, CniServerConfig, CniServerError};
+pub use server::{CniServer, CniServerConfig, CniServerError, Releaser};
 pub use store::StoreError;
 
 #[cfg(test)]

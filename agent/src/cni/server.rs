@@ -20,6 +20,9 @@ use crate::cni::session::{attach_refusal, describe, refusal, serve};
 use crate::cni::store::{Entry, Store};
 use crate::cni::{AttachedEndpoint, Attacher, Pools, StoreError};
 
+/// How long the agent's own releases wait for a plugin that works on the attachment; there is a next time.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How the server runs.
 #[derive(Debug, Clone)]
 pub struct CniServerConfig {
@@ -94,9 +97,9 @@ impl<A: Attacher> CniServer<A> {
         self.shared.with_store(|store| store.attached()).await
     }
 
-    /// Detaches and forgets an endpoint whose link the agent found missing.
-    pub async fn release(&self, attachment: &Attachment) -> Result<(), CniError> {
-        self.shared.release(attachment).await
+    /// For whoever finds endpoints that nobody is going to DEL.
+    pub fn releaser(&self) -> Releaser<A> {
+        Releaser(Arc::clone(&self.shared))
     }
 
     /// The data path the server was started with.
@@ -112,6 +115,25 @@ impl<A: Attacher> CniServer<A> {
         }
         if let Err(error) = fs::remove_file(&self.socket) {
             tracing::warn!(path = %self.socket.display(), error = %error, "remove cni socket");
+        }
+    }
+}
+
+/// Gives endpoints back on the agent's own account, in turn with the plugins.
+#[derive(Debug)]
+pub struct Releaser<A>(Arc<Shared<A>>);
+
+impl<A: Attacher> Releaser<A> {
+    /// Detaches and forgets the endpoint. Nothing to do if its attachment has another one by now, or none.
+    pub async fn release(&self, endpoint: &AttachedEndpoint) -> Result<(), CniError> {
+        let attachment = endpoint.attachment();
+        let Some(_lock) = self.0.locks.acquire(&attachment, RELEASE_PATIENCE).await else {
+            return Err(CniError::try_again("attachment is busy", format!("a plugin works on {attachment}")));
+        };
+        let key = attachment.clone();
+        match self.0.with_store(move |store| store.entry(&key)).await {
+            Some(Entry::Attached(known)) if known == *endpoint => self.0.release(&attachment).await,
+            _ => Ok(()),
         }
     }
 }
@@ -187,7 +209,7 @@ impl<A: Attacher> Shared<A> {
 
     async fn consume_listed(&self, attachment: &Attachment) {
         // A plugin at work on the attachment consumes the record itself; otherwise the next round does.
-        let Some(_lock) = self.locks.acquire(attachment, Duration::from_secs(1)).await else { return };
+        let Some(_lock) = self.locks.acquire(attachment, RELEASE_PATIENCE).await else { return };
         match self.consume_record(attachment).await {
             Ok(()) => tracing::info!(attachment = %attachment, "recorded release carried out"),
             Err(error) => tracing::warn!(attachment = %attachment, error = %error, "recorded release failed"),

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use crate::cni::{AttachError, AttachedEndpoint, Attacher, CniServer, CniServerConfig, Pools};
+use crate::cni::{AttachError, AttachedEndpoint, Attacher, CniServer, CniServerConfig, Pools, Releaser};
 
 /// A data path that agrees to everything.
 #[derive(Debug)]
@@ -231,6 +231,40 @@ async fn a_garbled_record_stops_nothing() {
     };
     tokio::time::timeout(Duration::from_secs(30), consumed).await.expect("the good record is carried out");
     assert!(records.join("aaa.release").exists());
+}
+
+/// Once the plugin that was here has left.
+async fn release(releaser: &Releaser<Agreeable>, endpoint: &AttachedEndpoint) {
+    for _ in 0..30 {
+        if releaser.release(endpoint).await.is_ok() {
+            return;
+        }
+    }
+    panic!("the attachment stays busy");
+}
+
+/// CNI-30: the agent gives back what was abandoned, but not what has come in its place.
+#[tokio::test]
+async fn an_abandoned_endpoint_is_released_and_its_successor_is_not() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let server = start(dir.path()).await;
+    let mut plugin = Plugin::connect(dir.path()).await;
+    plugin.reserve("c").await;
+    assert_eq!(plugin.attach("c").await, Response::Done);
+    let abandoned = server.endpoints().await.remove(0);
+    let releaser = server.releaser();
+    let busy = releaser.release(&abandoned).await.expect_err("the plugin has its turn");
+    assert_eq!(busy.code, ErrorCode::TRY_AGAIN_LATER);
+    drop(plugin);
+    release(&releaser, &abandoned).await;
+    assert!(server.endpoints().await.is_empty());
+
+    let mut plugin = Plugin::connect(dir.path()).await;
+    plugin.reserve("c").await;
+    assert_eq!(plugin.attach("c").await, Response::Done);
+    drop(plugin);
+    release(&releaser, &abandoned).await;
+    assert_eq!(server.endpoints().await.len(), 1, "this one has another address");
 }
 
 /// The socket is root's alone, and one left by a crash is replaced.

@@ -25,4 +25,6 @@ pub struct View {
     pub problems: Vec<Problem>,
     /// The attached Pods.
     pub endpoints: Vec<AttachedEndpoint>,
+    /// Those of them that have no device.
+    pub absent: Vec<AttachedEndpoint>,
 }
