@@ -10,7 +10,8 @@ pub(crate) use uplink::{FromUplink, ToUplink};
 
 use quilla_abi::DropReason;
 use quilla_abi::config::Config;
-use quilla_abi::flow::{Flow, dep, flag};
+use quilla_abi::epoch::Dep;
+use quilla_abi::flow::{Flow, action, dep, flag};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::opens;
 use quilla_ebpf_core::protocol::ip;
@@ -53,6 +54,25 @@ fn expires<A>(headers: &Headers<A>, scratch: &mut Scratch<A>) -> bool {
     }
     scratch.flow.flags |= flag::ROUTED;
     true
+}
+
+/// Whether a datagram that belongs to nothing may be the answer of a backend to a client on this node, which alone knows
+/// under which name. The client's flow is asked to write its entries again. Until then the answer goes as it is and
+/// makes no flow, whose tuple the client's would find taken. It may as well be that the server speaks first (E12).
+#[inline(always)]
+fn may_lack_its_name<F: Pipeline>(
+    headers: &Headers<F::Addr>,
+    config: &Config,
+    client: Dep,
+    scratch: &Scratch<F::Addr>,
+) -> bool {
+    let to_itself = scratch.from.action == action::LOCAL_POD && scratch.out.dst == F::gateway(config);
+    let to_client = scratch.to.action == action::LOCAL_POD || to_itself;
+    let lacks = headers.key.proto == ip::UDP && to_client && service::may_be_answer::<F>(headers);
+    if lacks {
+        flow::ask_for_restore(client);
+    }
+    lacks
 }
 
 /// With both parties known: chooses the source, and writes the entries of both directions.

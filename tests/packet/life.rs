@@ -117,6 +117,42 @@ pub(crate) fn lost_replies() -> Result<()> {
     })
 }
 
+/// E12: the same for datagrams, which are delivered as they are: perhaps the server speaks first. No flow of the
+/// untranslated answer is left to stand in the way.
+pub(crate) fn lost_datagram_replies() -> Result<()> {
+    use crate::rig::UDP;
+    tell("datagrams", |rig, family| {
+        let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(12), 53));
+        for backend in [family.at(Who::PodB, 5353), family.at(Who::Remote, 5353)] {
+            rig.set_service(family, 12, UDP, &[backend])?;
+            let question = Packet::udp(client, frontend);
+            let answer = Packet::udp(backend, client).payload(b"answer");
+            let (hook, sent) = if backend.ip() == family.ip(Who::PodB) {
+                (Hook::FromPodB, from_b(answer.clone()))
+            } else {
+                rig.evict(UDP, client, frontend)?;
+                (FROM_OTHER_NODE, answer.clone().macs(OTHER_VTEP, VTEP))
+            };
+            rig.run(Hook::FromPodA, &from_a(question.clone()));
+            rig.evict(UDP, backend, client)?;
+            for _ in 0..2 {
+                rig.run(hook, &sent).to_pod_a(&answer.clone().ttl(63));
+            }
+            let seen = rig.run(Hook::FromPodA, &from_a(question.clone()));
+            assert!(seen.slow(), "the endpoint's epoch was bumped: {seen:?}");
+            let seen = rig.run(hook, &sent);
+            assert!(!seen.slow());
+            seen.to_pod_a(&answer.between(frontend, client).ttl(63));
+        }
+        // What the server sends to the world is nobody's answer.
+        let sent = from_b(Packet::udp(family.at(Who::PodB, 5353), family.at(Who::World, 53)));
+        let seen = rig.run(Hook::FromPodB, &sent);
+        assert!(seen.reason.is_none(), "{seen:?}");
+        assert!(!rig.run(Hook::FromPodB, &sent).slow(), "it has a flow");
+        Ok(())
+    })
+}
+
 /// E12: the forward entry was evicted; the answers' entry vouches for the backend.
 pub(crate) fn lost_forward_entries() -> Result<()> {
     tell("forwards", |rig, family| {

@@ -2,6 +2,11 @@
 //!
 //! Each story says what must become of the frame: the verdict, every byte, and which counter moved. Nothing here needs
 //! a network: redirects are not executed, the devices only lend their numbers.
+//!
+//! What a test run of the kernel cannot show is left to the scenarios in `tests/`: a packet with a partial checksum (E7),
+//! because a test run's frame always carries a whole one; a client in the host's network (E13), because its Services are
+//! resolved in its socket; and a row that user space replaces while a program reads it, because nothing can stop a
+//! program between two instructions.
 
 mod cost;
 mod headers;
@@ -25,6 +30,7 @@ fn main() -> std::process::ExitCode {
         life::port_reuse,
         life::resets_and_late_packets,
         life::lost_replies,
+        life::lost_datagram_replies,
         life::lost_forward_entries,
         life::epochs,
         life::gone_backends,

@@ -351,6 +351,9 @@ impl Model {
             Hook::FromOverlay(Some(peer)) => match self.world.place(tuple.dst) {
                 Place::Host => Ok(Err(Expect::Deliver { target: Target::Stack, tuple, decrement: false })),
                 Place::Local(_) if lost_answer => drop(DropReason::NoFlow),
+                Place::Local(pod) if self.may_lack_its_name(tuple) => {
+                    Ok(Err(Expect::Deliver { target: Target::Pod(pod), tuple, decrement: true }))
+                }
                 Place::Local(pod) => Ok(Ok(Self::plain(tuple, Target::Pod(pod), Target::Overlay(peer)))),
                 _ => drop(DropReason::NoEndpoint),
             },
@@ -362,9 +365,20 @@ impl Model {
                 Some(_) if middle => drop(DropReason::NoFlow),
                 Some(service) => self.balanced(pod, service, tuple, seen).map(Ok),
                 None if lost_answer => drop(DropReason::NoFlow),
+                None if self.may_lack_its_name(tuple) => {
+                    let target = self.target(tuple.dst).expect("a Pod or the gateway");
+                    Ok(Err(Expect::Deliver { target, tuple, decrement: target != Target::Stack }))
+                }
                 None => self.routed(pod, tuple, tuple.dst, headers, seen),
             },
         }
+    }
+
+    /// A datagram of a backend that may be an answer to a client on this node: let through, but not remembered (E12).
+    fn may_lack_its_name(&self, tuple: Tuple) -> bool {
+        let to_client =
+            matches!(self.world.place(tuple.dst), Place::Local(_)) || self.world.gateway.contains(&tuple.dst);
+        tuple.proto == UDP && to_client && self.world.is_backend(tuple.src, tuple.sport, UDP)
     }
 
     fn plain(tuple: Tuple, forward: Target, back: Target) -> Connection {

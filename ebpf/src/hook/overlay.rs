@@ -9,7 +9,7 @@ use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::route::{Target, target};
 
-use super::{begin, expires, finish, is_stray};
+use super::{begin, expires, finish, is_stray, may_lack_its_name};
 use crate::maps::{NODE_SLOTS, NODES};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
@@ -87,6 +87,10 @@ impl Hook for FromOverlay {
             service::pick_up(headers, &mut scratch.flow);
         }
         if expires(headers, scratch) {
+            return Ok(Next::Forward);
+        }
+        if !kept && may_lack_its_name::<F>(headers, config, scratch.to.dep, scratch) {
+            flow::complete::<F>(headers, scratch);
             return Ok(Next::Forward);
         }
         finish::<F>(headers, config, scratch)

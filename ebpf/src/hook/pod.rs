@@ -8,7 +8,7 @@ use quilla_abi::route::kind;
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::protocol::ip;
 
-use super::{begin, expires, finish, is_stray};
+use super::{begin, expires, finish, is_stray, may_lack_its_name};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::{Scratch, Side};
@@ -67,9 +67,9 @@ impl Hook for FromPod {
         let config = route::config()?;
         spoof::sender::<F>(skb, headers)?;
         sender::<F>(skb, headers, &mut scratch.from)?;
-        if !begin::<F>(headers, config, existing, scratch)?
-            && !service::select::<F>(headers, config, scratch)?
-        {
+        let known = begin::<F>(headers, config, existing, scratch)?
+            || service::select::<F>(headers, config, scratch)?;
+        if !known {
             if is_stray(headers) && service::may_be_answer::<F>(headers) {
                 flow::ask_for_restore(scratch.from.dep);
                 return Err(DropReason::NoFlow);
@@ -83,6 +83,10 @@ impl Hook for FromPod {
             scratch.to.be_stack(skb.ifindex());
         }
         if expires(headers, scratch) {
+            return Ok(Next::Forward);
+        }
+        if !known && may_lack_its_name::<F>(headers, config, scratch.from.dep, scratch) {
+            flow::complete::<F>(headers, scratch);
             return Ok(Next::Forward);
         }
         finish::<F>(headers, config, scratch)
