@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
+use futures::future::join_all;
 use futures::stream::{BoxStream, select_all};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -73,6 +74,10 @@ impl EndpointSlices {
         self.services.iter().map(|(key, _)| key.clone()).collect()
     }
 
+    fn writer(&self, key: &Key) -> Writer {
+        Writer { client: self.client.clone(), key: key.clone(), written: Vec::new() }
+    }
+
     fn managed(&self, key: &Key) -> Vec<Arc<EndpointSlice>> {
         let slices = self.slices.within(&key.namespace).map(|(_, slice)| slice);
         slices.filter(|slice| service_of(slice).as_ref() == Some(key)).cloned().collect()
@@ -104,19 +109,59 @@ impl EndpointSlices {
         plan
     }
 
+    /// Sees what was written before the watch does, also of a plan that failed half-way.
+    fn absorb(&mut self, written: Vec<Written>) {
+        for one in written {
+            match one {
+                Written::Put(slice) => drop(self.slices.put(*slice)),
+                Written::Deleted(key) => drop(self.slices.remove(&key)),
+            }
+        }
+    }
+}
+
+/// One write that was acknowledged.
+enum Written {
+    Put(Box<EndpointSlice>),
+    Deleted(Key),
+}
+
+/// The writes of one Service; needs nothing of the reconciler, so that those of several go on at once.
+struct Writer {
+    client: Client,
+    key: Key,
+    written: Vec<Written>,
+}
+
+impl Writer {
+    async fn run(mut self, plan: Plan) -> (Vec<Written>, Result<(), Error>) {
+        if plan.is_empty() {
+            return (self.written, Ok(()));
+        }
+        let (created, updated, deleted) = (plan.create.len(), plan.update.len(), plan.delete.len());
+        let outcome = self.write(plan).await;
+        if outcome.is_ok() {
+            tracing::debug!(service = %self.key, created, updated, deleted, "endpoint slices written");
+        }
+        (self.written, outcome)
+    }
+
     /// Creations first and deletions last: an endpoint that moves is seen twice rather than not at all.
-    async fn write(&mut self, key: &Key, plan: Plan) -> Result<(), Error> {
-        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
+    async fn write(&mut self, plan: Plan) -> Result<(), Error> {
+        let Self { client, key, written } = self;
+        let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &key.namespace);
         for mut slice in plan.create {
             let name = format!("{}-{}", key.name, suffix());
             slice.metadata.name = Some(name.clone());
             let error = Error::api("create", "EndpointSlice", &Key::new(&key.namespace, name));
-            self.slices.put(api.create(&PostParams::default(), &slice).await.map_err(error)?);
+            let slice = api.create(&PostParams::default(), &slice).await.map_err(error)?;
+            written.push(Written::Put(Box::new(slice)));
         }
         for slice in plan.update {
             let name = slice.name_any();
             let error = Error::api("update", "EndpointSlice", &Key::of(&slice));
-            self.slices.put(api.replace(&name, &PostParams::default(), &slice).await.map_err(error)?);
+            let slice = api.replace(&name, &PostParams::default(), &slice).await.map_err(error)?;
+            written.push(Written::Put(Box::new(slice)));
         }
         for slice in plan.delete {
             let preconditions = Preconditions { uid: slice.uid(), resource_version: None };
@@ -125,8 +170,8 @@ impl EndpointSlices {
                 Err(error) if !is_code(&error, 404) => {
                     return Err(Error::api("delete", "EndpointSlice", &Key::of(&slice))(error));
                 }
-                _ => self.slices.remove(&Key::of(&slice)),
-            };
+                _ => written.push(Written::Deleted(Key::of(&slice))),
+            }
         }
         Ok(())
     }
@@ -136,6 +181,7 @@ impl Reconciler for EndpointSlices {
     type Event = Seen;
     type Key = Key;
     const NAME: &'static str = "endpoint_slice";
+    const AT_ONCE: usize = 16;
 
     fn watches(&self, metrics: &Metrics) -> BoxStream<'static, Seen> {
         let client = &self.client;
@@ -177,13 +223,20 @@ impl Reconciler for EndpointSlices {
     }
 
     async fn reconcile(&mut self, key: &Key) -> Result<(), Error> {
-        let plan = self.plan(key);
-        if !plan.is_empty() {
-            let (created, updated, deleted) = (plan.create.len(), plan.update.len(), plan.delete.len());
-            self.write(key, plan).await?;
-            tracing::debug!(service = %key, created, updated, deleted, "endpoint slices written");
-        }
-        Ok(())
+        let (written, outcome) = self.writer(key).run(self.plan(key)).await;
+        self.absorb(written);
+        outcome
+    }
+
+    /// All at once: no two Services share a slice, and the apiserver stores what comes together with one sync.
+    async fn reconcile_all(&mut self, keys: &[Key]) -> Vec<Result<(), Error>> {
+        let writes = keys.iter().map(|key| self.writer(key).run(self.plan(key)));
+        let done = join_all(writes.collect::<Vec<_>>()).await;
+        let absorb = |(written, outcome)| {
+            self.absorb(written);
+            outcome
+        };
+        done.into_iter().map(absorb).collect()
     }
 }
 

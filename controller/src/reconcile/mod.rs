@@ -42,6 +42,8 @@ pub trait Reconciler: Send {
     type Key: Ord + Clone + Display + Send + Sync;
     /// Its name in logs and metrics.
     const NAME: &'static str;
+    /// The most keys it takes at once: bounds the requests under way, and how long events wait.
+    const AT_ONCE: usize = 1;
 
     fn watches(&self, metrics: &Metrics) -> BoxStream<'static, Self::Event>;
 
@@ -52,6 +54,18 @@ pub trait Reconciler: Send {
     fn is_ready(&self) -> bool;
 
     fn reconcile(&mut self, key: &Self::Key) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Reconciles up to `AT_ONCE` keys, with one outcome each, in their order. One after another, unless overridden
+    /// by a reconciler whose keys are independent of each other.
+    fn reconcile_all(&mut self, keys: &[Self::Key]) -> impl Future<Output = Vec<Result<(), Error>>> + Send {
+        async move {
+            let mut outcomes = Vec::with_capacity(keys.len());
+            for key in keys {
+                outcomes.push(self.reconcile(key).await);
+            }
+            outcomes
+        }
+    }
 }
 
 /// Drives one reconciler until `drain`; a reconciliation that has begun is finished.
@@ -82,22 +96,28 @@ pub async fn run<R: Reconciler>(mut reconciler: R, context: Context) -> Result<(
 }
 
 async fn settle<R: Reconciler>(reconciler: &mut R, queue: &mut Queue<R::Key>, metrics: &Metrics) {
-    let Some(key) = queue.take(Instant::now()) else { return };
     let started = Instant::now();
-    let outcome = reconciler.reconcile(&key).await;
-    metrics.reconciled(R::NAME, started.elapsed());
-    match outcome {
-        Ok(()) => queue.succeeded(&key),
-        Err(error) => {
-            metrics.failed(R::NAME, error.name());
-            if error.is_conflict() {
-                tracing::debug!(reconciler = R::NAME, object = %key, "object has changed, trying again soon");
-            } else {
-                let error = &error as &(dyn std::error::Error + 'static);
-                tracing::warn!(reconciler = R::NAME, object = %key, error, "reconciliation failed, trying again later");
+    let keys = queue.take(started, R::AT_ONCE);
+    let outcomes = reconciler.reconcile_all(&keys).await;
+    for (key, outcome) in keys.into_iter().zip(outcomes) {
+        metrics.reconciled(R::NAME, started.elapsed());
+        match outcome {
+            Ok(()) => queue.succeeded(&key),
+            Err(error) => {
+                metrics.failed(R::NAME, error.name());
+                tell::<R>(&key, &error);
+                queue.failed(key, Instant::now());
             }
-            queue.failed(key, Instant::now());
         }
+    }
+}
+
+fn tell<R: Reconciler>(key: &R::Key, error: &Error) {
+    if error.is_conflict() {
+        tracing::debug!(reconciler = R::NAME, object = %key, "object has changed, trying again soon");
+    } else {
+        let error = error as &(dyn std::error::Error + 'static);
+        tracing::warn!(reconciler = R::NAME, object = %key, error, "reconciliation failed, trying again later");
     }
 }
 

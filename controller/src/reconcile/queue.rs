@@ -28,11 +28,14 @@ impl<T: Ord + Clone> Queue<T> {
         self.due.insert(key, now);
     }
 
-    /// A due key.
-    pub fn take(&mut self, now: Instant) -> Option<T> {
-        let key = self.due.iter().find(|&(_, &due)| due <= now).map(|(key, _)| key.clone())?;
-        self.due.remove(&key);
-        Some(key)
+    /// Due keys, `most` at most.
+    pub fn take(&mut self, now: Instant, most: usize) -> Vec<T> {
+        let due = self.due.iter().filter(|&(_, &due)| due <= now);
+        let keys: Vec<_> = due.map(|(key, _)| key.clone()).take(most).collect();
+        for key in &keys {
+            self.due.remove(key);
+        }
+        keys
     }
 
     /// When the next key is due.
@@ -75,20 +78,25 @@ mod tests {
         let now = Instant::now();
         queue.push("a", now);
         queue.push("a", now);
-        assert_eq!(queue.take(now), Some("a"));
-        assert_eq!(queue.take(now), None);
+        assert_eq!(queue.take(now, 2), ["a"]);
+        assert!(queue.take(now, 2).is_empty());
         queue.failed("a", now);
         assert_eq!(queue.next(), Some(now + FIRST_DELAY));
-        assert_eq!(queue.take(now), None);
+        assert!(queue.take(now, 2).is_empty());
         for _ in 0..20 {
-            queue.take(now + LONGEST_DELAY).expect("due");
+            assert_eq!(queue.take(now + LONGEST_DELAY, 1), ["a"]);
             queue.failed("a", now);
         }
         assert_eq!(queue.next(), Some(now + LONGEST_DELAY));
         queue.push("a", now);
-        assert_eq!(queue.take(now), Some("a"), "news end the wait");
+        assert_eq!(queue.take(now, 1), ["a"], "news end the wait");
         queue.succeeded(&"a");
         queue.failed("a", now);
         assert_eq!(queue.next(), Some(now + Duration::from_millis(50)));
+        for key in ["b", "c", "d"] {
+            queue.push(key, now);
+        }
+        assert_eq!(queue.take(now, 2), ["b", "c"]);
+        assert_eq!(queue.take(now, 2), ["d"]);
     }
 }
