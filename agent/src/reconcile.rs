@@ -338,6 +338,7 @@ impl Reconciler {
         self.endpoints.insert(key.clone(), endpoint.clone());
         let attached = self.datapath.attach_pod(&device).map_err(ReconcileError::from);
         let effective = attached
+            .and_then(|()| self.require_device(endpoint))
             .and_then(|()| self.reconcile())
             .and_then(|()| effective::require(&self.actual, endpoint));
         if effective.is_err() {
@@ -349,6 +350,15 @@ impl Reconciler {
             }
         }
         effective
+    }
+
+    /// A row with a number that another device has, or none, would make the endpoint nobody's.
+    fn require_device(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+        let AttachedEndpoint { host_ifname, host_ifindex, .. } = endpoint;
+        if self.node.has_device(host_ifname, *host_ifindex)? {
+            return Ok(());
+        }
+        Err(ReconcileError::Missing { what: format!("device {host_ifname} with number {host_ifindex}") })
     }
 
     /// Rows first: from then on the device's packets are dropped as a stranger's.

@@ -3,7 +3,7 @@
 //! maps. Needs root.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use quilla_abi::Be16;
 use quilla_abi::service::{ServiceKey, scope};
 use quilla_agent::last_known;
+use quilla_cni_protocol::{Attachment, Request, RequestEnvelope, Response, decode, encode};
 use quilla_datapath::{Datapath, Options};
 use quilla_model::{Node, ObjectName, Protocol, Service, ServicePort, ServiceType, Snapshot, TrafficPolicy};
 use serde_json::Value;
@@ -305,4 +306,53 @@ fn drift_is_repaired_by_the_audit_of_a_running_agent() {
     });
     let log = machine.log();
     assert!(log.lines().any(|line| line.contains("drift repaired") && line.contains("services_v4")), "{log}");
+}
+
+/// A plugin's side of a conversation.
+struct Plugin(BufReader<UnixStream>);
+
+impl Plugin {
+    fn ask(&mut self, request: Request) -> Response {
+        let line = encode(&RequestEnvelope::from(request)).expect("encode");
+        self.0.get_mut().write_all(&line).expect("ask");
+        let mut answer = Vec::new();
+        self.0.read_until(b'\n', &mut answer).expect("hear");
+        decode(&answer).expect("an answer")
+    }
+}
+
+/// CNI-18: an ADD succeeds with an endpoint that is effective, or it fails and leaves nothing.
+#[test]
+fn an_add_whose_device_is_another_one_fails_and_is_undone() {
+    let machine = Machine::new();
+    last_known::store(&last_known::path(&machine.path("state")), &snapshot()).expect("store snapshot");
+    let _agent = machine.start_agent();
+    machine.wait_ready();
+    let socket = UnixStream::connect(machine.path("run").join("cni.sock")).expect("connect");
+    let mut plugin = Plugin(BufReader::new(socket));
+    let attachment = Attachment { container_id: "c".into(), ifname: "eth0".into() };
+    let network = "n".to_owned();
+    let request =
+        Request::Reserve { attachment: attachment.clone(), network, netns: "/ns".into(), pod: None };
+    let Response::Reserved(reservation) = plugin.ask(request) else { panic!("no reservation") };
+    let device = reservation.host_ifname;
+    let add = format!("ip link add {device} type veth peer name inner && ip -o link show {device}");
+    let shown = machine.inside("sh").args(["-c", &add]).output().expect("add a device");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let ifindex: u32 = shown.split(':').next().and_then(|number| number.parse().ok()).expect("a number");
+
+    let datapath = machine.datapath();
+    let links = machine.links();
+    let mut attach = |host_ifindex| {
+        plugin.ask(Request::Attach { attachment: attachment.clone(), host_ifindex, netns_cookie: 1 })
+    };
+    let refused = attach(ifindex + 1000);
+    assert!(matches!(&refused, Response::Error(error) if error.details.contains(&device)), "{refused:?}");
+    assert_eq!(datapath.maps().interfaces.len().expect("read the map"), 0);
+    assert_eq!(datapath.maps().endpoints_v4.len().expect("read the map"), 0);
+    assert_eq!(machine.links(), links, "its programs are gone again");
+
+    assert_eq!(attach(ifindex), Response::Done);
+    assert!(datapath.maps().interfaces.get(&ifindex).expect("read the map").is_some());
+    assert_eq!(datapath.maps().endpoints_v4.len().expect("read the map"), 1);
 }
