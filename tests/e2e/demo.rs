@@ -7,7 +7,7 @@ use quilla_tests::binary;
 use quilla_tests::command::Run;
 
 pub(crate) fn the_demo_keeps_its_word() -> Result<()> {
-    let said = Command::new(binary::path("quilla-demo")?).text()?;
+    let said = Command::new(binary::path("quilla-demo")?).arg("demo").text()?;
     ensure!(said.contains("Done.") && !said.contains("failed"), "{said}");
     Ok(())
 }

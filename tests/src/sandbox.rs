@@ -7,6 +7,7 @@
 
 use std::env;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -62,7 +63,8 @@ pub fn enter() -> Result<Sandbox> {
     enter_recorded(None)
 }
 
-/// The same, with a [`Record`] as JSON in a file for the sandbox's lifetime.
+/// The same, with a [`Record`] as JSON in a file for the sandbox's lifetime. Who removes the file and then kills the
+/// recorded process ends the sandbox in peace: the program's exit code is 0.
 pub fn enter_recorded(record: Option<&Path>) -> Result<Sandbox> {
     if env::var_os(MARK).is_none() {
         exit(supervise(record)?);
@@ -111,10 +113,20 @@ fn supervise(record: Option<&Path>) -> Result<i32> {
         Ok::<_, anyhow::Error>(ended)
     });
     drop(cgroup);
-    if let Some(path) = record {
-        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+    if record.map(remove_record).transpose()? == Some(false) {
+        println!("\nended by `dev down`");
+        return Ok(0);
     }
     Ok(status?.map_or(130, |status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))))
+}
+
+/// Whether the record was still there.
+fn remove_record(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
 }
 
 fn furnish() -> Result<()> {

@@ -8,19 +8,18 @@ use crate::workspace::Workspace;
 use crate::{product, setup};
 
 pub(crate) fn demo(workspace: &Workspace, arguments: &[String]) -> Result<()> {
-    hand_over(workspace, arguments)
+    hand_over(workspace, "demo", arguments)
 }
 
 pub(crate) fn dev(workspace: &Workspace, arguments: &[String]) -> Result<()> {
-    let words: Vec<String> = std::iter::once("dev".to_owned()).chain(arguments.iter().cloned()).collect();
-    hand_over(workspace, &words)
+    hand_over(workspace, "dev", arguments)
 }
 
 /// Replaces this process, so that signals and the exit code are the demo's own.
-fn hand_over(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+fn hand_over(workspace: &Workspace, name: &str, arguments: &[String]) -> Result<()> {
     setup::commands(workspace)?;
     product::build(workspace, false)?;
     let binary = workspace.target().join("debug/quilla-demo");
-    let failure = workspace.command(&binary).args(arguments).exec();
+    let failure = workspace.command(&binary).arg(name).args(arguments).exec();
     Err(failure).with_context(|| format!("start {}", binary.display()))
 }

@@ -52,14 +52,16 @@ enum Command {
     Check,
     /// Run tests: all tiers, or one, or one with a name filter
     Test { tier: Option<String>, filter: Option<String> },
-    /// Bring up a three-node cluster in network namespaces, show that it works, clean up
+    /// Bring up a three-node cluster in network namespaces, show that it works, clean up; `--keep` leaves it up
+    #[command(disable_help_flag = true)]
     Demo {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// A cluster in network namespaces to work in: `up`, `down`, `shell NODE`
+    /// A cluster in network namespaces to work in: `up`, `down`, `shell NODE [COMMAND]`
+    #[command(disable_help_flag = true)]
     Dev {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
     /// Measure an optimised build: `packets`, `memory`, `sizes`

@@ -21,10 +21,13 @@ pub(crate) enum Action {
     Up,
     /// End it and everything in it.
     Down,
-    /// A shell on `node-a`, `node-b`, `node-c` or `fabric`, with kubectl set up.
+    /// A shell on `node-a`, `node-b`, `node-c` or `fabric`, with kubectl and quilla set up.
     Shell {
         /// Which node.
         node: String,
+        /// A command to run instead of a shell, with its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
     },
     /// What `up` leaves in the background.
     #[command(hide = true)]
@@ -38,7 +41,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     match action {
         Action::Up => up(),
         Action::Down => down(),
-        Action::Shell { node } => shell(node),
+        Action::Shell { node, command } => shell(node, command),
         Action::Serve => serve(),
     }
 }
@@ -46,7 +49,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
 pub(crate) fn how_to_look_inside() -> String {
     "  cargo xtask dev shell node-a     a shell on a node (or node-b, node-c, fabric)\n  \
        there:  kubectl get pods,services -o wide\n  \
-       there:  quilla services;  quilla flows;  quilla drops\n  \
+       there:  quilla status;  quilla services;  quilla flows;  quilla drops\n  \
      cargo xtask dev down             end it"
         .to_owned()
 }
@@ -104,6 +107,9 @@ fn down() -> Result<()> {
     let record = find()?.context("no cluster is up")?;
     let process =
         i32::try_from(record.process).ok().and_then(Pid::from_raw).context("the record's process")?;
+    // Without its record the cluster's supervisor knows that this end was asked for.
+    let path = crate::record()?;
+    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
     kill_process(process, Signal::KILL).context("end the cluster")?;
     eventually::succeeds("everything is gone", || {
         ensure!(!record.cgroup.exists(), "{} is still there", record.cgroup.display());
@@ -113,7 +119,7 @@ fn down() -> Result<()> {
     Ok(())
 }
 
-fn shell(node: &str) -> Result<()> {
+fn shell(node: &str, words: &[String]) -> Result<()> {
     let record = find()?.context("no cluster is up: `cargo xtask dev up` starts one")?;
     let children = format!("/proc/{0}/task/{0}/children", record.process);
     let children = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
@@ -134,6 +140,10 @@ fn shell(node: &str) -> Result<()> {
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{}:{path}", programs.display()));
     command.env("QUILLA_ADMIN_SOCKET", format!("{FILES}/{CLUSTER}/{node}/run/admin.sock"));
-    command.env("PS1", format!("{node} # ")).args(["bash", "--norc"]);
+    if words.is_empty() {
+        command.env("PS1", format!("{node} # ")).args(["bash", "--norc"]);
+    } else {
+        command.args(words);
+    }
     Err(command.exec()).context("start a shell")
 }

@@ -17,18 +17,26 @@ use quilla_tests::{binary, netns, sandbox};
 /// Name of the cluster, and so the prefix of its namespaces.
 const CLUSTER: &str = "quilla";
 
+/// `cargo xtask` hands its own words on, so its name is the one that people know.
 #[derive(Debug, Parser)]
-#[command(about = "A Quilla cluster in network namespaces of this machine")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "A Quilla cluster in network namespaces of this machine"
+)]
 struct Options {
-    /// Leave the cluster up after the demo, until Ctrl-C.
-    #[arg(long)]
-    keep: bool,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Bring up a cluster of three nodes, show that it works, clean up.
+    Demo {
+        /// Leave the cluster up after the demo, until Ctrl-C or `cargo xtask dev down`.
+        #[arg(long)]
+        keep: bool,
+    },
     /// A cluster to work in.
     Dev {
         #[command(subcommand)]
@@ -37,9 +45,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Options::parse() {
-        Options { command: Some(Command::Dev { action }), .. } => dev::run(&action),
-        Options { keep, .. } => demo(keep),
+    let outcome = match Options::parse().command {
+        Command::Demo { keep } => demo(keep),
+        Command::Dev { action } => dev::run(&action),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -44,7 +44,7 @@ fn start() -> Result<Cluster> {
     let mut cluster = started.context("the control plane")?;
     step("Starting three nodes, each with its agent", || {
         cluster.start_nodes()?;
-        Ok("every agent has reached a Service through its own data path".to_owned())
+        Ok("every agent has reached its own hidden Service, /self-test, through its data path".to_owned())
     })?;
     show(&cluster, &["get", "nodes", "-o", "wide"])?;
     Ok(cluster)
@@ -174,18 +174,22 @@ const KILLS: u32 = 6;
 fn the_agent_dies(cluster: &mut Cluster, client: &Pod, services: &[Service]) -> Result<()> {
     let targets = services[0].frontends;
     let mut report = Value::Null;
+    let mut pids = Vec::new();
     step(&format!("Under load, kill -9 of the client's agent, {KILLS} times"), || {
         let load = start_load(client, &targets)?;
         for _ in 0..KILLS {
             let node = cluster.node_mut("node-a");
+            pids.push(node.agent()?.id().to_string());
             node.agent()?.kill()?;
             node.start_agent()?;
             node.wait_ready()?;
         }
+        pids.push(cluster.node_mut("node-a").agent()?.id().to_string());
         report = finish_load(load)?;
         Ok("nobody noticed".to_owned())
     })?;
     let number = |key: &str| report[key].as_u64().map_or_else(|| "?".to_owned(), |number| number.to_string());
+    say(&format!("    the agent's process each time: {}", pids.join(" → ")));
     table(&[
         vec![
             "long connections".to_owned(),
@@ -223,17 +227,24 @@ fn finish_load(load: Child) -> Result<Value> {
 
 fn a_backend_leaves(cluster: &Cluster, client: &Pod, service: &Service, servers: &[Pod]) -> Result<()> {
     let (leaving, staying) = servers.split_first().context("servers")?;
+    let mut rows = vec![vec!["Service".to_owned(), "family".to_owned()]];
+    rows[0].extend(SERVERS.map(str::to_owned));
     step(&format!("Deleting the Pod {}", leaving.name()), || {
         cluster.delete_pod(leaving.name())?;
         cluster.wait_service(service.name, staying.len())?;
-        for to in service.frontends {
-            eventually::succeeds("only the others answer", || {
-                let answers = ask(|program| client.command(program), to, service.by, 30)?;
+        for ((family, _), to) in FAMILIES.into_iter().zip(service.frontends) {
+            let shares = eventually::succeeds("only the others answer", || {
+                let answers = ask(|program| client.command(program), to, service.by, QUESTIONS)?;
                 let hits = tally(&answers);
                 ensure!(!hits.contains_key(leaving.name()), "{hits:?}");
-                Ok(())
+                Ok(SERVERS.map(|server| hits.get(server).copied().unwrap_or(0)))
             })?;
+            let mut row = vec![format!("{} {to}", service.name), family.to_owned()];
+            row.extend(shares.map(|share| share.to_string()));
+            rows.push(row);
         }
         Ok("the others took over its share".to_owned())
-    })
+    })?;
+    table(&rows);
+    Ok(())
 }
