@@ -6,6 +6,7 @@ use quilla_abi::Address;
 use quilla_abi::epoch::Dep;
 use quilla_abi::flow::{Flow, FlowKey, Forward, Ingress, action};
 use quilla_abi::node::UnderlayAddress;
+use quilla_abi::service::Service;
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::embedded::Embedded;
 
@@ -62,6 +63,8 @@ pub(crate) struct Scratch<A> {
     pub(crate) replaced: FlowKey<A>,
     /// Whether there is one.
     pub(crate) replaces: u32,
+    /// The Service that the packet is for.
+    pub(crate) service: Service,
     /// Who sends.
     pub(crate) from: Side,
     /// Who receives.

@@ -52,9 +52,12 @@ pub(crate) fn select<F: Maps>(
         return Ok(false);
     }
     let frontend = ServiceKey { addr: key.dst, port: key.dport, proto: key.proto, scope: scope::INTERNAL };
-    let Some(service) = helper::find(F::services(), &frontend) else { return Ok(false) };
-    let (id, backend) = choose::<F>(service, key.proto, scratch.hash).ok_or(DropReason::NoBackend)?;
-    scratch.flow.service = service.id;
+    if !read::<F>(&frontend, &mut scratch.service) {
+        return Ok(false);
+    }
+    let chosen = choose::<F>(&scratch.service, key.proto, scratch.hash);
+    let (id, backend) = chosen.ok_or(DropReason::NoBackend)?;
+    scratch.flow.service = scratch.service.id;
     scratch.flow.backend = id;
     scratch.flow.deps[dep::BACKEND] = backend.dep;
     scratch.out.dst = backend.row.addr;
@@ -63,6 +66,32 @@ pub(crate) fn select<F: Maps>(
         restore::<F>(headers, config, scratch)?;
     }
     Ok(true)
+}
+
+/// The row of a Service, as one update left it. Says whether there is one.
+///
+/// Rows live in places that the kernel uses again at once: one that is replaced while it is read may come out as half
+/// another Service's. Two readings that agree are of one row; whoever sees two changes takes what the third one says.
+#[inline(never)]
+pub(crate) fn read<F: Maps>(frontend: &ServiceKey<F::Addr>, service: &mut Service) -> bool {
+    let Some(row) = helper::find(F::services(), frontend) else { return false };
+    *service = *row;
+    for _ in 0..2 {
+        let Some(row) = helper::find(F::services(), frontend) else { return false };
+        let last = core::mem::replace(service, *row);
+        if is_same(&last, service) {
+            break;
+        }
+    }
+    true
+}
+
+/// Without a branch for each field, all of which the verifier would follow.
+#[inline(always)]
+fn is_same(a: &Service, b: &Service) -> bool {
+    let differences =
+        (a.id ^ b.id) | (a.slot_base ^ b.slot_base) | (a.slot_count ^ b.slot_count) | (a.flags ^ b.flags);
+    differences == 0
 }
 
 /// A backend as it was read, and the generation it had before.

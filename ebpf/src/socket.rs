@@ -6,7 +6,7 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use quilla_abi::service::{ServiceKey, flag, scope};
+use quilla_abi::service::{Service, ServiceKey, flag, scope};
 use quilla_abi::socket::{Frontend, SocketKey};
 use quilla_abi::{Address, Be16};
 use quilla_ebpf_core::hash::jhash;
@@ -165,12 +165,15 @@ pub(crate) fn forward<P: Place>(name: Name) -> i32 {
     let Some(proto) = name.proto() else { return ALLOW };
     let (addr, port) = (P::get(name), name.port());
     let key = ServiceKey { addr, port, proto, scope: scope::INTERNAL };
-    let Some(service) = helper::find(P::F::services(), &key) else { return ALLOW };
+    let mut row = Service::default();
+    if !service::read::<P::F>(&key, &mut row) {
+        return ALLOW;
+    }
     let Ok(config) = route::config() else { return ALLOW };
     let cookie = name.cookie();
     // One socket stays with one backend, so that the datagrams of a socket that is not connected stay together.
     let words = [cookie[0], cookie[1], P::F::sum(&addr), u32::from(port.wire()) | u32::from(proto) << 16];
-    match service::choose::<P::F>(service, proto, jhash(&words, config.hash_seed)) {
+    match service::choose::<P::F>(&row, proto, jhash(&words, config.hash_seed)) {
         Some((_, chosen)) => {
             let backend = chosen.row;
             let frontend = Frontend { addr, port, pad: 0 };
@@ -181,7 +184,7 @@ pub(crate) fn forward<P: Place>(name: Name) -> i32 {
             }
             ALLOW
         }
-        None if service.flags & flag::DROP_WHEN_EMPTY != 0 => ALLOW,
+        None if row.flags & flag::DROP_WHEN_EMPTY != 0 => ALLOW,
         None => {
             helper::fail_with(ECONNREFUSED);
             REFUSE
