@@ -14,6 +14,7 @@ use kube::{Api, Client, ResourceExt};
 use rand::RngExt;
 
 use super::cache::{Cache, Change, Key};
+use super::label_index::LabelIndex;
 use super::{Reconciler, watch};
 use crate::endpoint::{MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, desired, plan};
 use crate::error::{Error, is_code};
@@ -38,6 +39,7 @@ pub struct EndpointSlices {
     client: Client,
     services: Cache<Service>,
     pods: Cache<Pod>,
+    labels: LabelIndex,
     nodes: Cache<Node>,
     slices: Cache<EndpointSlice>,
 }
@@ -51,7 +53,8 @@ impl std::fmt::Debug for EndpointSlices {
 impl EndpointSlices {
     pub fn new(client: Client) -> Self {
         let (services, pods) = (Cache::default(), Cache::default());
-        Self { client, services, pods, nodes: Cache::default(), slices: Cache::default() }
+        let (labels, nodes, slices) = (LabelIndex::default(), Cache::default(), Cache::default());
+        Self { client, services, pods, labels, nodes, slices }
     }
 
     /// The Services that selected the Pod or select it now.
@@ -93,9 +96,9 @@ impl EndpointSlices {
             return Plan::default();
         };
         let pods: Vec<_> = self
-            .pods
-            .within(&key.namespace)
-            .map(|(_, pod)| &**pod)
+            .labels
+            .candidates(&key.namespace, selector)
+            .filter_map(|key| self.pods.get(key).map(|pod| &**pod))
             .filter(|pod| selects(Some(selector), pod.metadata.labels.as_ref()))
             .collect();
         let zone =
@@ -201,6 +204,9 @@ impl Reconciler for EndpointSlices {
             }
             Seen::Pod(event) => {
                 let changes = self.pods.apply(*event);
+                for change in &changes {
+                    self.labels.update(change);
+                }
                 changes.iter().flat_map(|change| self.services_of(change)).collect()
             }
             Seen::Node(event) => {

@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod endpoint_slice;
 pub mod kubernetes_service;
+pub mod label_index;
 pub mod node_cidr;
 pub mod queue;
 pub mod scheduler;
