@@ -100,7 +100,9 @@ fn find() -> Result<Option<Record>> {
     let record: Record = serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
     // A record outlives a supervisor that was killed, and its number may be another program's by now.
     let name = fs::read_to_string(format!("/proc/{}/comm", record.process)).unwrap_or_default();
-    Ok((name.trim() == "unshare").then_some(record))
+    // A dead process keeps its name until it is reaped, but is no longer in its cgroup.
+    let events = fs::read_to_string(record.cgroup.join("cgroup.events")).unwrap_or_default();
+    Ok((name.trim() == "unshare" && events.contains("populated 1")).then_some(record))
 }
 
 fn down() -> Result<()> {
