@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use fastrand::Rng;
 
 use crate::model::Hook;
-use crate::wire::{ACK, DESTINATION, FIN, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP};
+use crate::wire::{ACK, DESTINATION, FIN, Frame, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, read};
 use crate::world::{World, family};
 
 /// A frame and where it is to arrive.
@@ -54,7 +54,11 @@ impl Generator {
         let mut frame = frame(world, rng, hook, tuple);
         // The host's own stack makes no damaged packets.
         if rng.u8(0..12) == 0 && !matches!(hook, Hook::ToPod(_) | Hook::ToOverlay) {
+            let whole = frame.clone();
             damage(rng, &mut frame);
+            if is_told_elsewhere(&frame) {
+                frame = whole;
+            }
         }
         Stimulus { hook, frame }
     }
@@ -289,6 +293,16 @@ fn checksum(bytes: &[u8]) -> u16 {
 /// What announces a fragment header of IPv6.
 const FRAGMENT_HEADER: u8 = 44;
 
+/// ICMP errors, neighbour discovery and listener reports have stories of their own (tests/packet).
+fn is_told_elsewhere(frame: &[u8]) -> bool {
+    let Frame::Ip(headers) = read(frame) else { return false };
+    match (headers.tuple.proto, headers.icmp_type) {
+        (ICMP, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        (ICMPV6, Some(kind)) => matches!(kind, 1..=4 | 130..=137 | 143),
+        _ => false,
+    }
+}
+
 /// Cuts the frame short, or changes bytes of its headers.
 fn damage(rng: &mut Rng, frame: &mut Vec<u8>) {
     if rng.bool() {
@@ -296,9 +310,9 @@ fn damage(rng: &mut Rng, frame: &mut Vec<u8>) {
     } else {
         for _ in 0..rng.u8(1..3) {
             let headers = frame.len().min(74);
-            // Not the fragment fields and not ICMP types: those have stories of their own (tests/packet).
+            // Not the fragment fields: those have stories of their own (tests/packet).
             let (at, value) = (rng.usize(0..headers), rng.u8(..));
-            if !(20..22).contains(&at) && at != 34 && at != 54 && value != FRAGMENT_HEADER {
+            if !(20..22).contains(&at) && value != FRAGMENT_HEADER {
                 frame[at] = value;
             }
         }
