@@ -11,7 +11,7 @@ use quilla_datapath::Outcome;
 use crate::generate::{Continuation, Stimulus};
 use crate::model::{Expect, Hook, Model, Target};
 use crate::wire::{
-    Frame, ICMP, ICMPV6, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
+    Echo, Frame, ICMP, ICMPV6, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
     without_checksums,
 };
 use crate::world::World;
@@ -154,10 +154,10 @@ fn bytes(
             expected[l4..l4 + 2].copy_from_slice(&tuple.sport.to_be_bytes());
             expected[l4 + 2..l4 + 4].copy_from_slice(&tuple.dport.to_be_bytes());
         }
-        ICMP | ICMPV6 => match headers.icmp_type {
-            Some(8 | 128) => expected[l4 + 4..l4 + 6].copy_from_slice(&tuple.sport.to_be_bytes()),
-            Some(0 | 129) => expected[l4 + 4..l4 + 6].copy_from_slice(&tuple.dport.to_be_bytes()),
-            _ => {}
+        ICMP | ICMPV6 => match headers.echo {
+            Some(Echo::Request) => expected[l4 + 4..l4 + 6].copy_from_slice(&tuple.sport.to_be_bytes()),
+            Some(Echo::Reply) => expected[l4 + 4..l4 + 6].copy_from_slice(&tuple.dport.to_be_bytes()),
+            None => {}
         },
         _ => {}
     }

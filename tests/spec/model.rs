@@ -11,7 +11,7 @@ use quilla_abi::DropReason;
 use quilla_abi::counter::path;
 use quilla_abi::flow::action;
 
-use crate::wire::{ACK, FIN, Frame, Headers, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, read};
+use crate::wire::{ACK, Echo, FIN, Frame, Headers, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, read};
 use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, World, family};
 
 /// Where a packet meets the data path.
@@ -162,7 +162,7 @@ impl Model {
         self.world.host.contains(&tuple.dst)
             && match tuple.proto {
                 TCP | UDP => SNAT_PORTS.contains(&tuple.dport),
-                ICMP | ICMPV6 => matches!(headers.icmp_type, Some(0 | 129)),
+                ICMP | ICMPV6 => headers.echo == Some(Echo::Reply),
                 _ => false,
             }
     }

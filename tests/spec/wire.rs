@@ -36,6 +36,13 @@ impl Tuple {
     }
 }
 
+/// The halves of a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Echo {
+    Request,
+    Reply,
+}
+
 /// What a well-formed IP packet says.
 #[derive(Clone, Debug)]
 pub(crate) struct Headers {
@@ -49,6 +56,8 @@ pub(crate) struct Headers {
     pub tcp_flags: u8,
     /// Type, for ICMP and `ICMPv6`.
     pub icmp_type: Option<u8>,
+    /// Which half of an echo it is; the types differ by family.
+    pub echo: Option<Echo>,
 }
 
 impl Headers {
@@ -56,7 +65,7 @@ impl Headers {
     pub(crate) fn is_translatable(&self) -> bool {
         match self.tuple.proto {
             TCP | UDP => true,
-            ICMP | ICMPV6 => matches!(self.icmp_type, Some(8 | 128)),
+            ICMP | ICMPV6 => self.echo == Some(Echo::Request),
             _ => false,
         }
     }
@@ -191,6 +200,7 @@ fn transport(
         l4_len,
         tcp_flags: 0,
         icmp_type: None,
+        echo: None,
     };
     match (proto, src.is_ipv4()) {
         (TCP, _) => {
@@ -219,8 +229,14 @@ fn transport(
             }
             headers.icmp_type = Some(body[0]);
             match (body[0], src.is_ipv4()) {
-                (8, true) | (128, false) => headers.tuple.sport = be16(body, 4),
-                (0, true) | (129, false) => headers.tuple.dport = be16(body, 4),
+                (8, true) | (128, false) => {
+                    headers.echo = Some(Echo::Request);
+                    headers.tuple.sport = be16(body, 4);
+                }
+                (0, true) | (129, false) => {
+                    headers.echo = Some(Echo::Reply);
+                    headers.tuple.dport = be16(body, 4);
+                }
                 _ => {}
             }
         }
