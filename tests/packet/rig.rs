@@ -16,6 +16,7 @@ use quilla_abi::version::SCHEMA;
 use quilla_abi::{Be16, DropReason, counter, epoch, program, trace};
 use quilla_datapath::{Datapath, Options, TestContext, TestRunner, bpffs};
 use quilla_tests::assert_frames_eq;
+use quilla_tests::bare_node;
 use quilla_tests::netns::Netns;
 use quilla_tests::packet::Packet;
 use quilla_tests::sandbox;
@@ -242,21 +243,7 @@ pub(crate) fn tell(name: &str, story: impl Fn(&mut Rig, Family) -> Result<()> + 
 
 /// A namespace with the devices; the programs run inside it.
 pub(crate) fn namespace(name: &str) -> Result<Netns> {
-    let netns = Netns::create(name)?;
-    for (index, peer) in [DEVICE_A, DEVICE_B, UPLINK, OVERLAY].into_iter().zip(101..) {
-        netns.ip(&format!(
-            "link add d{index} index {index} type veth peer name e{index} index {peer}\n\
-             link set d{index} up\nlink set e{index} up"
-        ))?;
-    }
-    netns.ip(&format!(
-        "addr add 192.168.77.1/24 dev d{UPLINK}\naddr add fd00:77::1/64 dev d{UPLINK} nodad\n\
-         route add default via 192.168.77.254\nroute add ::/0 via fd00:77::fe"
-    ))?;
-    for family in ["ipv4", "ipv6"] {
-        netns.sysctl(&format!("net.{family}.conf.all.forwarding"), "1")?;
-    }
-    Ok(netns)
+    bare_node::create(name, &[DEVICE_A, DEVICE_B], UPLINK, OVERLAY)
 }
 
 impl Rig {

@@ -8,7 +8,10 @@ use std::net::IpAddr;
 use fastrand::Rng;
 
 use crate::model::Hook;
-use crate::wire::{ACK, DESTINATION, FIN, Frame, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, read};
+use crate::wire::{
+    ACK, DESTINATION, FIN, Frame, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, pseudo_header, read,
+    sum,
+};
 use crate::world::{World, family};
 
 /// A frame and where it is to arrive.
@@ -256,7 +259,7 @@ fn transport(rng: &mut Rng, tuple: Tuple) -> Vec<u8> {
     if tuple.proto == UDP && family(tuple.src) == 0 && rng.u8(0..6) == 0 {
         return bytes; // No checksum at all (E7).
     }
-    let mut covered = if tuple.proto == ICMP { Vec::new() } else { pseudo_header(tuple, bytes.len()) };
+    let mut covered = if tuple.proto == ICMP { Vec::new() } else { pseudo_header(&tuple, bytes.len()) };
     covered.extend(&bytes);
     let sum = match checksum(&covered) {
         0 if tuple.proto == UDP => 0xffff,
@@ -266,28 +269,8 @@ fn transport(rng: &mut Rng, tuple: Tuple) -> Vec<u8> {
     bytes
 }
 
-fn pseudo_header(tuple: Tuple, length: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for address in [tuple.src, tuple.dst] {
-        match address {
-            IpAddr::V4(v4) => bytes.extend(v4.octets()),
-            IpAddr::V6(v6) => bytes.extend(v6.octets()),
-        }
-    }
-    bytes.extend(u32::try_from(length).expect("a small packet").to_be_bytes());
-    bytes.extend([0, 0, 0, tuple.proto]);
-    bytes
-}
-
 fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum = 0u32;
-    for pair in bytes.chunks(2) {
-        sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u32::from(low));
-    }
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).expect("folded")
+    !u16::try_from(sum(bytes)).expect("folded")
 }
 
 /// What announces a fragment header of IPv6.

@@ -15,6 +15,7 @@ use quilla_abi::service::{Service, ServiceKey, scope};
 use quilla_abi::version::SCHEMA;
 use quilla_abi::{Be16, epoch};
 use quilla_datapath::{Datapath, Object, Options, Outcome, TestContext, TestRunner, bpffs};
+use quilla_tests::bare_node;
 use quilla_tests::netns::Netns;
 use quilla_tests::sandbox;
 
@@ -27,21 +28,7 @@ pub(crate) const OVERLAY: u32 = 22;
 
 /// A namespace with the devices; the caller must run inside it.
 pub(crate) fn namespace(name: &str) -> Result<Netns> {
-    let netns = Netns::create(name)?;
-    for (index, peer) in POD_DEVICES.iter().chain(&[UPLINK, OVERLAY]).zip(101..) {
-        netns.ip(&format!(
-            "link add d{index} index {index} type veth peer name e{index} index {peer}\n\
-             link set d{index} up\nlink set e{index} up"
-        ))?;
-    }
-    netns.ip(&format!(
-        "addr add 192.168.77.1/24 dev d{UPLINK}\naddr add fd00:77::1/64 dev d{UPLINK} nodad\n\
-         route add default via 192.168.77.254\nroute add ::/0 via fd00:77::fe"
-    ))?;
-    for family in ["ipv4", "ipv6"] {
-        netns.sysctl(&format!("net.{family}.conf.all.forwarding"), "1")?;
-    }
-    Ok(netns)
+    bare_node::create(name, &POD_DEVICES, UPLINK, OVERLAY)
 }
 
 pub(crate) struct Rig {

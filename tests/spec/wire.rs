@@ -246,7 +246,7 @@ fn transport(
 }
 
 /// One's complement sum, folded.
-fn sum(bytes: &[u8]) -> u32 {
+pub(crate) fn sum(bytes: &[u8]) -> u32 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
         sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u32::from(low));
@@ -275,7 +275,8 @@ pub(crate) fn transport_checksum_error(frame: &[u8], headers: &Headers) -> Optio
     Some((sum(&pseudo) + sum(body)) % 0xffff)
 }
 
-fn pseudo_header(tuple: &Tuple, length: usize) -> Vec<u8> {
+/// What a transport checksum covers beside the segment itself.
+pub(crate) fn pseudo_header(tuple: &Tuple, length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for address in [tuple.src, tuple.dst] {
         match address {

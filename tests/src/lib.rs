@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod ask;
+pub mod bare_node;
 pub mod binary;
 pub mod cgroup;
 pub mod cluster;

@@ -17,6 +17,7 @@ use quilla_abi::service::{Service, ServiceKey, scope};
 use quilla_abi::version::SCHEMA;
 use quilla_abi::{Be16, epoch};
 use quilla_datapath::Maps;
+use quilla_tests::bare_node;
 use quilla_tests::netns::Netns;
 use quilla_tests::packet::number::TCP;
 
@@ -66,21 +67,7 @@ pub(super) const FAMILIES: [Addresses; 2] = [
 
 /// A namespace with the devices, for whoever runs inside.
 pub(super) fn namespace() -> Result<Netns> {
-    let netns = Netns::create("bench")?;
-    for (device, peer) in [PODS[0].0, PODS[1].0, UPLINK, OVERLAY].into_iter().zip(101..) {
-        netns.ip(&format!(
-            "link add d{device} index {device} type veth peer name e{device} index {peer}\n\
-             link set d{device} up\nlink set e{device} up"
-        ))?;
-    }
-    netns.ip(&format!(
-        "addr add 192.168.77.1/24 dev d{UPLINK}\naddr add fd00:77::1/64 dev d{UPLINK} nodad\n\
-         route add default via 192.168.77.254\nroute add ::/0 via fd00:77::fe"
-    ))?;
-    for family in ["ipv4", "ipv6"] {
-        netns.sysctl(&format!("net.{family}.conf.all.forwarding"), "1")?;
-    }
-    Ok(netns)
+    bare_node::create("bench", &[PODS[0].0, PODS[1].0], UPLINK, OVERLAY)
 }
 
 /// Writes the cluster into empty maps.
