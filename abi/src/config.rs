@@ -38,6 +38,17 @@ pub struct Config {
     pub vtep_mac: Mac,
     /// UDP port of the overlay, machine order: what Pods may not send to a node (E19, E20).
     pub overlay_port: u16,
+    /// The largest inner packet that the overlay carries in one piece; 0 = not known.
+    pub overlay_mtu: u16,
+    /// The ports that `services_*` has for clients outside on addresses of this node, machine order: what goes to
+    /// another port of the node is not looked up. None: the first is greater than the last.
+    pub frontend_port_min: u16,
+    /// Last one, inclusive.
+    pub frontend_port_max: u16,
+    /// Always 0.
+    pub pad: u16,
+    /// The cookie of the node's own network namespace, low and high half.
+    pub netns_cookie: [u32; 2],
 }
 
 /// Bits of [`Config::flags`].
@@ -46,6 +57,8 @@ pub mod flag {
     pub const MASQUERADE_V4: u32 = 1 << 0;
     /// Masquerade IPv6 that leaves the cluster (needs `host_ipv6`).
     pub const MASQUERADE_V6: u32 = 1 << 1;
+    /// A Service has clients outside and a backend that is the node itself: what the node sends may be an answer.
+    pub const NODE_BACKENDS: u32 = 1 << 2;
 }
 
 /// Default of [`Config::snat_port_min`]: above the kernel's default ephemeral range (32768-60999).
@@ -56,4 +69,4 @@ pub const SNAT_PORT_MAX: u16 = 65_535;
 /// Default of [`Config::overlay_port`].
 pub const OVERLAY_PORT: u16 = 8472;
 
-plain!(Config = 76);
+plain!(Config = 92);

@@ -26,6 +26,8 @@ pub mod path {
     pub const PASSED: u32 = 5;
     /// Encapsulated on behalf of the host's stack.
     pub const HOST_OVERLAY: u32 = 6;
+    /// Made by us: a reset or an ICMP error in answer to a packet that was dropped.
+    pub const ANSWERED: u32 = 7;
     /// Rows of the map.
     pub const COUNT: u32 = 16;
 }

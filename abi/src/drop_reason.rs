@@ -73,6 +73,10 @@ reasons! {
     BackendGone = 32, "backend_gone";
     /// A packet in the middle of a translated connection that is no longer known.
     NoFlow = 33, "no_flow";
+    /// The Service has endpoints, but none on this node, and its traffic policy is Local.
+    NoLocalBackend = 34, "no_local_backend";
+    /// The client is not among the source ranges of the load balancer.
+    SourceRange = 35, "source_range";
     /// No endpoint has the destination address.
     NoEndpoint = 40, "no_endpoint";
     /// The destination may never be reached from a Pod (link-local, loopback, reserved).

@@ -24,7 +24,7 @@ pub const MAX_NODES: u32 = 8192;
 /// The first index of IPv4 backends: the *generation* of the backend that holds this id.
 pub const BACKENDS_V4: u32 = NODES + MAX_NODES;
 /// How many backends of one family there can be; ids start at 1.
-pub const MAX_BACKENDS: u32 = 131_072;
+pub const MAX_BACKENDS: u32 = 262_144;
 /// The first index of IPv6 backends.
 pub const BACKENDS_V6: u32 = BACKENDS_V4 + MAX_BACKENDS;
 /// The number of counters.

@@ -85,6 +85,8 @@ pub mod flag {
     pub const ROUTED: u8 = 1 << 3;
     /// The source was translated (masquerade, hairpin, or to keep two frontends apart).
     pub const SNAT: u8 = 1 << 4;
+    /// Counted in [`crate::load`] until it is closed.
+    pub const COUNTED: u8 = 1 << 5;
 }
 
 /// The new tuple, and what it does to the checksums.
@@ -162,8 +164,10 @@ pub struct Flow<A> {
     pub pad: u8,
     /// The new tuple; without [`flag::REWRITE`] it equals the key's.
     pub rewrite: Rewrite<A>,
+    /// The largest packet (from the IP header on, a segment at a time) that fits the way; 0 = any.
+    pub mtu: u16,
     /// Always 0.
-    pub pad2: u32,
+    pub pad2: u16,
 }
 
 /// Positions in [`Flow::deps`].

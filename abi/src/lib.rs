@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
 pub mod config;
 pub mod counter;
@@ -15,6 +16,7 @@ pub mod endpoint;
 pub mod epoch;
 pub mod flow;
 pub mod fragment;
+pub mod load;
 pub mod map;
 pub mod node;
 pub mod program;

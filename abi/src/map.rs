@@ -8,6 +8,16 @@ pub const FLOWS_V6: &str = "flows_v6";
 pub const SERVICES_V4: &str = "services_v4";
 /// [`crate::service`], hash.
 pub const SERVICES_V6: &str = "services_v6";
+/// [`crate::service::SourceRangeKey`] to 1 (`u32`), longest prefix match.
+pub const SOURCE_RANGES_V4: &str = "source_ranges_v4";
+/// [`crate::service::SourceRangeKey`] to 1 (`u32`), longest prefix match.
+pub const SOURCE_RANGES_V6: &str = "source_ranges_v6";
+/// [`crate::affinity`], LRU hash.
+pub const AFFINITY_V4: &str = "affinity_v4";
+/// [`crate::affinity`], LRU hash.
+pub const AFFINITY_V6: &str = "affinity_v6";
+/// [`crate::affinity::MemberKey`] to 1 (`u32`), hash, shared by both families.
+pub const AFFINITY_MEMBERS: &str = "affinity_members";
 /// Array of backend ids (`u32`), shared by both families.
 pub const SLOTS: &str = "slots";
 /// [`crate::backend`], array by id.
@@ -18,6 +28,10 @@ pub const BACKENDS_V6: &str = "backends_v6";
 pub const BACKEND_IDS_V4: &str = "backend_ids_v4";
 /// [`crate::backend::Backend`] to id (`u32`), hash.
 pub const BACKEND_IDS_V6: &str = "backend_ids_v6";
+/// [`crate::load`], array by backend id.
+pub const LOADS_V4: &str = "loads_v4";
+/// [`crate::load`], array by backend id.
+pub const LOADS_V6: &str = "loads_v6";
 /// Address to [`crate::endpoint::Endpoint`], hash.
 pub const ENDPOINTS_V4: &str = "endpoints_v4";
 /// Address to [`crate::endpoint::Endpoint`], hash.
@@ -63,9 +77,15 @@ pub mod capacity {
     /// Of each `flows_*`.
     pub const FLOWS: u32 = 262_144;
     /// Of each `services_*`.
-    pub const SERVICES: u32 = 65_536;
+    pub const SERVICES: u32 = 262_144;
     /// Of `slots`.
-    pub const SLOTS: u32 = 1_048_576;
+    pub const SLOTS: u32 = 2_097_152;
+    /// Of each `source_ranges_*`.
+    pub const SOURCE_RANGES: u32 = 65_536;
+    /// Of each `affinity_*`.
+    pub const AFFINITY: u32 = 65_536;
+    /// Of `affinity_members`.
+    pub const AFFINITY_MEMBERS: u32 = 262_144;
     /// Of each `routes_*`.
     pub const ROUTES: u32 = 32_768;
     /// Of each `fragments_*`.

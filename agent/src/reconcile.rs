@@ -277,6 +277,7 @@ impl Reconciler {
             host_mac: endpoint.host_mac,
             ipv4: endpoint.ipv4,
             ipv6: endpoint.ipv6,
+            host_ports: Vec::new(),
         };
         self.present().map(local).collect()
     }

@@ -2,18 +2,21 @@
 //!
 //! Only `helper` touches the statics' methods, so that every lookup can be counted.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use quilla_abi::affinity::{Affinity, AffinityKey, MemberKey};
 use quilla_abi::backend::Backend;
 use quilla_abi::config::Config;
 use quilla_abi::counter::{self, Counter};
 use quilla_abi::endpoint::{Endpoint, Interface};
 use quilla_abi::flow::{Flow, FlowKey};
 use quilla_abi::fragment::{Fragment, FragmentKey};
+use quilla_abi::load::Load;
 use quilla_abi::map::capacity;
 use quilla_abi::node::{Node, UnderlayAddress};
 use quilla_abi::route::Route;
-use quilla_abi::service::{Service, ServiceKey};
+use quilla_abi::service::{Service, ServiceKey, SourceRangeKey};
 use quilla_abi::socket::{Frontend, SocketKey};
 use quilla_abi::{drop_reason, epoch};
 use quilla_ebpf_core::{Family, V4, V6};
@@ -28,9 +31,11 @@ static FLOWS_V4: LruHashMap<FlowKey<Ipv4>, Flow<Ipv4>> = LruHashMap::with_max_en
 #[map(name = "flows_v6")]
 static FLOWS_V6: LruHashMap<FlowKey<Ipv6>, Flow<Ipv6>> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
 #[map(name = "services_v4")]
-static SERVICES_V4: HashMap<ServiceKey<Ipv4>, Service> = HashMap::with_max_entries(capacity::SERVICES, 0);
+static SERVICES_V4: HashMap<ServiceKey<Ipv4>, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 #[map(name = "services_v6")]
-static SERVICES_V6: HashMap<ServiceKey<Ipv6>, Service> = HashMap::with_max_entries(capacity::SERVICES, 0);
+static SERVICES_V6: HashMap<ServiceKey<Ipv6>, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 #[map(name = "slots")]
 pub(crate) static SLOTS: Array<u32> = Array::with_max_entries(capacity::SLOTS, 0);
 #[map(name = "backends_v4")]
@@ -38,9 +43,30 @@ static BACKENDS_V4: Array<Backend<Ipv4>> = Array::with_max_entries(epoch::MAX_BA
 #[map(name = "backends_v6")]
 static BACKENDS_V6: Array<Backend<Ipv6>> = Array::with_max_entries(epoch::MAX_BACKENDS, 0);
 #[map(name = "backend_ids_v4")]
-static BACKEND_IDS_V4: HashMap<Backend<Ipv4>, u32> = HashMap::with_max_entries(epoch::MAX_BACKENDS, 0);
+static BACKEND_IDS_V4: HashMap<Backend<Ipv4>, u32> =
+    HashMap::with_max_entries(epoch::MAX_BACKENDS, BPF_F_NO_PREALLOC);
 #[map(name = "backend_ids_v6")]
-static BACKEND_IDS_V6: HashMap<Backend<Ipv6>, u32> = HashMap::with_max_entries(epoch::MAX_BACKENDS, 0);
+static BACKEND_IDS_V6: HashMap<Backend<Ipv6>, u32> =
+    HashMap::with_max_entries(epoch::MAX_BACKENDS, BPF_F_NO_PREALLOC);
+#[map(name = "source_ranges_v4")]
+static SOURCE_RANGES_V4: LpmTrie<SourceRange<Ipv4>, u32> =
+    LpmTrie::with_max_entries(capacity::SOURCE_RANGES, 0);
+#[map(name = "affinity_v4")]
+static AFFINITY_V4: LruHashMap<AffinityKey<Ipv4>, Affinity> =
+    LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+#[map(name = "loads_v4")]
+static LOADS_V4: Array<Load> = Array::with_max_entries(epoch::MAX_BACKENDS, 0);
+#[map(name = "source_ranges_v6")]
+static SOURCE_RANGES_V6: LpmTrie<SourceRange<Ipv6>, u32> =
+    LpmTrie::with_max_entries(capacity::SOURCE_RANGES, 0);
+#[map(name = "affinity_v6")]
+static AFFINITY_V6: LruHashMap<AffinityKey<Ipv6>, Affinity> =
+    LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+#[map(name = "loads_v6")]
+static LOADS_V6: Array<Load> = Array::with_max_entries(epoch::MAX_BACKENDS, 0);
+#[map(name = "affinity_members")]
+pub(crate) static AFFINITY_MEMBERS: HashMap<MemberKey, u32> =
+    HashMap::with_max_entries(capacity::AFFINITY_MEMBERS, BPF_F_NO_PREALLOC);
 #[map(name = "endpoints_v4")]
 static ENDPOINTS_V4: HashMap<Ipv4, Endpoint> = HashMap::with_max_entries(epoch::MAX_ENDPOINTS, 0);
 #[map(name = "endpoints_v6")]
@@ -85,10 +111,22 @@ static SCRATCH_V6: PerCpuArray<Memory<Ipv6>> = PerCpuArray::with_max_entries(1, 
 #[map(name = "restores")]
 pub(crate) static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDPOINTS, 0);
 
+/// What follows the length of the prefix in a [`SourceRangeKey`]; the map's own key type has that already.
+#[repr(C)]
+pub(crate) struct SourceRange<A> {
+    pub(crate) id: [u8; 4],
+    pub(crate) addr: A,
+}
+
+const _: () = assert!(size_of::<SourceRange<Ipv6>>() + 4 == size_of::<SourceRangeKey<Ipv6>>());
+
 /// The maps of a family.
 pub(crate) trait Maps: Family {
     fn flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow<Self::Addr>>;
     fn services() -> &'static HashMap<ServiceKey<Self::Addr>, Service>;
+    fn source_ranges() -> &'static LpmTrie<SourceRange<Self::Addr>, u32>;
+    fn affinity() -> &'static LruHashMap<AffinityKey<Self::Addr>, Affinity>;
+    fn loads() -> &'static Array<Load>;
     fn backends() -> &'static Array<Backend<Self::Addr>>;
     fn backend_ids() -> &'static HashMap<Backend<Self::Addr>, u32>;
     fn endpoints() -> &'static HashMap<Self::Addr, Endpoint>;
@@ -99,7 +137,7 @@ pub(crate) trait Maps: Family {
 }
 
 macro_rules! maps_of {
-    ($family:ty, $addr:ty, $flows:ident, $services:ident, $backends:ident, $ids:ident, $endpoints:ident, $routes:ident,
+    ($family:ty, $addr:ty, $flows:ident, $services:ident, $ranges:ident, $affinity:ident, $loads:ident, $backends:ident, $ids:ident, $endpoints:ident, $routes:ident,
      $fragments:ident, $sockets:ident, $scratch:ident) => {
         impl Maps for $family {
             #[inline(always)]
@@ -109,6 +147,18 @@ macro_rules! maps_of {
             #[inline(always)]
             fn services() -> &'static HashMap<ServiceKey<$addr>, Service> {
                 &$services
+            }
+            #[inline(always)]
+            fn source_ranges() -> &'static LpmTrie<SourceRange<$addr>, u32> {
+                &$ranges
+            }
+            #[inline(always)]
+            fn affinity() -> &'static LruHashMap<AffinityKey<$addr>, Affinity> {
+                &$affinity
+            }
+            #[inline(always)]
+            fn loads() -> &'static Array<Load> {
+                &$loads
             }
             #[inline(always)]
             fn backends() -> &'static Array<Backend<$addr>> {
@@ -147,6 +197,9 @@ maps_of!(
     Ipv4,
     FLOWS_V4,
     SERVICES_V4,
+    SOURCE_RANGES_V4,
+    AFFINITY_V4,
+    LOADS_V4,
     BACKENDS_V4,
     BACKEND_IDS_V4,
     ENDPOINTS_V4,
@@ -160,6 +213,9 @@ maps_of!(
     Ipv6,
     FLOWS_V6,
     SERVICES_V6,
+    SOURCE_RANGES_V6,
+    AFFINITY_V6,
+    LOADS_V6,
     BACKENDS_V6,
     BACKEND_IDS_V6,
     ENDPOINTS_V6,

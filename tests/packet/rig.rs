@@ -407,6 +407,8 @@ impl Rig {
             gateway_ipv6: v6(Family::V6.ip(Who::Gateway)),
             vtep_mac: VTEP,
             overlay_port: config::OVERLAY_PORT,
+            frontend_port_min: 1,
+            ..Config::default()
         }
     }
 
@@ -426,7 +428,14 @@ impl Rig {
             maps.slots.set(slot, id)?;
         }
         self.slots += slot_count;
-        let row = Service { id: u32::from(n), slot_base, slot_count, affinity_seconds: 0, flags: 0 };
+        let row = Service {
+            id: u32::from(n),
+            slot_base,
+            slot_count,
+            affinity_seconds: 0,
+            slow_start_seconds: 0,
+            flags: 0,
+        };
         let port = Be16::new(if proto == TCP { 80 } else { 53 });
         let scope = scope::INTERNAL;
         match family.ip(Who::Service(n)) {

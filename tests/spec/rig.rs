@@ -270,7 +270,7 @@ impl Rig {
         for (slot, backend) in (slot_base..).zip(backends) {
             maps.slots.set(slot, backend)?;
         }
-        let row = Service { id, slot_base, slot_count, affinity_seconds: 0, flags: 0 };
+        let row = Service { id, slot_base, slot_count, affinity_seconds: 0, slow_start_seconds: 0, flags: 0 };
         let (port, scope) = (Be16::new(frontend.port()), scope::INTERNAL);
         match frontend.ip() {
             IpAddr::V4(v4) => {
@@ -312,5 +312,7 @@ fn config(world: &World) -> Config {
         gateway_ipv6: v6(world.gateway[1]),
         vtep_mac: world.vtep_mac,
         overlay_port: OVERLAY_PORT,
+        frontend_port_min: 1,
+        ..Config::default()
     }
 }

@@ -10,16 +10,18 @@ mod table;
 
 use std::os::fd::OwnedFd;
 
+use quilla_abi::affinity::{Affinity, AffinityKey, MemberKey};
 use quilla_abi::backend::Backend;
 use quilla_abi::config::Config;
 use quilla_abi::counter::Counter;
 use quilla_abi::endpoint::{Endpoint, Interface};
 use quilla_abi::flow::{Flow, FlowKey};
 use quilla_abi::fragment::{Fragment, FragmentKey};
+use quilla_abi::load::Load;
 use quilla_abi::map as name;
 use quilla_abi::node::{Node, UnderlayAddress};
 use quilla_abi::route::{Route, RouteKey};
-use quilla_abi::service::{Service, ServiceKey};
+use quilla_abi::service::{Service, ServiceKey, SourceRangeKey};
 use quilla_abi::socket::{Frontend, SocketKey};
 
 pub use array::ArrayTable;
@@ -58,6 +60,13 @@ maps! {
     flows_v6: Table<FlowKey<Ipv6>, Flow<Ipv6>> = name::FLOWS_V6,
     services_v4: Table<ServiceKey<Ipv4>, Service> = name::SERVICES_V4,
     services_v6: Table<ServiceKey<Ipv6>, Service> = name::SERVICES_V6,
+    source_ranges_v4: Table<SourceRangeKey<Ipv4>, u32> = name::SOURCE_RANGES_V4,
+    source_ranges_v6: Table<SourceRangeKey<Ipv6>, u32> = name::SOURCE_RANGES_V6,
+    affinity_v4: Table<AffinityKey<Ipv4>, Affinity> = name::AFFINITY_V4,
+    affinity_v6: Table<AffinityKey<Ipv6>, Affinity> = name::AFFINITY_V6,
+    affinity_members: Table<MemberKey, u32> = name::AFFINITY_MEMBERS,
+    loads_v4: ArrayTable<Load> = name::LOADS_V4,
+    loads_v6: ArrayTable<Load> = name::LOADS_V6,
     slots: ArrayTable<u32> = name::SLOTS,
     backends_v4: ArrayTable<Backend<Ipv4>> = name::BACKENDS_V4,
     backends_v6: ArrayTable<Backend<Ipv6>> = name::BACKENDS_V6,

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use quilla_abi::Mac;
 use quilla_abi::config::{Config, OVERLAY_PORT, SNAT_PORT_MAX, SNAT_PORT_MIN, flag};
 use quilla_abi::version::SCHEMA;
-use quilla_model::{ObjectName, Snapshot};
+use quilla_model::{ObjectName, Protocol, Snapshot};
 
 use crate::route::gateways;
 
@@ -33,6 +33,10 @@ pub struct NodeFacts {
     pub native: Vec<IpNet>,
     /// Whether Pods leave the cluster with the node's address.
     pub masquerade: bool,
+    /// The largest packet that the overlay carries in one piece; 0 = not known.
+    pub overlay_mtu: u16,
+    /// The cookie of the node's network namespace, low and high half.
+    pub netns_cookie: [u32; 2],
     /// Seed of the flow hash; random once, then kept for as long as the maps live.
     pub hash_seed: u32,
     /// The attached Pods.
@@ -53,6 +57,8 @@ impl NodeFacts {
             addresses: Vec::new(),
             native: Vec::new(),
             masquerade: true,
+            overlay_mtu: 0,
+            netns_cookie: [0; 2],
             hash_seed: 0,
             endpoints: Vec::new(),
         }
@@ -83,6 +89,11 @@ impl NodeFacts {
             gateway_ipv6: gateway_ipv6.map_or([0; 16], |address| address.octets()),
             vtep_mac: crate::tunnel::mac_of(&self.name),
             overlay_port: self.overlay_port,
+            overlay_mtu: self.overlay_mtu,
+            frontend_port_min: 1,
+            frontend_port_max: 0,
+            pad: 0,
+            netns_cookie: self.netns_cookie,
         }
     }
 }
@@ -105,4 +116,19 @@ pub struct LocalEndpoint {
     pub ipv4: Option<Ipv4Addr>,
     /// Its IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a Pod (CNI-33 `portMappings`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Port on the node.
+    pub host_port: u16,
+    /// Port of the Pod.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Only on this address; `None` = on every address of the node.
+    pub host_ip: Option<IpAddr>,
 }

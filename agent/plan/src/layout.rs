@@ -175,7 +175,8 @@ impl Layout {
         }
         let slots = kept.map_or_else(|| slots.into(), |old| Arc::clone(&old.slots));
         let Frontend { affinity_seconds, flags, .. } = *frontend;
-        Some(LaidService { row: Service { id, slot_base, slot_count, affinity_seconds, flags }, slots })
+        let row = Service { id, slot_base, slot_count, affinity_seconds, slow_start_seconds: 0, flags };
+        Some(LaidService { row, slots })
     }
 
     fn give_back_slots(&mut self, laid: &LaidService) {

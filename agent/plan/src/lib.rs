@@ -26,7 +26,7 @@ use quilla_model::{Problem, Snapshot};
 
 pub use desired::{BackendKey, Desired, Frontend, FrontendKey, Target, Tunnel};
 pub use diff::diff;
-pub use facts::{LocalEndpoint, NodeFacts};
+pub use facts::{HostPort, LocalEndpoint, NodeFacts};
 pub use layout::Layout;
 pub use step::{FamilyStep, Step};
 pub use tables::{FamilyTables, LaidService, Tables};

@@ -115,6 +115,7 @@ fn config() -> Config {
         host_ipv6: v6.octets(),
         vtep_mac: PODS[0].1,
         overlay_port: OVERLAY_PORT,
+        frontend_port_min: 1,
         ..Config::default()
     }
 }
@@ -155,7 +156,14 @@ fn install_pod(maps: &Maps, pod: usize, address: IpAddr) -> Result<()> {
 fn install_service(maps: &Maps, number: u32, addresses: &Addresses) -> Result<()> {
     const BACKEND: u32 = 1;
     let [port, target] = PORTS.map(Be16::new);
-    let row = Service { id: number + 1, slot_base: number, slot_count: 1, affinity_seconds: 0, flags: 0 };
+    let row = Service {
+        id: number + 1,
+        slot_base: number,
+        slot_count: 1,
+        affinity_seconds: 0,
+        slow_start_seconds: 0,
+        flags: 0,
+    };
     maps.slots.set(number, &BACKEND)?;
     match (addresses.service, addresses.pods[1]) {
         (IpAddr::V4(service), IpAddr::V4(pod)) => {

@@ -12,7 +12,8 @@ use crate::support::{Bpffs, open};
 
 const FRONTEND: ServiceKey<[u8; 4]> =
     ServiceKey { addr: [10, 96, 0, 1], port: Be16::new(443), proto: 6, scope: 0 };
-const SERVICE: Service = Service { id: 1, slot_base: 8, slot_count: 2, affinity_seconds: 0, flags: 0 };
+const SERVICE: Service =
+    Service { id: 1, slot_base: 8, slot_count: 2, affinity_seconds: 0, slow_start_seconds: 0, flags: 0 };
 
 #[test]
 fn content_survives() {

@@ -105,6 +105,7 @@ fn pod(number: u8) -> LocalEndpoint {
         host_mac: [2, 0, 0, 0, 1, number],
         ipv4: Some([10, 244, 0, number + 2].into()),
         ipv6: None,
+        host_ports: Vec::new(),
     }
 }
 
