@@ -77,6 +77,7 @@ fn desired(services: u8, endpoints: u8) -> Desired {
         host_mac: [4; 6],
         ipv4: Some([10, 244, 1, 2].into()),
         ipv6: Some("fd00:244:0:1::2".parse().unwrap()),
+        host_ports: Vec::new(),
     }];
     let (desired, problems) = plan(&snapshot, &facts);
     assert_eq!(problems, []);

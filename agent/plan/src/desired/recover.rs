@@ -150,6 +150,7 @@ mod tests {
             host_mac: [4; 6],
             ipv4: Some([10, 244, 1, 2].into()),
             ipv6: None,
+            host_ports: Vec::new(),
         };
         (ifindex, endpoint)
     }
