@@ -1,15 +1,13 @@
-//! The endpoints a Service should have, grouped as slices must be: one family and one set of ports to a group. Called
-//! by the reconciler with the Pods the Service selects.
+//! The endpoints a Service should have, grouped as slices must be: one family, one set of ports and one weight to a
+//! group. Called by the reconciler with the Pods the Service selects.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
-};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use quilla_model::Family;
 
-use super::pod;
+use super::{Topology, hints, pod, weight};
 
 /// What the slices of a group share, in a form that can be compared and ordered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +15,8 @@ pub struct Group {
     /// `IPv4` or `IPv6`.
     pub address_type: String,
     ports: Vec<Port>,
+    /// How many new connections an endpoint takes, against one of weight 1.
+    pub(super) weight: u8,
 }
 
 /// One port of a group.
@@ -36,7 +36,7 @@ impl Group {
     pub fn of(slice: &EndpointSlice) -> Self {
         let mut ports: Vec<_> = slice.ports.iter().flatten().map(Port::of).collect();
         ports.sort();
-        Self { address_type: slice.address_type.clone(), ports }
+        Self { address_type: slice.address_type.clone(), ports, weight: weight::of(&slice.metadata) }
     }
 
     pub fn ports(&self) -> Vec<EndpointPort> {
@@ -71,11 +71,11 @@ pub(super) fn identity(endpoint: &Endpoint) -> String {
     format!("{uid}/{address}")
 }
 
-/// The endpoints of `service`; `zone` tells a node's.
+/// The endpoints of `service`.
 pub fn desired<'a>(
     service: &Service,
     pods: impl IntoIterator<Item = &'a Pod>,
-    zone: impl Fn(&str) -> Option<String>,
+    topology: &Topology,
 ) -> BTreeMap<Group, Endpoints> {
     let mut groups: BTreeMap<Group, Endpoints> = BTreeMap::new();
     let Some(spec) = &service.spec else { return groups };
@@ -87,11 +87,13 @@ pub fn desired<'a>(
             if quilla_model::address::unusable(address).is_some() {
                 continue;
             }
-            let endpoint = endpoint(service, pod, address.to_string(), &zone);
-            let group = Group { address_type: address_type.clone(), ports: ports.clone() };
+            let endpoint = endpoint(service, pod, address.to_string(), topology);
+            let weight = weight::of(&pod.metadata);
+            let group = Group { address_type: address_type.clone(), ports: ports.clone(), weight };
             groups.entry(group).or_default().insert(identity(&endpoint), endpoint);
         }
     }
+    hints::write(service, &mut groups, topology);
     groups
 }
 
@@ -111,23 +113,14 @@ fn ports_of(spec: &ServiceSpec, pod: &Pod) -> Option<Vec<Port>> {
     (asked.is_empty() || !found.is_empty()).then_some(found)
 }
 
-fn endpoint(
-    service: &Service,
-    pod: &Pod,
-    address: String,
-    zone: &impl Fn(&str) -> Option<String>,
-) -> Endpoint {
+fn endpoint(service: &Service, pod: &Pod, address: String, topology: &Topology) -> Endpoint {
     let spec = service.spec.as_ref();
     let node_name = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|name| !name.is_empty());
-    let zone = node_name.as_deref().and_then(zone);
+    let zone = node_name.as_deref().and_then(|node| topology.zone(node)).map(str::to_owned);
     let conditions = conditions(pod, spec.and_then(|spec| spec.publish_not_ready_addresses) == Some(true));
-    let hints = (conditions.ready == Some(true))
-        .then(|| hints(spec?.traffic_distribution.as_deref()?, node_name.as_deref(), zone.as_deref()))
-        .flatten();
     Endpoint {
         addresses: vec![address],
         conditions: Some(conditions),
-        hints,
         hostname: hostname(service, pod),
         node_name,
         target_ref: Some(ObjectReference {
@@ -150,21 +143,6 @@ fn conditions(pod: &Pod, publish_not_ready: bool) -> EndpointConditions {
         ready: Some(publish_not_ready || serving && !terminating),
         serving: Some(serving),
         terminating: Some(terminating),
-    }
-}
-
-/// S15: proxies obey hints only, so `trafficDistribution` must become some.
-fn hints(distribution: &str, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
-    let for_zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
-    let for_nodes = node.map(|node| vec![ForNode { name: node.to_owned() }]);
-    match distribution {
-        "PreferClose" | "PreferSameZone" => {
-            for_zones.map(|zones| EndpointHints { for_zones: Some(zones), for_nodes: None })
-        }
-        "PreferSameNode" if for_zones.is_some() || for_nodes.is_some() => {
-            Some(EndpointHints { for_zones, for_nodes })
-        }
-        _ => None,
     }
 }
 

@@ -2,14 +2,19 @@
 //! input gives the same slices, and slices that are right already are not touched.
 
 mod desired;
+mod hints;
 mod pod;
 mod slices;
+mod topology;
+mod weight;
 
 #[cfg(test)]
 mod tests;
 
 pub use desired::{Group, desired};
 pub use slices::{Plan, plan};
+pub use topology::Topology;
+pub use weight::{WEIGHT_ANNOTATION, validate as validate_weight};
 
 /// The label that names a slice's Service.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";

@@ -1,14 +1,16 @@
 //! From the slices there are to the slices there should be, with as few writes as possible: an endpoint stays in the
 //! slice it is in; new ones fill slices that change anyway, then one that has room, then new slices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 
 use super::desired::{Endpoints, identity};
-use super::{Group, HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SERVICE_LABEL, TRIGGER_ANNOTATION, pod};
+use super::{
+    Group, HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SERVICE_LABEL, TRIGGER_ANNOTATION, pod, weight,
+};
 
 /// The most endpoints we put into one slice.
 pub(super) const LARGEST: usize = 100;
@@ -18,7 +20,8 @@ pub(super) const LARGEST: usize = 100;
 pub struct Plan {
     /// Without names: whoever writes them gives them one.
     pub create: Vec<EndpointSlice>,
-    pub update: Vec<EndpointSlice>,
+    /// Slices that gain endpoints come before those that only lose some.
+    pub update: VecDeque<EndpointSlice>,
     pub delete: Vec<EndpointSlice>,
 }
 
@@ -53,12 +56,13 @@ struct Draft<'a> {
     slice: &'a EndpointSlice,
     endpoints: Vec<Endpoint>,
     changed: bool,
+    gained: bool,
 }
 
 impl<'a> Draft<'a> {
     fn of(slice: &'a EndpointSlice, labels: &BTreeMap<String, String>) -> Self {
         let changed = slice.metadata.labels.as_ref() != Some(labels);
-        Self { slice, endpoints: Vec::new(), changed }
+        Self { slice, endpoints: Vec::new(), changed, gained: false }
     }
 
     /// Takes from `desired` what the slice holds already.
@@ -82,7 +86,7 @@ impl<'a> Draft<'a> {
         for _ in 0..self.room() {
             let Some((_, endpoint)) = desired.pop_first() else { return };
             self.endpoints.push(endpoint);
-            self.changed = true;
+            (self.changed, self.gained) = (true, true);
         }
     }
 }
@@ -113,7 +117,8 @@ fn fill(
         if draft.endpoints.is_empty() {
             plan.delete.push(draft.slice.clone());
         } else {
-            plan.update.push(slice(service, group, draft.endpoints, Some(draft.slice)));
+            let updated = slice(service, group, draft.endpoints, Some(draft.slice));
+            if draft.gained { plan.update.push_front(updated) } else { plan.update.push_back(updated) }
         }
     }
 }
@@ -131,6 +136,7 @@ fn slice(
 ) -> EndpointSlice {
     let mut metadata = old.map_or_else(|| new_metadata(service), |old| old.metadata.clone());
     metadata.labels = Some(labels(service));
+    weight::write(&mut metadata, group.weight);
     EndpointSlice {
         metadata,
         address_type: group.address_type.clone(),

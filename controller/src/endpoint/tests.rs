@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::slices::LARGEST;
 use super::{
-    HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, TRIGGER_ANNOTATION, desired, plan,
+    HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, TRIGGER_ANNOTATION, Topology,
+    WEIGHT_ANNOTATION, desired, plan,
 };
 
 fn service(spec: Value) -> Service {
@@ -37,12 +38,18 @@ fn typed(pod: Value) -> Pod {
     serde_json::from_value(pod).expect("pod")
 }
 
-fn zone(node: &str) -> Option<String> {
-    (node == "n1").then(|| "z1".to_owned())
+fn node(name: &str, zone: Option<&str>) -> Node {
+    serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": zone.map(|zone| json!({"topology.kubernetes.io/zone": zone}))},
+        "status": {"allocatable": {"cpu": "4"}, "conditions": [{"type": "Ready", "status": "True"}]},
+    }))
+    .expect("node")
 }
 
+/// Only one of the two nodes tells its zone.
 fn planned(service: &Service, pods: &[Pod], existing: &[EndpointSlice]) -> Plan {
-    plan(service, desired(service, pods, zone), existing)
+    let topology = Topology::of(&[node("n0", None), node("n1", Some("z1"))]);
+    plan(service, desired(service, pods, &topology), existing)
 }
 
 /// The endpoints of a first plan.
@@ -175,6 +182,96 @@ fn s15_traffic_distribution_becomes_hints_of_ready_endpoints() {
     }
 }
 
+fn zones(endpoints: &[Endpoint]) -> Vec<Option<&str>> {
+    let hint = |endpoint: &Endpoint| Some(endpoint.hints.as_ref()?.for_zones.as_ref()?[0].name.clone());
+    let zone = |endpoint| match hint(endpoint)?.as_str() {
+        "z0" => Some("z0"),
+        "z1" => Some("z1"),
+        other => panic!("no node is in {other}"),
+    };
+    endpoints.iter().map(zone).collect()
+}
+
+#[test]
+fn s16_topology_mode_auto_shares_endpoints_out_by_capacity() {
+    let topology = Topology::of(&[node("n0", Some("z0")), node("n1", Some("z1"))]);
+    let unknown = Topology::of(&[node("n0", None), node("n1", Some("z1"))]);
+    let found = |mode: &str, numbers: &[u8], topology: &Topology| -> Vec<Endpoint> {
+        let mut service = service(json!({"trafficDistribution": "PreferSameNode"}));
+        service.metadata.annotations =
+            Some([("service.kubernetes.io/topology-mode".to_owned(), mode.to_owned())].into());
+        let pods: Vec<_> = numbers.iter().map(|&number| typed(pod(number, number < 100))).collect();
+        desired(&service, &pods, topology).into_values().flat_map(BTreeMap::into_values).collect()
+    };
+    let (z0, z1) = (Some("z0"), Some("z1"));
+    assert_eq!(zones(&found("Auto", &[2, 3], &topology)), [z0, z1], "at home");
+    // Three endpoints in zone 1: the last of them serves zone 0, and one that is not ready counts for nothing.
+    assert_eq!(zones(&found("Auto", &[1, 2, 3, 5, 101], &topology)), [z1, z0, z1, z0, None]);
+    for (numbers, topology, why) in
+        [(&[1u8, 2][..], &unknown, "a node without a zone"), (&[1][..], &topology, "too few endpoints")]
+    {
+        let found = found("auto", numbers, topology);
+        assert!(found.iter().all(|endpoint| endpoint.hints.is_none()), "{why}");
+    }
+    let of_node = found("Disabled", &[1], &topology).remove(0).hints.expect("as the spec says");
+    assert_eq!(of_node.for_nodes.expect("node")[0].name, "n1");
+}
+
+#[test]
+fn s6_a_pod_on_the_host_network_serves_at_its_node_s_address() {
+    let mut host = pod(1, true);
+    host["spec"]["hostNetwork"] = json!(true);
+    host["status"]["hostIP"] = json!("192.0.2.1");
+    host["status"]["podIP"] = json!("192.0.2.1");
+    host["status"]["podIPs"] = json!([{"ip": "192.0.2.1"}]);
+    let service = service(json!({"ipFamilies": ["IPv4", "IPv6"]}));
+    let found = endpoints(&service, &[typed(host)]);
+    let addresses: Vec<_> = found.iter().map(|one| one.addresses[0].as_str()).collect();
+    assert_eq!(addresses, ["192.0.2.1"]);
+}
+
+fn weighted(number: u8, weight: &str) -> Pod {
+    let mut weighted = pod(number, true);
+    weighted["metadata"]["annotations"] = json!({WEIGHT_ANNOTATION: weight});
+    typed(weighted)
+}
+
+fn weight(slice: &EndpointSlice) -> Option<String> {
+    slice.metadata.annotations.as_ref()?.get(WEIGHT_ANNOTATION).cloned()
+}
+
+#[test]
+fn pods_of_different_weight_have_slices_of_their_own() {
+    let service = service(json!({}));
+    let pods =
+        [typed(pod(2, true)), weighted(4, "1"), weighted(6, "20"), weighted(8, "0"), weighted(10, "x")];
+    let plan = planned(&service, &pods, &[]);
+    let mut found: Vec<_> = plan
+        .create
+        .iter()
+        .map(|slice| (weight(slice), slice.endpoints.as_ref().expect("endpoints").len()))
+        .collect();
+    found.sort();
+    assert_eq!(found, [(None, 3), (Some("0".to_owned()), 1), (Some("20".to_owned()), 1)]);
+}
+
+#[test]
+fn s17_an_endpoint_whose_weight_changes_is_never_missing() {
+    let service = service(json!({}));
+    let pods = |weight: &str| [typed(pod(2, true)), weighted(4, weight), weighted(6, "20")];
+    let mut serial = 0;
+    for (before, after) in [("1", "20"), ("20", "1")] {
+        let slices = apply(Vec::new(), planned(&service, &pods(before), &[]), &mut serial);
+        let moved = planned(&service, &pods(after), &slices);
+        assert_eq!((moved.create.len(), moved.update.len(), moved.delete.len()), (0, 2, 0));
+        let holds =
+            |at: usize| moved.update[at].endpoints.iter().flatten().any(|one| one.addresses[0] == "10.0.0.4");
+        assert!(holds(0) && !holds(1), "the slice that gains it is written first");
+        let slices = apply(slices, moved, &mut serial);
+        assert!(planned(&service, &pods(after), &slices).is_empty());
+    }
+}
+
 #[test]
 fn slices_carry_the_labels_of_the_service_and_ours() {
     let slice = planned(&service(json!({"clusterIP": "None"})), &[typed(pod(1, true))], &[]).create.remove(0);
@@ -234,7 +331,11 @@ proptest! {
         let (mut slices, mut serial) = (Vec::new(), 0);
         for step in steps {
             let states: BTreeMap<_, _> = step.into_iter().collect();
-            let pods: Vec<_> = states.iter().map(|(&number, &ready)| typed(pod(number, ready))).collect();
+            let weigh = |number: u8, mut pod: Value| {
+                pod["metadata"]["annotations"] = json!({WEIGHT_ANNOTATION: (number % 3).to_string()});
+                typed(pod)
+            };
+            let pods: Vec<_> = states.iter().map(|(&number, &ready)| weigh(number, pod(number, ready))).collect();
             let plan = planned(&service, &pods, &slices);
             slices = apply(slices, plan, &mut serial);
             let mut found: Vec<_> =

@@ -16,12 +16,11 @@ use rand::RngExt;
 use super::cache::{Cache, Change, Key};
 use super::label_index::LabelIndex;
 use super::{Reconciler, watch};
-use crate::endpoint::{MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, desired, plan};
+use crate::endpoint::{MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, Topology, desired, plan};
 use crate::error::{Error, is_code};
 use crate::metrics::Metrics;
 use crate::selector::selects;
 
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The letters of generated names: no vowels, so that no words come out.
 const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
@@ -41,6 +40,7 @@ pub struct EndpointSlices {
     pods: Cache<Pod>,
     labels: LabelIndex,
     nodes: Cache<Node>,
+    topology: Topology,
     slices: Cache<EndpointSlice>,
 }
 
@@ -54,7 +54,7 @@ impl EndpointSlices {
     pub fn new(client: Client) -> Self {
         let (services, pods) = (Cache::default(), Cache::default());
         let (labels, nodes, slices) = (LabelIndex::default(), Cache::default(), Cache::default());
-        Self { client, services, pods, labels, nodes, slices }
+        Self { client, services, pods, labels, nodes, topology: Topology::default(), slices }
     }
 
     /// The Services that selected the Pod or select it now.
@@ -68,12 +68,16 @@ impl EndpointSlices {
         services.filter(|(_, service)| selected(service)).map(|(key, _)| key.clone()).collect()
     }
 
-    /// A node matters by its zone only.
-    fn services_by_zone(&self, changes: &[Change<Node>]) -> Vec<Key> {
-        let moved = |change: &Change<Node>| zone(change.old.as_deref()) != zone(change.new.as_deref());
-        if !changes.iter().any(moved) {
+    /// A node matters by what it adds to the topology only.
+    fn services_by_topology(&mut self, changes: &[Change<Node>]) -> Vec<Key> {
+        if changes.is_empty() {
             return Vec::new();
         }
+        let topology = Topology::of(self.nodes.iter().map(|(_, node)| &**node));
+        if topology == self.topology {
+            return Vec::new();
+        }
+        self.topology = topology;
         self.services.iter().map(|(key, _)| key.clone()).collect()
     }
 
@@ -101,13 +105,8 @@ impl EndpointSlices {
             .filter_map(|key| self.pods.get(key).map(|pod| &**pod))
             .filter(|pod| selects(Some(selector), pod.metadata.labels.as_ref()))
             .collect();
-        let zone =
-            |node: &str| zone(self.nodes.get(&Key::new("", node)).map(|node| &**node)).map(str::to_owned);
-        let mut plan = plan(
-            service,
-            desired(service, pods.iter().copied(), zone),
-            existing.iter().map(|slice| &**slice),
-        );
+        let desired = desired(service, pods.iter().copied(), &self.topology);
+        let mut plan = plan(service, desired, existing.iter().map(|slice| &**slice));
         plan.stamp(service, pods);
         plan
     }
@@ -149,7 +148,7 @@ impl Writer {
         (self.written, outcome)
     }
 
-    /// Creations first and deletions last: an endpoint that moves is seen twice rather than not at all.
+    /// Creations first, then what gains, and deletions last: an endpoint that moves is seen twice rather than not at all.
     async fn write(&mut self, plan: Plan) -> Result<(), Error> {
         let Self { client, key, written } = self;
         let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &key.namespace);
@@ -211,7 +210,7 @@ impl Reconciler for EndpointSlices {
             }
             Seen::Node(event) => {
                 let changes = self.nodes.apply(*event);
-                self.services_by_zone(&changes)
+                self.services_by_topology(&changes)
             }
             Seen::Slice(event) => {
                 let changes = self.slices.apply(*event);
@@ -248,10 +247,6 @@ impl Reconciler for EndpointSlices {
 
 fn is_external_name(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
-}
-
-fn zone(node: Option<&Node>) -> Option<&str> {
-    node?.metadata.labels.as_ref()?.get(ZONE_LABEL).map(String::as_str).filter(|zone| !zone.is_empty())
 }
 
 /// The Service whose slice this is, if we manage it.

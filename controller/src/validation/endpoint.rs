@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use quilla_model::Family;
 
+use crate::endpoint::validate_weight;
 use crate::field::FieldErrors;
 use crate::syntax;
 
@@ -15,6 +16,7 @@ const MOST_ADDRESSES: usize = 100;
 const MOST_PORTS: usize = 20_000;
 
 pub fn endpoint_slice(errors: &mut FieldErrors, new: &EndpointSlice, old: Option<&EndpointSlice>) {
+    validate_weight(errors, &new.metadata);
     errors.one_of("addressType", &new.address_type, &["FQDN", "IPv4", "IPv6"]);
     if old.is_some_and(|old| old.address_type != new.address_type) {
         errors.invalid("addressType", &new.address_type, "field is immutable");

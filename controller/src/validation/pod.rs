@@ -4,10 +4,12 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
+use crate::endpoint::validate_weight;
 use crate::field::FieldErrors;
 use crate::syntax;
 
 pub fn pod(errors: &mut FieldErrors, new: &Pod, old: Option<&Pod>) {
+    validate_weight(errors, &new.metadata);
     let Some(spec) = &new.spec else {
         errors.required("spec", "");
         return;

@@ -50,6 +50,21 @@ fn nodes_keep_their_pod_cidrs() {
 }
 
 #[test]
+fn a_weight_is_a_number_from_0_to_100() {
+    let field = "metadata.annotations[quilla.dev/weight]";
+    for (weight, fits) in
+        [("0", true), ("1", true), ("100", true), ("101", false), ("-1", false), ("+1", false), ("", false)]
+    {
+        let metadata = json!({"name": "x", "annotations": {"quilla.dev/weight": weight}});
+        let expected = if fits { vec![] } else { vec![(field, Invalid)] };
+        let told = json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}});
+        expect(&told, &expected, |errors| pod(errors, &typed(told.clone()), None));
+        let told = json!({"metadata": metadata, "addressType": "IPv4", "endpoints": []});
+        expect(&told, &expected, |errors| endpoint_slice(errors, &typed(told.clone()), None));
+    }
+}
+
+#[test]
 fn endpoint_slices_hold_addresses_that_can_be_reached() {
     let of = |family: &str, endpoints: Value, ports: Value| -> EndpointSlice {
         typed(
