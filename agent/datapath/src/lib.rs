@@ -24,7 +24,7 @@ pub use datapath::{Datapath, Options, Status};
 pub use error::{DatapathError, Result};
 pub use link::LinkStatus;
 pub use map::{ArrayTable, Counters, Maps, Sum, Table};
-pub use netlink::{Device, DeviceChanges, Netlink, Overlay, PodRoute};
+pub use netlink::{ConnectedSocket, Device, DeviceChanges, Netlink, Overlay, PodRoute, Sockets};
 pub use object::Object;
 pub use pin::Opened;
 pub use testrun::{Outcome, TestContext, TestRunner};

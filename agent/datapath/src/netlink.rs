@@ -1,4 +1,4 @@
-//! Routing netlink, blocking: devices, their addresses, and routes.
+//! Netlink, blocking: devices, their addresses, routes, and sockets.
 //!
 //! A [`Netlink`] belongs to the network namespace of the thread that opened it, whichever thread uses it later. It has
 //! a small runtime of its own, so it must not be used from within an asynchronous task.
@@ -6,6 +6,7 @@
 mod device;
 mod overlay;
 mod route;
+mod sockets;
 mod watch;
 
 use std::io;
@@ -17,6 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 pub use device::Device;
 pub use overlay::Overlay;
 pub use route::{PROTOCOL, PodRoute, RouteChanges};
+pub use sockets::{ConnectedSocket, Sockets};
 pub use watch::DeviceChanges;
 
 use crate::error::{DatapathError, Result};

@@ -4,5 +4,6 @@ mod device;
 mod links;
 mod maps;
 mod pins;
+mod sockets;
 mod support;
 mod testrun;
