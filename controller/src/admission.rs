@@ -1,18 +1,28 @@
 //! What the embedded apiserver asks before it stores an object: completes and checks the kinds of the network. The one
-//! place where JSON becomes typed objects and complaints become refusals. Status writes pass: they allocate nothing.
+//! place where JSON becomes typed objects and complaints become refusals. Status writes allocate nothing.
 
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use quilla_apiserver::{Admission, AdmissionRequest, Cause, Rejection};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR, ServiceCIDRStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use quilla_apiserver::{Admission, AdmissionRequest, Cause, Operation, Rejection};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::field::FieldErrors;
+use crate::reconcile::service_cidr;
 use crate::service::ServiceAdmission;
 use crate::validation;
+
+const SERVICE_CIDR_KIND: &str = "ServiceCIDR.networking.k8s.io";
 
 /// Admission for the whole cluster.
 #[derive(Debug)]
@@ -27,8 +37,22 @@ impl NetworkAdmission {
         Self { services, adopted: AtomicBool::new(false) }
     }
 
-    /// Takes over what the stored Services hold, and accepts Services from now on.
-    pub fn adopt(&self, services: &[Value]) {
+    /// Takes over the stored networks and what the stored Services hold, and accepts both kinds from now on.
+    pub fn adopt(&self, cidrs: &[Value], services: &[Value]) {
+        for value in cidrs {
+            match typed::<ServiceCIDR>(value) {
+                Ok(object) => {
+                    if let Err(error) = self.add_cidrs(&object) {
+                        let name = object.metadata.name.as_deref().unwrap_or_default();
+                        tracing::error!(service_cidr = name, %error, "stored networks cannot be used");
+                    }
+                }
+                Err(error) => {
+                    let error = &error as &(dyn std::error::Error + 'static);
+                    tracing::error!(error, "stored service cidr is malformed, it adds nothing");
+                }
+            }
+        }
         for value in services {
             match typed::<Service>(value) {
                 Ok(service) => {
@@ -63,57 +87,140 @@ impl NetworkAdmission {
             .admit(Some(&mut service), old.as_ref())
             .map_err(|errors| invalid("Service", request, &errors))?;
         new["spec"] = serde_json::to_value(&service.spec).map_err(|error| malformed(&error))?;
-        Ok(())
+        put_status(new, service.status.as_ref())
     }
+
+    fn admit_service_cidr(
+        &self,
+        request: &AdmissionRequest<'_>,
+        new: Option<&mut Value>,
+    ) -> Result<(), Rejection> {
+        let Some(new) = new else {
+            return self.services.remove_cidrs(request.name).map_err(|stranded| in_use(request, &stranded));
+        };
+        check(SERVICE_CIDR_KIND, request, new, validation::service_cidr)?;
+        if request.operation != Operation::Create {
+            return Ok(());
+        }
+        let mut object = read::<ServiceCIDR>(new)?;
+        self.add_cidrs(&object).map_err(|errors| invalid(SERVICE_CIDR_KIND, request, &errors))?;
+        object.status = Some(ServiceCIDRStatus { conditions: Some(vec![usable()]) });
+        put_status(new, object.status.as_ref())
+    }
+
+    /// Nothing for the object that tells of the command line's networks: the allocator has those.
+    fn add_cidrs(&self, object: &ServiceCIDR) -> Result<(), FieldErrors> {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        if name == service_cidr::NAME {
+            return Ok(());
+        }
+        self.services.add_cidrs(name, &validation::networks(object))
+    }
+
+    fn roll_back_service_cidr(&self, request: &AdmissionRequest<'_>) {
+        match (request.operation, request.old.map(typed::<ServiceCIDR>)) {
+            (Operation::Create, _) => {
+                if let Err(held) = self.services.remove_cidrs(request.name) {
+                    tracing::error!(service_cidr = request.name, ?held, "undone networks are in use already");
+                }
+            }
+            (Operation::Delete, Some(Ok(old))) => {
+                if let Err(error) = self.add_cidrs(&old) {
+                    tracing::error!(service_cidr = request.name, %error, "networks cannot be restored");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn admit_service_status(request: &AdmissionRequest<'_>, new: &mut Value) -> Result<(), Rejection> {
+    let mut service = read::<Service>(new)?;
+    ServiceAdmission::admit_status(&mut service).map_err(|errors| invalid("Service", request, &errors))?;
+    put_status(new, service.status.as_ref())
 }
 
 impl Admission for NetworkAdmission {
     fn admit(&self, request: &AdmissionRequest<'_>, new: Option<&mut Value>) -> Result<(), Rejection> {
-        if request.subresource.is_some() {
-            return Ok(());
-        }
-        if is_service(request) {
-            if !self.adopted.load(Ordering::Acquire) {
-                return Err(starting());
+        match (request.subresource, new) {
+            (Some("status"), Some(new)) if is_service(request) => admit_service_status(request, new),
+            (None, new) if is_service(request) || is_service_cidr(request) => {
+                if !self.adopted.load(Ordering::Acquire) {
+                    return Err(starting());
+                }
+                if is_service(request) {
+                    self.admit_service(request, new)
+                } else {
+                    self.admit_service_cidr(request, new)
+                }
             }
-            return self.admit_service(request, new);
-        }
-        let Some(new) = new else { return Ok(()) };
-        match (request.group, request.resource) {
-            ("", "namespaces") => check::<Namespace>("Namespace", request, new, |errors, new, _| {
-                validation::namespace(errors, new);
-            }),
-            ("", "nodes") => check::<Node>("Node", request, new, validation::node),
-            ("", "pods") => check::<Pod>("Pod", request, new, validation::pod),
-            ("", "endpoints") => check::<Endpoints>("Endpoints", request, new, |errors, new, _| {
-                validation::endpoints(errors, new);
-            }),
-            ("discovery.k8s.io", "endpointslices") => check::<EndpointSlice>(
-                "EndpointSlice.discovery.k8s.io",
-                request,
-                new,
-                validation::endpoint_slice,
-            ),
-            ("networking.k8s.io", "networkpolicies") => {
-                check::<NetworkPolicy>("NetworkPolicy.networking.k8s.io", request, new, |errors, new, _| {
-                    validation::network_policy(errors, new);
-                })
-            }
-            _ => Ok(()),
+            (None, Some(new)) => validate(request, new),
+            (Some(_), _) | (None, None) => Ok(()),
         }
     }
 
     fn rolled_back(&self, request: &AdmissionRequest<'_>, new: Option<&Value>) {
-        if request.subresource.is_none() && is_service(request) {
+        if request.subresource.is_some() {
+            return;
+        }
+        if is_service(request) {
             let new = new.and_then(|value| typed::<Service>(value).ok());
             let old = request.old.and_then(|value| typed::<Service>(value).ok());
             self.services.roll_back(new.as_ref(), old.as_ref());
+        } else if is_service_cidr(request) {
+            self.roll_back_service_cidr(request);
         }
+    }
+}
+
+/// The kinds that are checked but hold nothing.
+fn validate(request: &AdmissionRequest<'_>, new: &Value) -> Result<(), Rejection> {
+    match (request.group, request.resource) {
+        ("", "namespaces") => check::<Namespace>("Namespace", request, new, |errors, new, _| {
+            validation::namespace(errors, new);
+        }),
+        ("", "nodes") => check::<Node>("Node", request, new, validation::node),
+        ("", "pods") => check::<Pod>("Pod", request, new, validation::pod),
+        ("", "endpoints") => check::<Endpoints>("Endpoints", request, new, |errors, new, _| {
+            validation::endpoints(errors, new);
+        }),
+        ("discovery.k8s.io", "endpointslices") => {
+            check::<EndpointSlice>("EndpointSlice.discovery.k8s.io", request, new, validation::endpoint_slice)
+        }
+        ("networking.k8s.io", "networkpolicies") => {
+            check::<NetworkPolicy>("NetworkPolicy.networking.k8s.io", request, new, |errors, new, _| {
+                validation::network_policy(errors, new);
+            })
+        }
+        _ => Ok(()),
     }
 }
 
 fn is_service(request: &AdmissionRequest<'_>) -> bool {
     request.group.is_empty() && request.resource == "services"
+}
+
+fn is_service_cidr(request: &AdmissionRequest<'_>) -> bool {
+    request.group == "networking.k8s.io" && request.resource == "servicecidrs"
+}
+
+/// An absent status is left as it is.
+fn put_status<S: Serialize>(new: &mut Value, status: Option<&S>) -> Result<(), Rejection> {
+    if let Some(status) = status {
+        new["status"] = serde_json::to_value(status).map_err(|error| malformed(&error))?;
+    }
+    Ok(())
+}
+
+fn usable() -> Condition {
+    Condition {
+        type_: "Ready".to_owned(),
+        status: "True".to_owned(),
+        message: "Services may have its addresses".to_owned(),
+        reason: String::new(),
+        last_transition_time: Time(Timestamp::now()),
+        observed_generation: None,
+    }
 }
 
 /// Validates one kind that needs no completion.
@@ -143,6 +250,18 @@ fn starting() -> Rejection {
     Rejection { code: 503, reason: "ServiceUnavailable", message, causes: Vec::new() }
 }
 
+fn in_use(request: &AdmissionRequest<'_>, stranded: &[IpAddr]) -> Rejection {
+    let held: Vec<_> = stranded.iter().take(3).map(IpAddr::to_string).collect();
+    let more = if stranded.len() > held.len() { ", …" } else { "" };
+    let message = format!(
+        "servicecidrs.networking.k8s.io {:?} cannot be deleted: {} of its addresses are held by services: {}{more}",
+        request.name,
+        stranded.len(),
+        held.join(", ")
+    );
+    Rejection { code: 409, reason: "Conflict", message, causes: Vec::new() }
+}
+
 fn malformed(error: &serde_json::Error) -> Rejection {
     Rejection { code: 400, reason: "BadRequest", message: error.to_string(), causes: Vec::new() }
 }
@@ -158,89 +277,5 @@ fn invalid(kind: &str, request: &AdmissionRequest<'_>, errors: &FieldErrors) -> 
         reason: "Invalid",
         message: format!("{kind} {:?} is invalid: {errors}", request.name),
         causes: errors.iter().map(cause).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use quilla_apiserver::{Admission, AdmissionRequest, Operation};
-    use serde_json::json;
-
-    use super::NetworkAdmission;
-    use crate::service::{NodePortRange, ServiceAdmission};
-
-    fn request<'a>(group: &'a str, resource: &'a str) -> AdmissionRequest<'a> {
-        AdmissionRequest {
-            group,
-            version: "v1",
-            resource,
-            namespace: Some("default"),
-            name: "x",
-            operation: Operation::Create,
-            subresource: None,
-            old: None,
-            dry_run: false,
-        }
-    }
-
-    fn admission() -> NetworkAdmission {
-        let cidrs = ["10.96.0.0/24".parse().expect("cidr")];
-        let admission = NetworkAdmission::new(ServiceAdmission::new(&cidrs, NodePortRange::default()));
-        admission.adopt(&[]);
-        admission
-    }
-
-    #[test]
-    fn s51_nothing_is_allocated_before_stored_services_are_known() {
-        let cidrs = ["10.96.0.0/24".parse().expect("cidr")];
-        let admission = NetworkAdmission::new(ServiceAdmission::new(&cidrs, NodePortRange::default()));
-        let asked =
-            json!({"metadata": {"name": "x"}, "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}});
-        let refused =
-            admission.admit(&request("", "services"), Some(&mut asked.clone())).expect_err("too early");
-        assert_eq!(refused.code, 503);
-        let stored = json!({"metadata": {"name": "y"}, "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"]}});
-        admission.adopt(&[stored, json!({"spec": 1})]);
-        let refused = admission.admit(&request("", "services"), Some(&mut asked.clone())).expect_err("taken");
-        assert_eq!(refused.code, 422);
-    }
-
-    #[test]
-    fn a_service_comes_back_complete_and_is_given_up_when_undone() {
-        let admission = admission();
-        let asked =
-            json!({"metadata": {"name": "x"}, "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}});
-        let mut new = asked.clone();
-        admission.admit(&request("", "services"), Some(&mut new)).expect("admitted");
-        assert_eq!(new["spec"]["clusterIPs"], json!(["10.96.0.9"]));
-        assert_eq!(new["metadata"], asked["metadata"]);
-        admission.admit(&request("", "services"), Some(&mut asked.clone())).expect_err("taken");
-        admission.rolled_back(&request("", "services"), Some(&new));
-        admission.admit(&request("", "services"), Some(&mut asked.clone())).expect("free again");
-    }
-
-    #[test]
-    fn a_refusal_names_kind_object_and_field() {
-        let mut new =
-            json!({"metadata": {"name": "x"}, "addressType": "IPv4", "endpoints": [{"addresses": ["::1"]}]});
-        let refused = admission()
-            .admit(&request("discovery.k8s.io", "endpointslices"), Some(&mut new))
-            .expect_err("loopback of the other family");
-        assert_eq!((refused.code, refused.reason), (422, "Invalid"));
-        assert!(
-            refused.message.starts_with("EndpointSlice.discovery.k8s.io \"x\" is invalid: ["),
-            "{}",
-            refused.message
-        );
-        assert_eq!(refused.causes.len(), 2);
-        assert_eq!(refused.causes[0].field, "endpoints[0].addresses[0]");
-    }
-
-    #[test]
-    fn what_is_not_of_its_type_is_a_bad_request_and_other_kinds_pass() {
-        let mut new = json!({"metadata": {"name": "x"}, "spec": {"ports": "none"}});
-        let refused = admission().admit(&request("", "services"), Some(&mut new)).expect_err("malformed");
-        assert_eq!(refused.code, 400);
-        admission().admit(&request("", "configmaps"), Some(&mut new)).expect("not ours");
     }
 }

@@ -130,7 +130,8 @@ async fn start_apiserver(config: &Config) -> Result<(RunningServer, Client), Err
     let token_file = config.token_file.clone().unwrap_or_else(|| config.data_dir.join("tokens"));
     let tokens = credentials::tokens(&token_file)?;
     let token = tokens.first().map(|(token, _)| token.clone()).unwrap_or_default();
-    let services = ServiceAdmission::new(&config.service_cidrs, config.service_node_port_range);
+    let services = ServiceAdmission::new(&config.service_cidrs, config.service_node_port_range)
+        .reserving(&config.cluster_cidrs);
     let admission = Arc::new(NetworkAdmission::new(services));
     let server = quilla_apiserver::Config {
         listen: config.listen,
@@ -142,7 +143,8 @@ async fn start_apiserver(config: &Config) -> Result<(RunningServer, Client), Err
     let admit = Arc::clone(&admission) as Arc<dyn quilla_apiserver::Admission>;
     let started = Server::start(server, admit).await;
     let apiserver = started.map_err(|source| Error::Apiserver { source: Box::new(source) })?;
-    admission.adopt(&apiserver.list("", "services"));
+    let cidrs = apiserver.list("networking.k8s.io", "servicecidrs");
+    admission.adopt(&cidrs, &apiserver.list("", "services"));
 
     let local = reachable(apiserver.local_addr());
     let public = config.advertise_addresses.first();

@@ -218,6 +218,60 @@ async fn a_restart_remembers_every_allocation() {
     cluster.stop().await;
 }
 
+/// As fast as the apiserver takes it, from several clients at once; what is left is one Service's share.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_flaps_its_type_leaks_nothing() {
+    let cluster = Cluster::start(&["--service-node-port-range", "30000-30003"]).await;
+    cluster.add_node("n1", "z1").await;
+    let services = cluster.api::<Service>();
+    let web =
+        json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+    let created = create(&services, web).await;
+    cluster.add_pod(1, true).await;
+    let flap = async |offset: usize| {
+        for turn in 0..100 {
+            let kind = ["NodePort", "LoadBalancer", "ClusterIP"][(turn + offset) % 3];
+            let local = (kind == "LoadBalancer").then_some("Local");
+            let change = json!({"spec": {"type": kind, "externalTrafficPolicy": local}});
+            let changed = services.patch("web", &PatchParams::default(), &Patch::Merge(change)).await;
+            // Merge patches without a version never conflict, and there are ports for each of the types.
+            changed.expect("the type may change");
+        }
+    };
+    tokio::join!(flap(0), flap(1), flap(2));
+    let ready = async || cluster.endpoints("web", |_| ()).await.len();
+    eventually("one slice with one endpoint", 1, ready).await;
+    let stored = services.get("web").await.expect("stored").spec.expect("spec");
+    assert_eq!(stored.cluster_ip, created.spec.expect("spec").cluster_ip);
+    services.delete("web", &DeleteParams::default()).await.expect("deleted");
+    let ports: Vec<_> =
+        (0..4).map(|number| json!({"name": format!("p{number}"), "port": 80 + number})).collect();
+    let all = json!({"metadata": {"name": "all"}, "spec": {"type": "NodePort", "ports": ports}});
+    create(&services, all).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn networks_of_services_added_at_run_time_survive_a_restart() {
+    let cluster = Cluster::start(&[]).await;
+    create(
+        &cluster.all::<ServiceCIDR>(),
+        json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.97.0.0/28"]}}),
+    )
+    .await;
+    let asked =
+        json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.97.0.9", "ports": [{"port": 80}]}});
+    create(&cluster.api::<Service>(), asked).await;
+    let folder = cluster.stop().await;
+    let cluster = Cluster::start_in(folder, &[]).await;
+    let cidrs = cluster.all::<ServiceCIDR>();
+    let refused = cidrs.delete("more", &DeleteParams::default()).await.expect_err("in use");
+    assert!(is_code(&refused, 409) && refused.to_string().contains("10.97.0.9"), "{refused}");
+    cluster.api::<Service>().delete("web", &DeleteParams::default()).await.expect("deleted");
+    cidrs.delete("more", &DeleteParams::default()).await.expect("free now");
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_get_pod_cidrs_while_they_last() {
     let ranges = ["--cluster-cidr", "10.244.0.0/23", "--cluster-cidr", "fd00:244::/60"];

@@ -1,5 +1,5 @@
 //! Keeps the `ServiceCIDR` object `kubernetes`, by which clients learn the cluster's service CIDRs. Called by `app` at
-//! start and on a timer. The object tells; the allocator obeys the command line.
+//! start and on a timer. This object tells; for its ranges, the allocator obeys the command line.
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{ServiceCIDR, ServiceCIDRSpec};
@@ -8,7 +8,8 @@ use kube::{Api, Client};
 
 use crate::error::{Error, is_code};
 
-const NAME: &str = "kubernetes";
+/// The object that tells of the command line's ranges. Others are added to them.
+pub const NAME: &str = "kubernetes";
 
 /// Creates the object if it is missing. Its CIDRs cannot change once set, as in Kubernetes.
 pub async fn ensure(client: &Client, cidrs: &[IpNet]) -> Result<(), Error> {

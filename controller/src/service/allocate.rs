@@ -1,4 +1,4 @@
-//! Cluster IPs and node ports: who holds what. Owned by `ServiceAdmission`; rebuilt from the stored Services at start.
+//! Cluster IPs and node ports: who holds what. Owned by `ServiceAdmission`; rebuilt from the stored objects at start.
 //! One holding belongs to one Service at most, and a step from one specification to another holds the new before it
 //! lets go of the old.
 
@@ -8,14 +8,13 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
-use quilla_model::Family;
 
+use super::addresses::Addresses;
 use super::{family, is_external_name, is_headless, list, wants_health_check, wants_node_ports};
 use crate::field::FieldErrors;
 use crate::pool::Pool;
 
-/// The most addresses and ports kept for people to choose, as in Kubernetes.
-const LARGEST_LOWER_ADDRESSES: u128 = 256;
+/// The most ports kept for people to choose, as in Kubernetes.
 const LARGEST_LOWER_PORTS: u128 = 128;
 const SMALLEST_LOWER: u128 = 16;
 
@@ -78,15 +77,14 @@ impl std::fmt::Display for Holding {
 /// What every Service of the cluster holds.
 #[derive(Debug)]
 pub struct Allocator {
-    blocks: Vec<(IpNet, Pool)>,
+    pub(super) addresses: Addresses,
     range: NodePortRange,
     ports: BTreeMap<String, Pool>,
 }
 
 impl Allocator {
     pub fn new(cidrs: &[IpNet], range: NodePortRange) -> Self {
-        let blocks = cidrs.iter().map(|cidr| (cidr.trunc(), addresses_of(cidr))).collect();
-        Self { blocks, range, ports: BTreeMap::new() }
+        Self { addresses: Addresses::new(cidrs), range, ports: BTreeMap::new() }
     }
 
     /// Holds what a stored Service has; says what another Service holds already.
@@ -131,25 +129,20 @@ impl Allocator {
 
     /// Whether it could be held; `None` if it lies outside every range.
     fn hold(&mut self, holding: &Holding) -> Option<bool> {
-        let (pool, number) = self.locate(holding)?;
-        Some(pool.hold(number))
-    }
-
-    fn release(&mut self, holding: &Holding) {
-        if let Some((pool, number)) = self.locate(holding) {
-            pool.release(number);
+        match holding {
+            Holding::Address(address) => self.addresses.hold(*address),
+            Holding::Port { protocol, number } => {
+                let (pool, number) = (self.port_pool(protocol), u128::from(*number));
+                pool.contains(number).then(|| pool.hold(number))
+            }
         }
     }
 
-    fn locate(&mut self, holding: &Holding) -> Option<(&mut Pool, u128)> {
-        let (pool, number) = match holding {
-            Holding::Address(address) => {
-                let (cidr, pool) = self.blocks.iter_mut().find(|(cidr, _)| cidr.contains(address))?;
-                (pool, number(*address) - number(cidr.network()))
-            }
-            Holding::Port { protocol, number } => (self.port_pool(protocol), u128::from(*number)),
-        };
-        pool.contains(number).then_some((pool, number))
+    fn release(&mut self, holding: &Holding) {
+        match holding {
+            Holding::Address(address) => self.addresses.release(*address),
+            Holding::Port { protocol, number } => self.port_pool(protocol).release((*number).into()),
+        }
     }
 
     fn port_pool(&mut self, protocol: &str) -> &mut Pool {
@@ -158,14 +151,6 @@ impl Allocator {
             let count = u128::from(last - first) + 1;
             Pool::new(first.into(), last.into(), lower_band(count, 32, LARGEST_LOWER_PORTS))
         })
-    }
-
-    fn free_address(&self, family: Family) -> Option<IpAddr> {
-        let blocks = self.blocks.iter().filter(|(cidr, _)| Family::of(cidr.addr()) == family);
-        blocks
-            .filter_map(|(cidr, pool)| Some((cidr, pool.pick(&mut rand::rng(), |_| true)?)))
-            .map(|(cidr, offset)| address(family, number(cidr.network()) + offset))
-            .next()
     }
 }
 
@@ -186,16 +171,10 @@ impl Step<'_> {
         for (index, family) in family::families_of(spec).into_iter().enumerate() {
             let field = format!("spec.clusterIPs[{index}]");
             match texts.get(index).and_then(|text| text.parse().ok()) {
-                Some(asked) => {
-                    self.take(
-                        &field,
-                        &Holding::Address(asked),
-                        "the provided range does not match the current range",
-                    );
-                }
-                None => match self.allocator.free_address(family) {
+                Some(asked) => self.take_address(&field, asked),
+                None => match self.allocator.addresses.free(family) {
                     Some(free) => {
-                        self.take(&field, &Holding::Address(free), "");
+                        self.take_address(&field, free);
                         texts.push(free.to_string());
                     }
                     None => self.errors.invalid(field, "", "failed to allocate an IP: range is full"),
@@ -244,7 +223,12 @@ impl Step<'_> {
             if spec.health_check_node_port.unwrap_or(0) == 0 {
                 spec.health_check_node_port = self.free_port(field, "TCP");
             }
-            self.take_port(field, "TCP", spec.health_check_node_port.unwrap_or(0));
+            let number = spec.health_check_node_port.unwrap_or(0);
+            let serves = |port: &ServicePort| protocol(port) == "TCP" && port.node_port == Some(number);
+            if number != 0 && list(spec.ports.as_ref()).iter().any(serves) {
+                self.errors.invalid(field, number, "provided port is already allocated");
+            }
+            self.take_port(field, "TCP", number);
         }
     }
 
@@ -256,30 +240,55 @@ impl Step<'_> {
         picked.and_then(|number| i32::try_from(number).ok())
     }
 
+    fn take_address(&mut self, field: &str, address: IpAddr) {
+        let why = match self.take(&Holding::Address(address)) {
+            Taken::Yes => return,
+            Taken::ByAnother => "provided IP is already allocated",
+            Taken::Outside => "the provided network does not match the current range",
+        };
+        let text = address.to_string();
+        self.errors.invalid(field, &text, format_args!("failed to allocate IP {text}: {why}"));
+    }
+
     fn take_port(&mut self, field: &str, protocol: &str, number: i32) {
+        if number == 0 {
+            return;
+        }
         let NodePortRange { first, last } = self.allocator.range;
-        let why =
-            format!("provided port is not in the valid range. The range of valid ports is {first}-{last}");
-        match Holding::port(protocol, number) {
-            Some(holding) => self.take(field, &holding, &why),
-            None if number != 0 => self.errors.invalid(field, number, why),
-            None => {}
+        let holding = Holding::port(protocol, number);
+        match holding.map_or(Taken::Outside, |holding| self.take(&holding)) {
+            Taken::Yes => {}
+            Taken::ByAnother => self.errors.invalid(field, number, "provided port is already allocated"),
+            Taken::Outside => {
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+                );
+                self.errors.invalid(field, number, why);
+            }
         }
     }
 
     /// Holds one thing unless the Service has it already.
-    fn take(&mut self, field: &str, holding: &Holding, outside: &str) {
+    fn take(&mut self, holding: &Holding) -> Taken {
         if self.stored.contains(holding) || self.gained.contains(holding) {
-            return;
+            return Taken::Yes;
         }
         match self.allocator.hold(holding) {
-            Some(true) => self.gained.push(holding.clone()),
-            Some(false) => {
-                self.errors.invalid(field, holding.to_string(), "provided value is already allocated");
+            Some(true) => {
+                self.gained.push(holding.clone());
+                Taken::Yes
             }
-            None => self.errors.invalid(field, holding.to_string(), outside),
+            Some(false) => Taken::ByAnother,
+            None => Taken::Outside,
         }
     }
+}
+
+/// How an attempt to hold something ended.
+enum Taken {
+    Yes,
+    ByAnother,
+    Outside,
 }
 
 fn holdings(spec: &ServiceSpec) -> BTreeSet<Holding> {
@@ -295,33 +304,11 @@ fn holdings(spec: &ServiceSpec) -> BTreeSet<Holding> {
     held
 }
 
-/// The usable offsets of a CIDR: not the network itself (in IPv6, the routers' anycast address) nor IPv4's broadcast.
-fn addresses_of(cidr: &IpNet) -> Pool {
-    let bits = u32::from(cidr.max_prefix_len() - cidr.prefix_len());
-    let size = 1u128.checked_shl(bits).unwrap_or(u128::MAX);
-    let last = if cidr.addr().is_ipv4() { size.saturating_sub(2) } else { size - 1 };
-    Pool::new(1, last.max(1), lower_band(size, 16, LARGEST_LOWER_ADDRESSES))
-}
-
-fn lower_band(size: u128, share: u128, most: u128) -> u128 {
+/// How many numbers of `size` are kept for people to choose: one in `share`, if that is worth it.
+pub(super) fn lower_band(size: u128, share: u128, most: u128) -> u128 {
     if size / share < SMALLEST_LOWER { 0 } else { (size / share).min(most) }
 }
 
 fn protocol(port: &ServicePort) -> &str {
     port.protocol.as_deref().unwrap_or("TCP")
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u32::from(v4).into(),
-        IpAddr::V6(v6) => v6.into(),
-    }
-}
-
-/// The address with this number, which came from an address of the same family.
-fn address(family: Family, number: u128) -> IpAddr {
-    match family {
-        Family::V4 => IpAddr::V4(u32::try_from(number).unwrap_or(u32::MAX).into()),
-        Family::V6 => IpAddr::V6(number.into()),
-    }
 }

@@ -4,14 +4,15 @@
 
 use k8s_openapi::api::core::v1::ServiceSpec;
 
-use super::{is_external_name, kind, list, takes_node_ports, wants_health_check};
+use super::{is_external_name, kind, list, takes_node_ports, wants_health_check, wants_node_ports};
 
 /// Completes `new` from `old`, then drops what its type cannot have.
 pub(super) fn over(new: &mut ServiceSpec, old: &ServiceSpec) {
     if !is_external_name(new) && !is_external_name(old) {
         addresses(new, old);
     }
-    if takes_node_ports(new) && takes_node_ports(old) {
+    // One that shall have none allocated (S27) gives up those it does not name.
+    if wants_node_ports(new) && takes_node_ports(old) {
         node_ports(new, old);
     }
     if wants_health_check(new) && wants_health_check(old) && new.health_check_node_port.unwrap_or(0) == 0 {

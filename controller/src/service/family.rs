@@ -27,6 +27,11 @@ impl Families {
         Self(families)
     }
 
+    /// Whether Services can have addresses like those of `cidr`.
+    pub(super) fn has(&self, cidr: &IpNet) -> bool {
+        self.0.contains(&Family::of(cidr.addr()))
+    }
+
     /// Decides `ipFamilies` and `ipFamilyPolicy`.
     pub(super) fn settle(&self, spec: &mut ServiceSpec) -> Result<(), FieldErrors> {
         if is_external_name(spec) {

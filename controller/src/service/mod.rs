@@ -1,16 +1,20 @@
 //! Admission of Services: defaults, validation, dual stack, and the allocation of cluster IPs and node ports, in one
-//! synchronous step as in Kubernetes. Called by `admission`. A Service that is stored has everything it needs.
+//! synchronous step as in Kubernetes; and of the networks these come from. Called by `admission`. A Service that is
+//! stored has everything it needs.
 
+mod addresses;
 mod allocate;
 mod carry;
 mod defaults;
 mod family;
 mod port;
+mod status;
 mod validate;
 
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
@@ -28,6 +32,7 @@ static EMPTY: ServiceSpec = empty_spec();
 #[derive(Debug)]
 pub struct ServiceAdmission {
     families: Families,
+    reserved: Vec<IpNet>,
     allocator: Mutex<Allocator>,
 }
 
@@ -35,12 +40,53 @@ impl ServiceAdmission {
     /// The family of the first CIDR is the cluster's default.
     pub fn new(cidrs: &[IpNet], node_ports: NodePortRange) -> Self {
         let families = Families::of(cidrs);
-        Self { families, allocator: Mutex::new(Allocator::new(cidrs, node_ports)) }
+        Self { families, reserved: Vec::new(), allocator: Mutex::new(Allocator::new(cidrs, node_ports)) }
+    }
+
+    /// Keeps Services off the addresses of Pods: a packet's destination must mean one thing.
+    #[must_use]
+    pub fn reserving(mut self, cidrs: &[IpNet]) -> Self {
+        self.reserved = cidrs.to_vec();
+        self
     }
 
     /// Takes over what a stored Service holds. Returns what it shares with another one.
     pub fn adopt(&self, service: &Service) -> Vec<String> {
         self.allocator().adopt(spec_of(service))
+    }
+
+    /// Services may have addresses of these networks from now on. Networks of a family the cluster was not started with
+    /// are refused: its nodes have no addresses of that family.
+    pub fn add_cidrs(&self, owner: &str, cidrs: &[IpNet]) -> Result<(), FieldErrors> {
+        let mut errors = FieldErrors::default();
+        for (index, cidr) in cidrs.iter().enumerate() {
+            let field = format!("spec.cidrs[{index}]");
+            let overlaps = |other: &&IpNet| other.contains(cidr) || cidr.contains(*other);
+            if !self.families.has(cidr) {
+                let why = "its address family is not configured on this cluster";
+                errors.invalid(field, cidr.to_string(), why);
+            } else if let Some(other) = self.reserved.iter().find(overlaps) {
+                errors.invalid(
+                    field,
+                    cidr.to_string(),
+                    format_args!("overlaps {other}, the addresses of pods"),
+                );
+            }
+        }
+        errors.into_result()?;
+        self.allocator().addresses.add(owner, cidrs);
+        Ok(())
+    }
+
+    /// Ends what [`Self::add_cidrs`] began. Fails with the addresses that would belong to no network any more.
+    pub fn remove_cidrs(&self, owner: &str) -> Result<(), Vec<IpAddr>> {
+        let mut allocator = self.allocator();
+        let stranded = allocator.addresses.only_in(owner);
+        if !stranded.is_empty() {
+            return Err(stranded);
+        }
+        allocator.addresses.remove(owner);
+        Ok(())
     }
 
     /// Completes `new` and holds what it needs; what only `old` held is free again.
@@ -61,7 +107,14 @@ impl ServiceAdmission {
         validate::service(&mut errors, &name, spec, old);
         errors.into_result()?;
         self.families.settle(spec)?;
-        self.allocator().assign(spec, old)
+        self.allocator().assign(spec, old)?;
+        status::settle(new);
+        Ok(())
+    }
+
+    /// Completes a status that is written apart from the specification, and checks it.
+    pub fn admit_status(new: &mut Service) -> Result<(), FieldErrors> {
+        status::admit(new)
     }
 
     /// Undoes [`Self::admit`] for a write that was not stored.

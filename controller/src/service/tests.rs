@@ -323,6 +323,89 @@ fn s27_a_load_balancer_may_have_no_node_ports() {
 }
 
 #[test]
+fn s27_a_load_balancer_lets_go_of_the_node_ports_it_no_longer_names() {
+    let admission = dual();
+    let old = create(&admission, json!({"ports": http(), "type": "LoadBalancer"})).expect("admitted");
+    let number = node_port(&old).expect("port");
+    let wish = |port: Value| json!({"ports": [port], "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false});
+    let kept = update(&admission, &old, wish(json!({"port": 80, "nodePort": number}))).expect("may stay");
+    assert_eq!(node_port(&kept), Some(number));
+    let without = update(&admission, &kept, wish(json!({"port": 80}))).expect("may go");
+    assert_eq!(node_port(&without), None);
+    create(&admission, json!({"ports": [{"port": 1, "nodePort": number}], "type": "NodePort"}))
+        .expect("freed");
+}
+
+#[test]
+fn a_collision_is_told_in_the_words_of_kubernetes() {
+    let admission = dual();
+    let node_port = json!({"ports": [{"port": 80, "nodePort": 30080}], "type": "NodePort"});
+    create(&admission, node_port.clone()).expect("free");
+    create(&admission, json!({"ports": http(), "clusterIP": "10.96.0.10"})).expect("free");
+    let local = |health: u16, port: Value| {
+        json!({"ports": [port], "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local", "healthCheckNodePort": health})
+    };
+    let taken = "provided port is already allocated";
+    for (wish, told) in [
+        (node_port, format!("spec.ports[0].nodePort: Invalid value: 30080: {taken}")),
+        (
+            local(30080, json!({"port": 80})),
+            format!("spec.healthCheckNodePort: Invalid value: 30080: {taken}"),
+        ),
+        (
+            local(30090, json!({"port": 80, "nodePort": 30090})),
+            format!("spec.healthCheckNodePort: Invalid value: 30090: {taken}"),
+        ),
+        (
+            json!({"ports": http(), "clusterIP": "10.96.0.10"}),
+            "spec.clusterIPs[0]: Invalid value: \"10.96.0.10\": failed to allocate IP 10.96.0.10: \
+             provided IP is already allocated"
+                .to_owned(),
+        ),
+        (
+            json!({"ports": [{"port": 80, "nodePort": 80}], "type": "NodePort"}),
+            "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. \
+             The range of valid ports is 30000-32767"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(create(&admission, wish.clone()).expect_err(&wish.to_string()).to_string(), told);
+    }
+    create(&admission, local(30090, json!({"port": 80}))).expect("a refusal takes nothing");
+}
+
+/// Every type after every other, refusals and undone writes among them; what is left of it is one address.
+#[test]
+fn a_service_that_flaps_between_types_holds_nothing_too_much() {
+    let ports = NodePortRange { first: 30_000, last: 30_003 };
+    let admission = ServiceAdmission::new(&["10.0.0.0/29".parse().expect("cidr")], ports);
+    let shapes = [
+        json!({"type": "ClusterIP", "ports": http()}),
+        json!({"type": "NodePort", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}),
+        json!({"type": "LoadBalancer", "ports": http(), "externalTrafficPolicy": "Local"}),
+        json!({"type": "LoadBalancer", "ports": http(), "allocateLoadBalancerNodePorts": false}),
+        json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30_002}]}),
+        json!({"type": "ExternalName", "externalName": "a.example"}),
+        json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 40_000}]}),
+    ];
+    let mut current = create(&admission, shapes[0].clone()).expect("first");
+    for turn in 0..2000usize {
+        let mut new = service(shapes[turn * 5 % 7].clone());
+        if admission.admit(Some(&mut new), Some(&current)).is_ok() {
+            if turn % 3 == 0 { admission.roll_back(Some(&new), Some(&current)) } else { current = new }
+        }
+    }
+    admission.admit(None, Some(&current)).expect("deleted");
+    let all: Vec<_> =
+        (0..4).map(|number| json!({"name": format!("p{number}"), "port": 80 + number})).collect();
+    create(&admission, json!({"type": "NodePort", "ports": all})).expect("every port is free");
+    for _ in 1..6 {
+        create(&admission, json!({"ports": http()})).expect("every address is free");
+    }
+}
+
+#[test]
 fn stored_services_are_adopted_and_a_clash_is_told() {
     let stored = create(&dual(), json!({"ports": http(), "type": "NodePort"})).expect("admitted");
     let restarted = dual();

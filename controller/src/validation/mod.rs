@@ -6,6 +6,7 @@ mod namespace;
 mod network_policy;
 mod node;
 mod pod;
+mod service_cidr;
 
 #[cfg(test)]
 mod tests;
@@ -15,3 +16,4 @@ pub use namespace::namespace;
 pub use network_policy::network_policy;
 pub use node::node;
 pub use pod::pod;
+pub use service_cidr::{networks, service_cidr};
