@@ -13,6 +13,7 @@ pub mod node;
 pub mod pod;
 pub mod problem;
 pub mod service;
+pub mod shared_map;
 pub mod snapshot;
 
 pub use address::Family;
@@ -22,4 +23,5 @@ pub use node::Node;
 pub use pod::{Namespace, Pod};
 pub use problem::{ObjectRef, Problem, Reason};
 pub use service::{Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
+pub use shared_map::{Difference, SharedMap};
 pub use snapshot::Snapshot;

@@ -1,0 +1,392 @@
+//! A map whose copies share what is equal: taking one costs nothing, and two of them are compared by what differs.
+//!
+//! Snapshots, plans and tables of a large cluster are made of these, so that a round costs what changed and a state that
+//! somebody still looks at costs only the parts that changed since. Invariant: a key is always in the part that its
+//! hash names, so equal parts of two maps are at the same place in both.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Index;
+use std::sync::Arc;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::{Serialize, Serializer};
+
+/// Branches of the root, and parts of a branch: a change copies two arrays of this length and one part.
+const FAN: usize = 32;
+
+type Part<K, V> = BTreeMap<K, V>;
+type Branch<K, V> = [Arc<Part<K, V>>; FAN];
+
+/// A map in parts. Iteration is in an order of its own, the same for equal maps; see [`SharedMap::sorted`].
+pub struct SharedMap<K, V> {
+    root: Arc<[Arc<Branch<K, V>>; FAN]>,
+    len: usize,
+}
+
+/// How an entry differs between two maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference<'a, K, V> {
+    /// The key.
+    pub key: &'a K,
+    /// Its value in the first map.
+    pub old: Option<&'a V>,
+    /// Its value in the second; never equal to `old`.
+    pub new: Option<&'a V>,
+}
+
+impl<K, V> SharedMap<K, V> {
+    /// An empty map.
+    pub fn new() -> Self {
+        let part = Arc::new(Part::new());
+        let branch: Arc<Branch<K, V>> = Arc::new(std::array::from_fn(|_| Arc::clone(&part)));
+        Self { root: Arc::new(std::array::from_fn(|_| Arc::clone(&branch))), len: 0 }
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether both are copies of one map that was not changed since; false says nothing.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.root, &other.root)
+    }
+
+    /// Removes everything.
+    pub fn clear(&mut self) {
+        *self = Self::new();
+    }
+
+    /// All entries.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        self.root.iter().flat_map(|branch| branch.iter()).flat_map(|part| part.iter())
+    }
+
+    /// All keys, in the order of [`SharedMap::iter`].
+    pub fn keys(&self) -> impl Iterator<Item = &K> + Clone {
+        self.iter().map(|(key, _)| key)
+    }
+
+    /// All values, in the order of [`SharedMap::iter`].
+    pub fn values(&self) -> impl Iterator<Item = &V> + Clone {
+        self.iter().map(|(_, value)| value)
+    }
+}
+
+impl<K: Ord, V> SharedMap<K, V> {
+    /// All entries by key.
+    pub fn sorted(&self) -> Vec<(&K, &V)> {
+        let mut entries: Vec<_> = self.iter().collect();
+        entries.sort_unstable_by_key(|(key, _)| *key);
+        entries
+    }
+
+    /// What differs, at the cost of what differs when one map was made from the other.
+    pub fn difference<'a>(&'a self, new: &'a Self) -> Vec<Difference<'a, K, V>>
+    where
+        V: PartialEq,
+    {
+        let mut found = Vec::new();
+        for (old_branch, new_branch) in unshared(&*self.root, &*new.root) {
+            for (old_part, new_part) in unshared(&**old_branch, &**new_branch) {
+                compare(old_part, new_part, &mut found);
+            }
+        }
+        found
+    }
+}
+
+/// The pairs that are not the same allocation.
+fn unshared<'a, T>(old: &'a [Arc<T>], new: &'a [Arc<T>]) -> impl Iterator<Item = (&'a Arc<T>, &'a Arc<T>)> {
+    old.iter().zip(new).filter(|(old, new)| !Arc::ptr_eq(old, new))
+}
+
+/// Walks both parts once, side by side.
+fn compare<'a, K: Ord, V: PartialEq>(
+    old: &'a Part<K, V>,
+    new: &'a Part<K, V>,
+    found: &mut Vec<Difference<'a, K, V>>,
+) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old_key, _)), Some((new_key, _))) => old_key.cmp(new_key),
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        let values = (before.map(|(_, value)| value), after.map(|(_, value)| value));
+        if let Some((key, _)) = after.or(before)
+            && values.0 != values.1
+        {
+            found.push(Difference { key, old: values.0, new: values.1 });
+        }
+    }
+}
+
+/// Which branch and which part of it. The hash has no secret: parts are sorted, so a crowded one costs only its copies.
+fn place<Q: Hash + ?Sized>(key: &Q) -> (usize, usize) {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let hash = hasher.finish().to_ne_bytes();
+    (usize::from(hash[0]) % FAN, usize::from(hash[1]) % FAN)
+}
+
+impl<K: Ord + Hash, V> SharedMap<K, V> {
+    fn part<Q: Hash + ?Sized>(&self, key: &Q) -> &Part<K, V> {
+        let (branch, part) = place(key);
+        &self.root[branch][part]
+    }
+
+    /// The value of a key.
+    pub fn get<Q>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+        Q: Ord + Hash + ?Sized,
+    {
+        self.part(key).get(key)
+    }
+
+    /// Whether there is such a key.
+    pub fn contains_key<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Ord + Hash + ?Sized,
+    {
+        self.part(key).contains_key(key)
+    }
+}
+
+impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
+    fn part_mut<Q: Hash + ?Sized>(&mut self, key: &Q) -> &mut Part<K, V> {
+        let (branch, part) = place(key);
+        Arc::make_mut(&mut Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch])[part])
+    }
+
+    /// Adds or replaces an entry; the value it had before.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let before = self.part_mut(&key).insert(key, value);
+        self.len += usize::from(before.is_none());
+        before
+    }
+
+    /// Removes an entry; its value. Without one, nothing is copied.
+    pub fn remove<Q>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Ord + Hash + ?Sized,
+    {
+        if !self.contains_key(key) {
+            return None;
+        }
+        self.len -= 1;
+        self.part_mut(key).remove(key)
+    }
+
+    /// The value of a key, to be changed.
+    pub fn get_mut<Q>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+        Q: Ord + Hash + ?Sized,
+    {
+        if self.contains_key(key) { self.part_mut(key).get_mut(key) } else { None }
+    }
+
+    /// The value of a key, made first if there is none.
+    pub fn or_default(&mut self, key: K) -> &mut V
+    where
+        V: Default,
+    {
+        self.len += usize::from(!self.contains_key(&key));
+        self.part_mut(&key).entry(key).or_default()
+    }
+}
+
+impl<K, V> Clone for SharedMap<K, V> {
+    fn clone(&self) -> Self {
+        Self { root: Arc::clone(&self.root), len: self.len }
+    }
+}
+
+impl<K, V> Default for SharedMap<K, V> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: Ord, V: PartialEq> PartialEq for SharedMap<K, V> {
+    fn eq(&self, other: &Self) -> bool {
+        self.len == other.len && self.difference(other).is_empty()
+    }
+}
+
+impl<K: Ord, V: Eq> Eq for SharedMap<K, V> {}
+
+impl<K: Ord + fmt::Debug, V: fmt::Debug> fmt::Debug for SharedMap<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.sorted()).finish()
+    }
+}
+
+impl<K, V, Q> Index<&Q> for SharedMap<K, V>
+where
+    K: Ord + Hash + Borrow<Q>,
+    Q: Ord + Hash + ?Sized,
+{
+    type Output = V;
+
+    fn index(&self, key: &Q) -> &V {
+        self.get(key).expect("an entry of this key")
+    }
+}
+
+impl<K: Ord + Hash + Clone, V: Clone> Extend<(K, V)> for SharedMap<K, V> {
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
+        for (key, value) in entries {
+            self.insert(key, value);
+        }
+    }
+}
+
+impl<K: Ord + Hash + Clone, V: Clone> FromIterator<(K, V)> for SharedMap<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let mut map = Self::new();
+        map.extend(entries);
+        map
+    }
+}
+
+impl<K: Ord + Hash + Clone, V: Clone, const N: usize> From<[(K, V); N]> for SharedMap<K, V> {
+    fn from(entries: [(K, V); N]) -> Self {
+        entries.into_iter().collect()
+    }
+}
+
+impl<K: Serialize, V: Serialize> Serialize for SharedMap<K, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de, K, V> Deserialize<'de> for SharedMap<K, V>
+where
+    K: Deserialize<'de> + Ord + Hash + Clone,
+    V: Deserialize<'de> + Clone,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Entries(Self::new()))
+    }
+}
+
+/// Collects entries as they are read, without holding them twice.
+struct Entries<K, V>(SharedMap<K, V>);
+
+impl<'de, K, V> Visitor<'de> for Entries<K, V>
+where
+    K: Deserialize<'de> + Ord + Hash + Clone,
+    V: Deserialize<'de> + Clone,
+{
+    type Value = SharedMap<K, V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut access: A) -> Result<Self::Value, A::Error> {
+        while let Some((key, value)) = access.next_entry()? {
+            self.0.insert(key, value);
+        }
+        Ok(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{Difference, SharedMap};
+
+    fn numbers(count: u32) -> SharedMap<u32, u32> {
+        (0..count).map(|number| (number, number)).collect()
+    }
+
+    /// Against a plain map, over a history of changes with a copy kept at each step.
+    #[test]
+    fn it_is_a_map_and_copies_do_not_change() {
+        let (mut map, mut plain) = (SharedMap::new(), BTreeMap::new());
+        let mut copies = Vec::new();
+        for step in 0..2_000_u32 {
+            let key = step.wrapping_mul(2_654_435_761) % 300;
+            if step % 3 == 0 {
+                assert_eq!(map.remove(&key), plain.remove(&key));
+            } else {
+                assert_eq!(map.insert(key, step), plain.insert(key, step));
+            }
+            *map.or_default(key / 2) += 1;
+            *plain.entry(key / 2).or_default() += 1;
+            if let Some(value) = map.get_mut(&7) {
+                *value += 1;
+                *plain.get_mut(&7).unwrap() += 1;
+            }
+            copies.push((map.clone(), plain.clone()));
+        }
+        for (map, plain) in &copies {
+            assert_eq!(map.sorted(), plain.iter().collect::<Vec<_>>());
+            assert_eq!((map.len(), map.is_empty()), (plain.len(), plain.is_empty()));
+        }
+        for pair in copies.windows(2) {
+            assert_eq!(pair[0].0 == pair[1].0, pair[0].1 == pair[1].1);
+        }
+    }
+
+    #[test]
+    fn the_difference_is_what_differs_shared_or_not() {
+        let old = numbers(1_000);
+        let mut new = old.clone();
+        new.insert(5, 50);
+        new.insert(2_000, 1);
+        new.remove(&6);
+        let unrelated: SharedMap<u32, u32> = new.sorted().into_iter().map(|(k, v)| (*k, *v)).collect();
+        for new in [&new, &unrelated] {
+            let mut found = old.difference(new);
+            found.sort_by_key(|difference| *difference.key);
+            let expected = [
+                Difference { key: &5, old: Some(&5), new: Some(&50) },
+                Difference { key: &6, old: Some(&6), new: None },
+                Difference { key: &2_000, old: None, new: Some(&1) },
+            ];
+            assert_eq!(found, expected);
+        }
+        assert!(old.is_same(&old.clone()) && !old.is_same(&new));
+    }
+
+    /// What a round costs at 100,000 entries: the parts that one change copies are all that is not shared.
+    #[test]
+    fn a_change_copies_one_part() {
+        let old = numbers(100_000);
+        let mut new = old.clone();
+        new.insert(5, 50);
+        let branches = super::unshared(&*old.root, &*new.root);
+        let parts: Vec<_> = branches.flat_map(|(old, new)| super::unshared(&**old, &**new)).collect();
+        assert_eq!(parts.len(), 1);
+        assert!(parts[0].0.len() < 300, "keys spread over the parts");
+    }
+
+    #[test]
+    fn it_survives_the_disk() {
+        let map: SharedMap<String, u32> = [("a".to_owned(), 1), ("b".to_owned(), 2)].into();
+        let text = serde_json::to_string(&map).unwrap();
+        assert_eq!(serde_json::from_str::<SharedMap<String, u32>>(&text).unwrap(), map);
+    }
+}
