@@ -55,9 +55,10 @@ impl Tally {
     }
 }
 
-/// Compares, and says what may follow this packet.
+/// Compares, and says what may follow this packet. `slots` are those of the peers.
 pub(crate) fn judge(
     model: &mut Model,
+    slots: &[u32],
     stimulus: &Stimulus,
     seen: &Outcome<'_>,
     tally: &mut Tally,
@@ -87,7 +88,7 @@ pub(crate) fn judge(
             if seen.verdict != verdict(*target) {
                 return differs("another verdict");
             }
-            if seen.cb[..4] != said(&model.world, *target, seen.cb[trace::VERDICT]) {
+            if seen.cb[..4] != said(&model.world, slots, *target, seen.cb[trace::VERDICT]) {
                 return differs(&format!("sent elsewhere: {:?}", &seen.cb[..4]));
             }
             bytes(&model.world, *target, *tuple, *decrement, frame, seen.packet)?;
@@ -104,11 +105,11 @@ fn verdict(target: Target) -> i32 {
 }
 
 /// What the program must say of its verdict. Which path of the code it took is its own business.
-fn said(world: &World, target: Target, word: u32) -> [u32; 4] {
+fn said(world: &World, slots: &[u32], target: Target, word: u32) -> [u32; 4] {
     let (ifindex, slot) = match target {
         Target::Pod(pod) => (world.pods[pod].ifindex, 0),
-        Target::Overlay(peer) => (world.overlay, world.peers[peer].slot),
-        Target::OnwardOverlay(peer) => (0, world.peers[peer].slot),
+        Target::Overlay(peer) => (world.overlay, slots[peer]),
+        Target::OnwardOverlay(peer) => (0, slots[peer]),
         Target::Uplink => (world.uplink, 0),
         Target::Stack | Target::Onward => (0, 0),
     };

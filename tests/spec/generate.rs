@@ -7,12 +7,13 @@ use std::net::IpAddr;
 
 use fastrand::Rng;
 
+use crate::cluster::SERVICES;
 use crate::model::Hook;
 use crate::wire::{
     ACK, DESTINATION, FIN, Frame, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, pseudo_header, read,
     sum,
 };
-use crate::world::{World, family};
+use crate::world::{World, family, service_address};
 
 /// A frame and where it is to arrive.
 #[derive(Clone, Debug)]
@@ -97,7 +98,7 @@ fn fresh(world: &World, rng: &mut Rng) -> Continuation {
 /// The host's routes lead to the overlay device for other nodes' Pods only, and for nobody it knows.
 fn routed_to_overlay(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
     if rng.u8(0..8) == 0 {
-        return crate::world::service_address(250)[family];
+        return service_address(250)[family];
     }
     let pods = &world.peers[rng.usize(0..world.peers.len())].pods;
     pods[rng.usize(0..pods.len())][family]
@@ -127,15 +128,7 @@ fn host_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
 
 fn any_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
     match rng.u8(0..32) {
-        0..=12 => {
-            let of_family: Vec<IpAddr> = world
-                .services
-                .iter()
-                .map(|service| service.frontend.ip())
-                .filter(|address| usize::from(address.is_ipv6()) == family)
-                .collect();
-            of_family[rng.usize(0..of_family.len())]
-        }
+        0..=12 => service_address(rng.u8(1..=SERVICES))[family],
         13..=18 => world.pods[rng.usize(0..world.pods.len())].addresses[family],
         19..=23 => {
             let pods = &world.peers[rng.usize(0..world.peers.len())].pods;
@@ -145,7 +138,7 @@ fn any_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
         26 => host_address(world, rng, family),
         27 => crate::world::pod_address(1, 200)[family],
         28 => crate::world::pod_address(2, 250)[family],
-        29 => crate::world::service_address(250)[family],
+        29 => service_address(250)[family],
         30 => ["224.0.0.5", "ff02::5"][family].parse().expect("an address"),
         _ => ["169.254.169.254", "fe80::1234"][family].parse().expect("an address"),
     }

@@ -11,6 +11,7 @@ use quilla_abi::DropReason;
 use quilla_abi::counter::path;
 use quilla_abi::flow::action;
 
+use crate::service::{Frontend, frontend};
 use crate::wire::{ACK, Echo, FIN, Frame, Headers, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, read};
 use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, World, family};
 
@@ -94,7 +95,8 @@ struct Connection {
     /// As the answer arrives.
     answer: Tuple,
     answer_scope: Scope,
-    service: Option<usize>,
+    /// Through a Service.
+    balanced: bool,
     forward: Target,
     back: Target,
     fin: [bool; 2],
@@ -121,15 +123,13 @@ impl Model {
         Self { world, connections: Vec::new(), by_tuple: HashMap::new() }
     }
 
-    /// An endpoint of a Service was deleted for good.
-    pub(crate) fn delete_backend(&mut self, backend: SocketAddr, proto: u8) {
-        for service in self.world.services.iter_mut().filter(|service| service.proto == proto) {
-            service.backends.retain(|other| *other != backend);
-        }
+    /// The world has changed: connections to endpoints that are gone are lost.
+    pub(crate) fn settle(&mut self) {
+        let gone = self.world.settle();
         for connection in self.connections.iter_mut().flatten() {
             let chosen = SocketAddr::new(connection.answer.src, connection.answer.sport);
             connection.backend_gone |=
-                connection.service.is_some() && chosen == backend && connection.original.proto == proto;
+                connection.balanced && gone.contains(&(chosen, connection.original.proto));
         }
     }
 
@@ -203,7 +203,7 @@ impl Model {
                 }
                 let to_a_node = self.world.host.contains(&dst)
                     || self.world.gateway.contains(&dst)
-                    || self.world.peers.iter().any(|peer| IpAddr::from(peer.underlay) == dst);
+                    || self.world.peers.iter().any(|peer| peer.addresses.contains(&dst));
                 if to_a_node && headers.tuple.proto == UDP && headers.tuple.dport == OVERLAY_PORT {
                     return drop(DropReason::ForgedOverlay);
                 }
@@ -268,11 +268,9 @@ impl Model {
         let tuple = headers.tuple;
         let middle = tuple.proto == TCP && headers.tcp_flags & (SYN | ACK) != SYN;
         let lost_answer = middle && self.world.is_backend(tuple.src, tuple.sport, tuple.proto);
-        match (hook, self.world.service(tuple.dst, tuple.dport, tuple.proto)) {
+        match (hook, frontend(&self.world, tuple.dst, tuple.dport, tuple.proto)) {
             // A backend that is this node itself is reached whatever the TTL: then the packet was translated.
-            (Hook::FromPod(_), Some(service)) => {
-                !middle && untouched && !self.world.services[service].backends.is_empty()
-            }
+            (Hook::FromPod(_), Some(frontend)) => !middle && untouched && !frontend.backends.is_empty(),
             (Hook::FromPod(_), None) => {
                 !lost_answer && self.target(tuple.dst).is_ok_and(|target| target != Target::Stack)
             }
@@ -358,12 +356,10 @@ impl Model {
                 _ => drop(DropReason::NoEndpoint),
             },
             Hook::FromOverlay(None) => drop(DropReason::UnknownTunnelSource),
-            Hook::FromPod(pod) => match self.world.service(tuple.dst, tuple.dport, tuple.proto) {
-                Some(service) if self.world.services[service].backends.is_empty() => {
-                    drop(DropReason::NoBackend)
-                }
+            Hook::FromPod(pod) => match frontend(&self.world, tuple.dst, tuple.dport, tuple.proto) {
+                Some(frontend) if frontend.backends.is_empty() => drop(DropReason::NoBackend),
                 Some(_) if middle => drop(DropReason::NoFlow),
-                Some(service) => self.balanced(pod, service, tuple, seen).map(Ok),
+                Some(frontend) => self.balanced(pod, &frontend, tuple, seen).map(Ok),
                 None if lost_answer => drop(DropReason::NoFlow),
                 None if self.may_lack_its_name(tuple) => {
                     let target = self.target(tuple.dst).expect("a Pod or the gateway");
@@ -386,7 +382,7 @@ impl Model {
             original: tuple,
             answer: tuple.mirrored(),
             answer_scope: Scope::Cluster,
-            service: None,
+            balanced: false,
             forward,
             back,
             fin: [false; 2],
@@ -440,15 +436,21 @@ impl Model {
     }
 
     /// A new connection through a Service: any of its backends will do.
-    fn balanced(&self, pod: usize, service: usize, tuple: Tuple, seen: &[u8]) -> Result<Connection, String> {
+    fn balanced(
+        &self,
+        pod: usize,
+        frontend: &Frontend,
+        tuple: Tuple,
+        seen: &[u8],
+    ) -> Result<Connection, String> {
         let Frame::Ip(after) = read(seen) else { return Err("the frame came out malformed".into()) };
         let backend = SocketAddr::new(after.tuple.dst, after.tuple.dport);
-        if !self.world.services[service].backends.contains(&backend) {
-            return Err(format!("{backend} is no backend of {:?}", self.world.services[service]));
+        if !frontend.backends.contains(&backend) {
+            return Err(format!("{backend} is no backend of {frontend:?}"));
         }
         let forward = self.target(backend.ip()).map_err(|reason| format!("{backend}: {reason:?}"))?;
         let mut connection = Self::plain(tuple, forward, Self::way_back(pod, forward));
-        connection.service = Some(service);
+        connection.balanced = true;
         let hairpin = forward == Target::Pod(pod);
         let source = match forward {
             _ if hairpin => Some(self.world.gateway[family(backend.ip())]),

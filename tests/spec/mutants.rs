@@ -10,7 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use quilla_datapath::Object;
 
-use crate::{Disagreement, explore, rig};
+use crate::explore::{Disagreement, explore};
+use crate::{files, namespace};
 
 struct Mutant {
     name: &'static str,
@@ -115,8 +116,8 @@ pub(crate) fn each_is_caught() -> Result<()> {
 
 /// The first line of the first disagreement. An object that does not load, say, is an error and no disagreement.
 fn disagreement(name: &str, object: &[u8]) -> Result<Option<String>> {
-    let netns = rig::namespace(name)?;
-    match netns.run(|| explore(name, &Object::from_bytes(object), 1, PACKETS))? {
+    let netns = namespace(name)?;
+    match netns.run(|| explore(&files(name), &Object::from_bytes(object), 1, PACKETS))? {
         Ok(_) => Ok(None),
         Err(error) if error.downcast_ref::<Disagreement>().is_some() => {
             Ok(Some(format!("{error:#}").lines().next().unwrap_or_default().to_owned()))

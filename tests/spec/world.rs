@@ -1,13 +1,21 @@
-//! A random small cluster as one node sees it, and nothing about how a data path would store it.
+//! A random small cluster as one node sees it: its intent as the API gives it, and nothing about how a data path would
+//! store it.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use fastrand::Rng;
+use ipnet::IpNet;
+use quilla_model::{Node, ObjectName, Snapshot};
+use quilla_plan::{LocalEndpoint, NodeFacts};
 
-use crate::wire::{TCP, UDP};
+use crate::service;
 
 pub(crate) const SNAT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=61_400;
 pub(crate) const OVERLAY_PORT: u16 = 8472;
+/// This node's name.
+pub(crate) const HERE: &str = "here";
 
 /// A Pod on this node.
 #[derive(Clone, Debug)]
@@ -21,19 +29,18 @@ pub(crate) struct Pod {
 /// Another node.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    pub slot: u32,
-    pub underlay: Ipv4Addr,
+    /// Where its name and Pod CIDRs have their number from.
+    pub number: u8,
+    pub addresses: [IpAddr; 2],
     pub vtep_mac: [u8; 6],
     /// Its Pods; all inside its Pod CIDRs.
     pub pods: Vec<[IpAddr; 2]>,
 }
 
-/// A frontend and what stands behind it.
-#[derive(Clone, Debug)]
-pub(crate) struct Service {
-    pub frontend: SocketAddr,
-    pub proto: u8,
-    pub backends: Vec<SocketAddr>,
+impl Peer {
+    pub(crate) fn name(&self) -> String {
+        format!("peer-{}", self.number)
+    }
 }
 
 /// Everything this node knows.
@@ -41,7 +48,8 @@ pub(crate) struct Service {
 pub(crate) struct World {
     pub pods: Vec<Pod>,
     pub peers: Vec<Peer>,
-    pub services: Vec<Service>,
+    /// Nodes, Services and endpoints, as the planner reads them.
+    pub snapshot: Snapshot,
     /// Node addresses, by family.
     pub host: [IpAddr; 2],
     /// Gateway of the Pods, by family; also the host's.
@@ -51,6 +59,8 @@ pub(crate) struct World {
     pub overlay: u32,
     /// Hosts outside of the cluster.
     pub outside: Vec<IpAddr>,
+    /// Where Services may send traffic: every endpoint that exists, whatever its state.
+    pub backends: HashSet<(SocketAddr, u8)>,
 }
 
 /// What an address is to this node.
@@ -81,6 +91,25 @@ pub(crate) fn pod_address(node: u8, host: u8) -> [IpAddr; 2] {
     ]
 }
 
+/// 192.168.77.`node` and `fd00:77::node`.
+pub(crate) fn node_address(node: u8) -> [IpAddr; 2] {
+    [
+        Ipv4Addr::new(192, 168, 77, node).into(),
+        Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(node)).into(),
+    ]
+}
+
+fn peer(rng: &mut Rng, number: u8) -> Peer {
+    let mut peer = Peer {
+        number,
+        addresses: node_address(number),
+        vtep_mac: [0; 6],
+        pods: (2..=2 + rng.u8(0..3)).map(|host| pod_address(number, host)).collect(),
+    };
+    peer.vtep_mac = quilla_plan::tunnel::mac_of(&peer.name());
+    peer
+}
+
 /// An address of the service CIDRs 10.96.0.0/16 and `fd00:96::/112`.
 pub(crate) fn service_address(host: u8) -> [IpAddr; 2] {
     [
@@ -102,67 +131,87 @@ impl World {
                 addresses: pod_address(1, host),
             })
             .collect();
-        let peers: Vec<Peer> = (2..=2 + rng.u8(1..3))
-            .map(|node| Peer {
-                slot: u32::from(node),
-                underlay: Ipv4Addr::new(192, 168, 77, node),
-                vtep_mac: [2, 0, 0, 0, 3, node],
-                pods: (2..=2 + rng.u8(0..3)).map(|host| pod_address(node, host)).collect(),
-            })
-            .collect();
+        let peers: Vec<Peer> = (2..=2 + rng.u8(1..3)).map(|number| peer(rng, number)).collect();
         let mut world = Self {
             pods,
+            snapshot: Snapshot::default(),
             peers,
-            services: Vec::new(),
-            host: [Ipv4Addr::new(192, 168, 77, 1).into(), "fd00:77::1".parse().expect("an address")],
+            host: node_address(1),
             gateway: pod_address(1, 1),
-            vtep_mac: [2, 0, 0, 0, 3, 1],
+            vtep_mac: quilla_plan::tunnel::mac_of(HERE),
             uplink,
             overlay,
             outside: ["192.168.77.200", "203.0.113.9", "fd00:77::200", "2001:db8::9"]
                 .map(|address| address.parse().expect("an address"))
                 .to_vec(),
+            backends: HashSet::new(),
         };
-        for number in 1..=rng.u8(2..6) {
-            world.add_service(rng, number);
-        }
+        world.declare_nodes(rng);
         world
     }
 
-    /// One dual-stack Service on TCP or UDP, or the same port on both (S27).
-    fn add_service(&mut self, rng: &mut Rng, number: u8) {
-        let protos: &[u8] = [&[TCP][..], &[UDP], &[TCP, UDP]][rng.usize(0..3)];
-        let (port, target) =
-            (rng.choice([53, 80]).expect("not empty"), rng.choice([53, 80, 8080]).expect("not empty"));
-        for &proto in protos {
-            for family in 0..2 {
-                let mut candidates: Vec<IpAddr> = self.pods.iter().map(|pod| pod.addresses[family]).collect();
-                candidates.extend(self.peers.iter().flat_map(|peer| &peer.pods).map(|pod| pod[family]));
-                candidates.push(self.host[family]);
-                candidates.push(self.outside[family * 2]);
-                rng.shuffle(&mut candidates);
-                candidates.truncate(rng.usize(0..5));
-                self.services.push(Service {
-                    frontend: SocketAddr::new(service_address(number)[family], port),
-                    proto,
-                    backends: candidates
-                        .into_iter()
-                        .map(|address| SocketAddr::new(address, target))
-                        .collect(),
-                });
-            }
+    fn declare_nodes(&mut self, rng: &mut Rng) {
+        let services = ["10.96.0.0/16", "fd00:96::/112"].map(|net| net.parse().expect("a range"));
+        self.snapshot.service_cidrs.insert("kubernetes".into(), services.to_vec());
+        let zone = (rng.u8(0..6) != 0).then(|| "zone-1".to_owned());
+        let here = (HERE.to_owned(), 1, self.host, zone);
+        let others = self.peers.iter().map(|peer| (peer.name(), peer.number, peer.addresses, None));
+        for (name, number, addresses, zone) in std::iter::once(here).chain(others) {
+            let [v4, v6] = pod_address(number, 0);
+            let cidrs = [(v4, 24), (v6, 64)].map(|(net, length)| IpNet::new(net, length).expect("a range"));
+            let node =
+                Node { name: name.clone(), addresses: addresses.into(), pod_cidrs: cidrs.into(), zone };
+            self.snapshot.nodes.insert(name, Arc::new(node));
         }
     }
 
-    pub(crate) fn service(&self, address: IpAddr, port: u16, proto: u8) -> Option<usize> {
-        let frontend = SocketAddr::new(address, port);
-        self.services.iter().position(|service| service.frontend == frontend && service.proto == proto)
+    /// What the agent knows of the node itself.
+    pub(crate) fn facts(&self) -> NodeFacts {
+        let v4 = |address: IpAddr| match address {
+            IpAddr::V4(v4) => v4,
+            IpAddr::V6(_) => unreachable!("the first of a pair is IPv4"),
+        };
+        let v6 = |address: IpAddr| match address {
+            IpAddr::V6(v6) => v6,
+            IpAddr::V4(_) => unreachable!("the second of a pair is IPv6"),
+        };
+        let endpoints = self.pods.iter().map(|pod| LocalEndpoint {
+            pod: ObjectName::new("default", format!("pod-{}", pod.ifindex)),
+            ifindex: pod.ifindex,
+            pod_mac: pod.mac,
+            host_mac: pod.host_mac,
+            ipv4: Some(v4(pod.addresses[0])),
+            ipv6: Some(v6(pod.addresses[1])),
+            host_ports: Vec::new(),
+        });
+        NodeFacts {
+            uplink_ifindex: self.uplink,
+            overlay_ifindex: self.overlay,
+            vni: 7,
+            overlay_port: OVERLAY_PORT,
+            host_ipv4: Some(v4(self.host[0])),
+            host_ipv6: Some(v6(self.host[1])),
+            addresses: self.host.to_vec(),
+            hash_seed: 0x5eed,
+            endpoints: endpoints.collect(),
+            ..NodeFacts::new(HERE)
+        }
     }
 
-    /// Whether some Service sends traffic there.
+    /// To be called after every change of the snapshot. The endpoints that are gone.
+    pub(crate) fn settle(&mut self) -> HashSet<(SocketAddr, u8)> {
+        let backends = service::backends(self);
+        let before = std::mem::replace(&mut self.backends, backends);
+        before.difference(&self.backends).copied().collect()
+    }
+
+    /// Whether some Service may have sent traffic there.
     pub(crate) fn is_backend(&self, address: IpAddr, port: u16, proto: u8) -> bool {
-        let backend = SocketAddr::new(address, port);
-        self.services.iter().any(|service| service.proto == proto && service.backends.contains(&backend))
+        self.backends.contains(&(SocketAddr::new(address, port), proto))
+    }
+
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.snapshot.nodes[HERE].zone.as_deref()
     }
 
     pub(crate) fn is_host(&self, address: IpAddr) -> bool {
@@ -201,7 +250,7 @@ impl World {
     }
 
     fn peer_place(&self, node: u8) -> Place {
-        self.peers.iter().position(|peer| peer.slot == u32::from(node)).map_or(Place::Outside, Place::Remote)
+        self.peers.iter().position(|peer| peer.number == node).map_or(Place::Outside, Place::Remote)
     }
 }
 
