@@ -16,6 +16,7 @@
 //! prints what it knows.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -183,6 +184,18 @@ impl Cluster {
     /// Credentials of the administrator.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// Where its components and its tests keep files.
+    pub fn files(&self) -> &Path {
+        &self.files
+    }
+
+    /// Lets the underlay, and so the outside, send what is for `address` to a node: what a router does with the address
+    /// of a load balancer.
+    pub fn route(&self, address: IpAddr, node: &str) -> Result<()> {
+        let node = self.node(node).addresses()[usize::from(address.is_ipv6())];
+        self.fabric.ip(&format!("route replace {address} via {node}")).map(drop)
     }
 
     /// Above the nodes' cgroups, so outside all socket hooks.

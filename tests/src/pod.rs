@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::command::in_place;
+use crate::workload::Workload;
 
 /// What a Pod is to be.
 #[derive(Debug)]
@@ -37,6 +38,22 @@ impl<'c> PodBuilder<'c> {
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.object["metadata"]["labels"][key] = json!(value);
         self
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.object["metadata"]["annotations"][key] = json!(value);
+        self
+    }
+
+    /// Runs a real server instead of the harness's own; ready when it takes connections.
+    pub fn runs(mut self, workload: Workload) -> Result<Self> {
+        let name = self.object["metadata"]["name"].as_str().context("name of the pod")?;
+        let mut container = workload.container(name, self.cluster.files())?;
+        container["readinessProbe"] = json!({"tcpSocket": {"port": workload.port()}});
+        self.object["spec"]["containers"] = json!([container]);
+        Ok(self)
     }
 
     /// Puts it into the node's network.

@@ -32,7 +32,8 @@ pub(crate) fn setup(workspace: &Workspace) -> Result<()> {
 /// What tests and demos run: iproute2, kubectl, ...
 pub(crate) fn commands(workspace: &Workspace) -> Result<()> {
     apt::ensure(workspace)?;
-    apt::ensure_kubectl(workspace)
+    apt::ensure_kubectl(workspace)?;
+    apt::ensure_nginx(workspace)
 }
 
 pub(crate) fn bpf_toolchain(workspace: &Workspace) -> Result<()> {

@@ -43,7 +43,8 @@ impl Workspace {
         let machine = env::var_os("PATH").unwrap_or_default();
         let mut path: Vec<PathBuf> = env::split_paths(&machine).collect();
         path.extend(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
-        path.extend([cargo_home().join("bin"), self.wheels().join("bin"), self.debian().join("usr/bin")]);
+        path.extend([cargo_home().join("bin"), self.wheels().join("bin")]);
+        path.extend(["usr/bin", "usr/sbin"].map(|folder| self.debian().join(folder)));
         path
     }
 

@@ -12,8 +12,10 @@ use crate::process::{read, run};
 use crate::workspace::Workspace;
 
 /// The command that tests or demos run, and the package that brings it.
-const COMMANDS: [(&str, &str); 11] = [
+const COMMANDS: [(&str, &str); 13] = [
     ("curl", "curl"),
+    ("dig", "bind9-dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
@@ -55,6 +57,19 @@ pub(super) fn ensure_kubectl(workspace: &Workspace) -> Result<()> {
     unpack(workspace, "trixie", "kubectl", "", &workspace.debian())
 }
 
+/// Only the program: installed, the package would start a server on the machine.
+pub(super) fn ensure_nginx(workspace: &Workspace) -> Result<()> {
+    if workspace.which("nginx").is_some() {
+        return Ok(());
+    }
+    println!("unpacking nginx into {}", workspace.debian().display());
+    run(workspace.command("apt-get").args(["update", "-qq"]))?;
+    let (home, into) = (workspace.tools(), workspace.debian());
+    fs::create_dir_all(&into).with_context(|| format!("create {}", into.display()))?;
+    run(workspace.command("apt-get").args(["download", "-qq", "nginx"]).current_dir(&home))?;
+    extract(workspace, &downloaded(&home, "nginx")?, &into)
+}
+
 /// Downloads one package of `suite` whose version starts with `version`, and unpacks it into `into`. A private apt
 /// configuration leaves the machine's own alone; apt checks the suite's signature and the package's hash.
 pub(super) fn unpack(
@@ -84,8 +99,12 @@ pub(super) fn unpack(
     run(apt("apt-get").args(["download", "-qq", &format!("{package}={chosen}")]))?;
     let archive = downloaded(&home, package)?;
     fs::create_dir_all(into).with_context(|| format!("create {}", into.display()))?;
-    run(workspace.command("dpkg-deb").arg("--extract").arg(&archive).arg(into))?;
-    fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))
+    extract(workspace, &archive, into)
+}
+
+fn extract(workspace: &Workspace, archive: &Path, into: &Path) -> Result<()> {
+    run(workspace.command("dpkg-deb").arg("--extract").arg(archive).arg(into))?;
+    fs::remove_file(archive).with_context(|| format!("remove {}", archive.display()))
 }
 
 fn configure(home: &Path, suite: &str) -> Result<std::path::PathBuf> {
