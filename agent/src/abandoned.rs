@@ -87,7 +87,7 @@ mod tests {
     use std::time::Instant;
 
     use super::{AT_ONCE, Absences, PATIENCE, is_gone};
-    use crate::cni::AttachedEndpoint;
+    use crate::cni::{AttachedEndpoint, Origin};
 
     fn endpoint(id: usize) -> AttachedEndpoint {
         AttachedEndpoint {
@@ -105,6 +105,8 @@ mod tests {
             pod_mac: [2; 6],
             ipv4: None,
             ipv6: None,
+            host_ports: Vec::new(),
+            origin: Origin::Own,
         }
     }
 

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use quilla_cni_protocol::Attachment;
+use quilla_cni_protocol::{Attachment, PortMapping, Transport};
 use quilla_datapath::{Datapath, DatapathError};
-use quilla_model::ObjectName;
+use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
-    BackendKey, Desired, Frontend, FrontendKey, Layout, LocalEndpoint, Step, Tables, diff, plan,
+    BackendKey, Desired, Frontend, FrontendKey, HostPort, Layout, LocalEndpoint, Step, Tables, diff, plan,
 };
 use tokio::sync::watch;
 
@@ -277,7 +277,7 @@ impl Reconciler {
             host_mac: endpoint.host_mac,
             ipv4: endpoint.ipv4,
             ipv6: endpoint.ipv6,
-            host_ports: Vec::new(),
+            host_ports: endpoint.host_ports.iter().map(host_port).collect(),
         };
         self.present().map(local).collect()
     }
@@ -435,6 +435,16 @@ impl Reconciler {
         }
         Ok(table::apply(self.datapath.maps(), &steps)?)
     }
+}
+
+fn host_port(mapping: &PortMapping) -> HostPort {
+    let protocol = match mapping.protocol {
+        Transport::Tcp => Protocol::Tcp,
+        Transport::Udp => Protocol::Udp,
+        Transport::Sctp => Protocol::Sctp,
+    };
+    let PortMapping { host_port, container_port, host_ip, .. } = *mapping;
+    HostPort { host_port, container_port, protocol, host_ip }
 }
 
 fn rows(steps: &[Step]) -> usize {

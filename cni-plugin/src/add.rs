@@ -2,113 +2,203 @@
 //! that fails undoes the ones before it.
 
 use quilla_cni_protocol::{
-    AddResult, CniError, Interface, IpConfig, NetworkConfig, Request, Reservation, Response, Route,
+    AddResult, CniError, Dns, Given, Interface, IpConfig, Lease, NetworkConfig, Request, Reservation,
+    Response, Route, Wanted, failpoint,
 };
+use serde_json::Value;
 
 use crate::agent::{Agent, unexpected};
+use crate::chained::Chained;
 use crate::invocation::Target;
+use crate::ipam::{Allocation, Delegate};
 use crate::netlink::Netlink;
 use crate::netns::Netns;
+use crate::wishes::Wishes;
 use crate::{check, del, host, log, pod};
 
+/// An ADD at work.
+#[derive(Debug)]
+struct Add<'a> {
+    target: &'a Target,
+    config: &'a NetworkConfig,
+    ipam: Option<&'a Delegate<'a>>,
+    wishes: Wishes,
+    netns: Netns,
+}
+
 /// Attaches the Pod and returns what the runtime is told.
-pub(crate) fn run(target: &Target, config: &NetworkConfig) -> Result<AddResult, CniError> {
-    let previous = config.prev_result.as_ref().map(AddResult::decode).transpose()?.unwrap_or_default();
-    let netns = Netns::open(&target.netns)?;
-    let mut agent = Agent::connect(config)?;
-    let reservation = match reserve(&mut agent, target, config)? {
-        Response::Reserved(reservation) => reservation,
-        // The runtime lost our answer and asks again: the identical result, if it is still true.
-        Response::Attached(reservation) => {
-            check::require_effective(&netns, &target.attachment.ifname, &reservation)?;
-            return Ok(previous.merge(describe(target, config, &reservation)));
-        }
-        other => return Err(unexpected(&other)),
-    };
-    if let Err(error) = wire(&mut agent, &netns, target, config, &reservation) {
-        undo(agent, target, config);
-        return Err(error);
-    }
-    Ok(previous.merge(describe(target, config, &reservation)))
-}
-
-fn reserve(agent: &mut Agent, target: &Target, config: &NetworkConfig) -> Result<Response, CniError> {
-    agent.ask(Request::Reserve {
-        attachment: target.attachment.clone(),
-        network: config.name.clone(),
-        netns: target.netns.clone(),
-        pod: target.pod.clone(),
-    })
-}
-
-fn wire(
-    agent: &mut Agent,
-    netns: &Netns,
+pub(crate) fn run(
     target: &Target,
     config: &NetworkConfig,
-    reservation: &Reservation,
-) -> Result<(), CniError> {
-    let ifname = &target.attachment.ifname;
-    let mut netlink = Netlink::open()?;
-    host::create(&mut netlink, netns, ifname, mtu(config, reservation), reservation)?;
-    let netns_cookie = pod::configure(netns, ifname, reservation)?;
-    let host_ifindex = host::configure(&mut netlink, reservation)?;
-    agent.ask_done(Request::Attach { attachment: target.attachment.clone(), host_ifindex, netns_cookie })
+    ipam: Option<&Delegate<'_>>,
+) -> Result<Value, CniError> {
+    let previous = config.prev_result.as_ref().map(AddResult::decode).transpose()?.unwrap_or_default();
+    let wishes = Wishes::read(config, &target.args)?;
+    let netns = Netns::open(&target.netns)?;
+    failpoint!(AddStarted);
+    let chained = Chained::find(&previous, &netns, &target.attachment.ifname)?;
+    let agent = Agent::connect(config)?;
+    failpoint!(AddConnected);
+    let add = Add { target, config, ipam, wishes, netns };
+    match chained {
+        Some(chained) => {
+            add.adopt(agent, chained)?;
+            // CNI-13: we changed nothing that it tells of.
+            Ok(config.prev_result.clone().unwrap_or_default())
+        }
+        None => Ok(previous.merge(add.attach(agent)?).encode(config.version)),
+    }
 }
 
-/// The operator's MTU, or else the agent's.
-fn mtu(config: &NetworkConfig, reservation: &Reservation) -> u32 {
-    config.mtu.unwrap_or(reservation.mtu)
+impl Add<'_> {
+    /// Makes the interface, with addresses of the agent or of the IPAM plugin.
+    fn attach(&self, mut agent: Agent) -> Result<AddResult, CniError> {
+        let Some(ipam) = self.ipam else { return self.connect(agent, None) };
+        // An IPAM plugin takes a second ADD for a mistake: ask first whether there was one.
+        if let Some(reservation) = self.known(&mut agent)? {
+            return self.again(&reservation);
+        }
+        let Allocation { leases, result } = ipam.add(&self.target.attachment)?;
+        let connected = self.connect(agent, Some(Given::Addresses { leases }));
+        if connected.is_err() {
+            noted(ipam.del(&self.target.attachment));
+        }
+        let dns = result.dns.filter(|dns| *dns != Dns::default());
+        connected.map(|own| AddResult { dns: own.dns.or(dns), ..own })
+    }
+
+    fn connect(&self, mut agent: Agent, given: Option<Given>) -> Result<AddResult, CniError> {
+        match self.reserve(&mut agent, given)? {
+            Response::Reserved(reservation) => {
+                self.wire(&mut agent, &reservation).inspect_err(|_| self.undo(agent))?;
+                Ok(self.describe(&reservation))
+            }
+            // The runtime lost our answer and asks again.
+            Response::Attached(reservation) => self.again(&reservation),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Attaches programs to an interface that another plugin made.
+    fn adopt(&self, mut agent: Agent, chained: Chained) -> Result<(), CniError> {
+        let Chained { given, host_ifindex, netns_cookie } = chained;
+        let attachment = self.target.attachment.clone();
+        match self.reserve(&mut agent, Some(given))? {
+            Response::Reserved(_) => agent
+                .ask_done(Request::Attach { attachment, host_ifindex, netns_cookie })
+                .inspect_err(|_| self.undo(agent)),
+            Response::Attached(reservation) => {
+                check::require_effective(&self.netns, &attachment.ifname, &reservation)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn reserve(&self, agent: &mut Agent, given: Option<Given>) -> Result<Response, CniError> {
+        let Wishes { ips, mac, port_mappings, .. } = &self.wishes;
+        let wanted = Wanted {
+            // An IPAM plugin and the maker of an interface read the wishes for themselves.
+            ips: if given.is_none() { ips.clone() } else { Vec::new() },
+            mac: *mac,
+            port_mappings: port_mappings.clone(),
+            given,
+        };
+        agent.ask(Request::Reserve {
+            attachment: self.target.attachment.clone(),
+            network: self.config.name.clone(),
+            netns: self.target.netns.clone(),
+            pod: self.target.args.pod.clone(),
+            wanted: Box::new(wanted),
+        })
+    }
+
+    /// What an earlier ADD of the same attachment got.
+    fn known(&self, agent: &mut Agent) -> Result<Option<Reservation>, CniError> {
+        // The question takes the attachment's lock, so that the answer stays true until we are done.
+        let checked = agent.ask(Request::Check { attachment: self.target.attachment.clone() });
+        let error = match checked {
+            Ok(Response::Attached(reservation)) => return Ok(Some(reservation)),
+            Ok(other) => return Err(unexpected(&other)),
+            Err(error) => error,
+        };
+        match agent.ask(Request::List { network: self.config.name.clone() })? {
+            Response::Endpoints { endpoints }
+                if endpoints.iter().any(|endpoint| endpoint.attachment == self.target.attachment) =>
+            {
+                Err(error)
+            }
+            Response::Endpoints { .. } => Ok(None),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// CNI-12: the identical result, if it is still true.
+    fn again(&self, reservation: &Reservation) -> Result<AddResult, CniError> {
+        check::require_effective(&self.netns, &self.target.attachment.ifname, reservation)?;
+        Ok(self.describe(reservation))
+    }
+
+    fn wire(&self, agent: &mut Agent, reservation: &Reservation) -> Result<(), CniError> {
+        let attachment = &self.target.attachment;
+        failpoint!(AddReserved);
+        let mut netlink = Netlink::open()?;
+        let mtu = self.mtu(reservation);
+        host::create(&mut netlink, &self.netns, &attachment.ifname, mtu, reservation)?;
+        let netns_cookie = pod::configure(&self.netns, &attachment.ifname, reservation)?;
+        let host_ifindex = host::configure(&mut netlink, reservation)?;
+        let attachment = attachment.clone();
+        agent.ask_done(Request::Attach { attachment, host_ifindex, netns_cookie })?;
+        failpoint!(AddAttached);
+        Ok(())
+    }
+
+    /// The operator's MTU, or else the agent's.
+    fn mtu(&self, reservation: &Reservation) -> u32 {
+        self.config.mtu.unwrap_or(reservation.mtu)
+    }
+
+    /// Undoes a half-done ADD. A DEL in all but name, over the connection that holds the reservation; what cannot be
+    /// undone now is left to the DEL that follows every failed ADD.
+    fn undo(&self, agent: Agent) {
+        noted(del::detach(&self.target.attachment, self.config, Some(agent)));
+    }
+
+    /// The result: both interfaces, one address per family, the default routes.
+    fn describe(&self, reservation: &Reservation) -> AddResult {
+        let interface = |name: &str, mac, sandbox| Interface {
+            name: name.to_owned(),
+            mac: Some(mac),
+            mtu: Some(self.mtu(reservation)),
+            sandbox,
+            socket_path: None,
+            pci_id: None,
+        };
+        let sandbox = self.target.netns.to_string_lossy().into_owned();
+        AddResult {
+            interfaces: vec![
+                interface(&reservation.host_ifname, reservation.host_mac, None),
+                interface(&self.target.attachment.ifname, reservation.pod_mac, Some(sandbox)),
+            ],
+            ips: reservation.leases.iter().map(address).collect(),
+            routes: reservation.leases.iter().map(default_route).collect(),
+            dns: self.wishes.dns.clone().or_else(|| self.config.dns.clone()),
+        }
+    }
 }
 
-/// Undoes a half-done ADD. A DEL in all but name, over the connection that holds the reservation; what cannot be undone
-/// now is left to the DEL that follows every failed ADD.
-fn undo(agent: Agent, target: &Target, config: &NetworkConfig) {
-    if let Err(error) = del::detach(&target.attachment, config, Some(agent)) {
+fn noted(undone: Result<(), CniError>) {
+    if let Err(error) = undone {
         log::notice(&format!("undo: {error}"));
     }
 }
 
-/// The result: both interfaces, one address per family, the default routes.
-fn describe(target: &Target, config: &NetworkConfig, reservation: &Reservation) -> AddResult {
-    let interface = |name: &str, mac, sandbox| Interface {
-        name: name.to_owned(),
-        mac: Some(mac),
-        mtu: Some(mtu(config, reservation)),
-        sandbox,
-        socket_path: None,
-        pci_id: None,
-    };
-    let sandbox = target.netns.to_string_lossy().into_owned();
-    AddResult {
-        interfaces: vec![
-            interface(&reservation.host_ifname, reservation.host_mac, None),
-            interface(&target.attachment.ifname, reservation.pod_mac, Some(sandbox)),
-        ],
-        ips: reservation
-            .leases
-            .iter()
-            .map(|lease| IpConfig {
-                address: lease.address.into(),
-                gateway: Some(lease.gateway),
-                interface: Some(1),
-            })
-            .collect(),
-        routes: reservation
-            .leases
-            .iter()
-            .map(|lease| Route {
-                dst: if lease.address.is_ipv4() { DEFAULT_IPV4 } else { DEFAULT_IPV6 },
-                gw: Some(lease.gateway),
-                mtu: None,
-                advmss: None,
-                priority: None,
-                table: None,
-                scope: None,
-            })
-            .collect(),
-        dns: config.dns.clone(),
-    }
+fn address(lease: &Lease) -> IpConfig {
+    IpConfig { address: lease.address.into(), gateway: Some(lease.gateway), interface: Some(1) }
+}
+
+fn default_route(lease: &Lease) -> Route {
+    let dst = if lease.address.is_ipv4() { DEFAULT_IPV4 } else { DEFAULT_IPV6 };
+    Route { dst, gw: Some(lease.gateway), mtu: None, advmss: None, priority: None, table: None, scope: None }
 }
 
 const DEFAULT_IPV4: ipnet::IpNet =

@@ -5,12 +5,17 @@ use quilla_cni_protocol::{AddResult, CniError, ErrorCode, NetworkConfig, Request
 
 use crate::agent::{Agent, unexpected};
 use crate::invocation::Target;
+use crate::ipam::Delegate;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::{host, pod};
 
 /// Fails with every difference found.
-pub(crate) fn run(target: &Target, config: &NetworkConfig) -> Result<(), CniError> {
+pub(crate) fn run(
+    target: &Target,
+    config: &NetworkConfig,
+    ipam: Option<&Delegate<'_>>,
+) -> Result<(), CniError> {
     let Some(document) = &config.prev_result else {
         let details = "CHECK needs prevResult";
         return Err(CniError::new(ErrorCode::INVALID_CONFIG, "invalid network config", details));
@@ -26,7 +31,8 @@ pub(crate) fn run(target: &Target, config: &NetworkConfig) -> Result<(), CniErro
     let mut differences = unreported(&previous, ifname, &reservation);
     differences.extend(mac_difference(&previous, &netns, ifname)?);
     differences.extend(effective_differences(&netns, ifname, &reservation)?);
-    conclude(&differences)
+    conclude(&differences)?;
+    ipam.map_or(Ok(()), |ipam| ipam.forward("CHECK"))
 }
 
 /// Fails when the kernel does not show the whole reservation.

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use quilla_cni_protocol::{Attachment, CniError, ErrorCode, NetworkConfig, Request, Response};
+use quilla_cni_protocol::{Attachment, CniError, ErrorCode, NetworkConfig, Request, Response, failpoint};
 
 use crate::agent::{Agent, unexpected};
 use crate::del;
+use crate::ipam::Delegate;
 
 /// Detaches everything stale, and reports what failed at the end.
-pub(crate) fn run(config: &NetworkConfig) -> Result<(), CniError> {
+pub(crate) fn run(config: &NetworkConfig, ipam: Option<&Delegate<'_>>) -> Result<(), CniError> {
     let Some(valid) = &config.valid_attachments else {
         let details = "GC needs cni.dev/valid-attachments";
         return Err(CniError::new(ErrorCode::INVALID_CONFIG, "invalid network config", details));
@@ -20,15 +21,18 @@ pub(crate) fn run(config: &NetworkConfig) -> Result<(), CniError> {
         Response::Endpoints { endpoints } => endpoints,
         other => return Err(unexpected(&other)),
     };
-    let failures: Vec<String> = recorded
+    failpoint!(GcListed);
+    let mut failures: Vec<String> = recorded
         .into_iter()
         .map(|endpoint| endpoint.attachment)
         .filter(|attachment| !valid.contains(attachment))
         .filter_map(|attachment| {
-            let error = del::run(&attachment, config).err()?;
+            let error = del::run(&attachment, config, ipam).err()?;
             Some(format!("{attachment}: {error}"))
         })
         .collect();
+    // What it holds for attachments that the agent never heard of.
+    failures.extend(ipam.and_then(|ipam| ipam.forward("GC").err()).map(|error| error.to_string()));
     if failures.is_empty() {
         return Ok(());
     }

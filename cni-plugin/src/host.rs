@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 
-use quilla_cni_protocol::{CniError, ErrorCode, Reservation};
+use quilla_cni_protocol::{CniError, ErrorCode, Reservation, failpoint};
 
 use crate::netlink::{Link, Netlink, VethPair};
 use crate::netns::Netns;
@@ -34,6 +34,7 @@ pub(crate) fn create(
 ) -> Result<(), CniError> {
     // What an ADD that was killed half-way left: its reservation is gone, so nobody uses it.
     netlink.delete_link(&reservation.host_ifname)?;
+    failpoint!(LeftoverDeleted);
     let pair = VethPair {
         host_name: &reservation.host_ifname,
         host_mac: reservation.host_mac,
@@ -49,7 +50,9 @@ pub(crate) fn create(
         } else {
             error.into()
         }
-    })
+    })?;
+    failpoint!(PairCreated);
+    Ok(())
 }
 
 /// Settings, routes and neighbours of the host's side; returns its index.
@@ -58,12 +61,16 @@ pub(crate) fn configure(netlink: &mut Netlink, reservation: &Reservation) -> Res
     if reservation.leases.iter().any(|lease| lease.address.is_ipv6()) {
         sysctl::apply(&reservation.host_ifname, IPV6_SETTINGS)?;
     }
+    failpoint!(HostSettings);
     let link = netlink.link(&reservation.host_ifname)?;
     netlink.set_up(link.index)?;
+    failpoint!(HostUp);
     for lease in &reservation.leases {
         netlink.add_host_route(link.index, lease.address)?;
+        failpoint!(HostRoute);
         netlink.pin_neighbour(link.index, lease.address, reservation.pod_mac)?;
     }
+    failpoint!(HostRoutes);
     Ok(link.index)
 }
 

@@ -1,16 +1,22 @@
 //! The environment a runtime calls us with. Parsed once by `main`; a value that leaves here has the shape the
 //! specification demands, and an error names every variable concerned.
 
+use std::env;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use quilla_cni_protocol::{Attachment, CniError, ErrorCode, PodRef, validate_container_id, validate_ifname};
+use quilla_cni_protocol::{
+    Attachment, CniError, ErrorCode, MacAddress, PodRef, validate_container_id, validate_ifname,
+};
 
 /// What we are asked to do.
 #[derive(Debug)]
 pub(crate) struct Invocation {
     /// The operation with its parameters.
     pub(crate) verb: Verb,
+    /// Folders with plugins (`CNI_PATH`).
+    pub(crate) plugin_folders: Vec<PathBuf>,
 }
 
 /// An operation of the specification.
@@ -37,8 +43,19 @@ pub(crate) struct Target {
     pub(crate) attachment: Attachment,
     /// The namespace as the runtime named it.
     pub(crate) netns: PathBuf,
-    /// The Pod, when `CNI_ARGS` names one.
+    /// What `CNI_ARGS` says.
+    pub(crate) args: Args,
+}
+
+/// The pairs of `CNI_ARGS` that mean something here.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Args {
+    /// The Pod (`K8S_POD_…` of kubelet and containerd).
     pub(crate) pod: Option<PodRef>,
+    /// Wished addresses (`IP`, several joined by commas, a prefix length is ignored).
+    pub(crate) ips: Vec<IpAddr>,
+    /// Wished Ethernet address (`MAC`).
+    pub(crate) mac: Option<MacAddress>,
 }
 
 impl Invocation {
@@ -58,7 +75,8 @@ impl Invocation {
             "VERSION" => Verb::Version,
             other => return Err(invalid(format!("CNI_COMMAND {other:?} is unknown"))),
         };
-        Ok(Self { verb })
+        let folders = environment.get("CNI_PATH")?.unwrap_or_default();
+        Ok(Self { verb, plugin_folders: env::split_paths(&folders).collect() })
     }
 }
 
@@ -104,22 +122,26 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
     fn target(&self) -> Result<Target, CniError> {
         let netns = self.require(&["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?.remove(1).into();
         let args = self.get("CNI_ARGS")?.unwrap_or_default();
-        Ok(Target { attachment: self.attachment()?, netns, pod: parse_args(&args)? })
+        Ok(Target { attachment: self.attachment()?, netns, args: parse_args(&args)? })
     }
 }
 
-/// The Pod named by `CNI_ARGS`, a list of `KEY=VALUE` joined by semicolons.
-fn parse_args(args: &str) -> Result<Option<PodRef>, CniError> {
+/// Reads `CNI_ARGS`, a list of `KEY=VALUE` joined by semicolons.
+fn parse_args(args: &str) -> Result<Args, CniError> {
     let (mut namespace, mut name, mut uid) = (None, None, None);
     let (mut ignore_unknown, mut unknown) = (false, Vec::new());
+    let (mut ips, mut mac) = (Vec::new(), None);
     for pair in args.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) =
             pair.split_once('=').ok_or_else(|| invalid(format!("CNI_ARGS: {pair:?} is not KEY=VALUE")))?;
+        let malformed = || invalid(format!("CNI_ARGS: {pair:?} is malformed"));
         match key {
             "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
             "K8S_POD_NAME" => name = Some(value.to_owned()),
             "K8S_POD_UID" => uid = Some(value.to_owned()),
             "K8S_POD_INFRA_CONTAINER_ID" => {}
+            "IP" => ips = parse_addresses(value).ok_or_else(malformed)?,
+            "MAC" => mac = Some(value.parse().map_err(|_| malformed())?),
             "IgnoreUnknown" => ignore_unknown = matches!(value, "1" | "true" | "True" | "TRUE" | "t" | "T"),
             _ => unknown.push(key),
         }
@@ -127,11 +149,16 @@ fn parse_args(args: &str) -> Result<Option<PodRef>, CniError> {
     if !unknown.is_empty() && !ignore_unknown {
         return Err(invalid(format!("CNI_ARGS: unknown {}", unknown.join(", "))));
     }
-    match (namespace, name) {
-        (Some(namespace), Some(name)) => Ok(Some(PodRef { namespace, name, uid })),
-        (None, None) => Ok(None),
-        _ => Err(invalid("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME need each other".to_owned())),
-    }
+    let pod = match (namespace, name) {
+        (Some(namespace), Some(name)) => Some(PodRef { namespace, name, uid }),
+        (None, None) => None,
+        _ => return Err(invalid("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME need each other".to_owned())),
+    };
+    Ok(Args { pod, ips, mac })
+}
+
+fn parse_addresses(list: &str) -> Option<Vec<IpAddr>> {
+    list.split(',').map(|text| text.split('/').next()?.parse().ok()).collect()
 }
 
 fn invalid(details: String) -> CniError {
@@ -143,7 +170,7 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
 
-    use super::{Invocation, Verb, parse_args};
+    use super::{Args, Invocation, Verb, parse_args};
 
     fn parse(variables: &[(&str, &str)]) -> Result<Verb, String> {
         Invocation::from_env(|name| {
@@ -181,11 +208,24 @@ mod tests {
     /// CNI-5: unknown keys need `IgnoreUnknown`.
     #[test]
     fn args() {
-        let pod = parse_args("IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;X=y").expect("valid");
-        assert_eq!(pod.map(|pod| (pod.namespace, pod.name)), Some(("a".into(), "b".into())));
-        assert_eq!(parse_args("").expect("valid"), None);
+        let args = parse_args("IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;X=y").expect("valid");
+        assert_eq!(args.pod.map(|pod| (pod.namespace, pod.name)), Some(("a".into(), "b".into())));
+        assert_eq!(parse_args("").expect("valid"), Args::default());
         assert!(parse_args("X=y").is_err());
         assert!(parse_args("nonsense").is_err());
         assert!(parse_args("K8S_POD_NAME=b").is_err());
+    }
+
+    /// CNI-33: a wished address and Ethernet address.
+    #[test]
+    fn wishes_in_args() {
+        let args = parse_args("IP=192.0.2.7/24,2001:db8::7;MAC=02:00:00:00:00:07").expect("valid");
+        let wished: [std::net::IpAddr; 2] =
+            ["192.0.2.7".parse().expect("valid"), "2001:db8::7".parse().expect("valid")];
+        assert_eq!(args.ips, wished);
+        assert_eq!(args.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:07"));
+        for text in ["IP=", "IP=192.0.2", "IP=192.0.2.1,", "MAC=1"] {
+            assert!(parse_args(text).is_err(), "{text}");
+        }
     }
 }

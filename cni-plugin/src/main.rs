@@ -7,16 +7,20 @@
 
 mod add;
 mod agent;
+mod bandwidth;
+mod chained;
 mod check;
 mod del;
 mod gc;
 mod host;
 mod invocation;
+mod ipam;
 mod log;
 mod netlink;
 mod netns;
 mod pod;
 mod sysctl;
+mod wishes;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -25,6 +29,7 @@ use quilla_cni_protocol::{CniError, ErrorCode, NetworkConfig, Request, SpecVersi
 use serde_json::{Value, json};
 
 use crate::invocation::{Invocation, Verb};
+use crate::ipam::Delegate;
 
 fn main() -> ExitCode {
     let mut input = Vec::new();
@@ -51,12 +56,14 @@ fn run(input: &[u8]) -> Result<Option<Value>, CniError> {
     }
     let config = NetworkConfig::parse(input)?;
     require_version(&invocation, &config)?;
+    let ipam = Delegate::of(&config, &invocation.plugin_folders);
+    let ipam = ipam.as_ref();
     match &invocation.verb {
-        Verb::Add(target) => add::run(target, &config).map(|result| Some(result.encode(config.version))),
-        Verb::Del(attachment) => del::run(attachment, &config).map(|()| None),
-        Verb::Check(target) => check::run(target, &config).map(|()| None),
-        Verb::Gc => gc::run(&config).map(|()| None),
-        Verb::Status => status(&config).map(|()| None),
+        Verb::Add(target) => add::run(target, &config, ipam).map(Some),
+        Verb::Del(attachment) => del::run(attachment, &config, ipam).map(|()| None),
+        Verb::Check(target) => check::run(target, &config, ipam).map(|()| None),
+        Verb::Gc => gc::run(&config, ipam).map(|()| None),
+        Verb::Status => status(&config, ipam).map(|()| None),
         Verb::Version => version(input).map(Some),
     }
 }
@@ -85,10 +92,14 @@ fn version(input: &[u8]) -> Result<Value, CniError> {
 }
 
 /// STATUS: whatever keeps an ADD from being served is "not available" to the runtime.
-fn status(config: &NetworkConfig) -> Result<(), CniError> {
+fn status(config: &NetworkConfig, ipam: Option<&Delegate<'_>>) -> Result<(), CniError> {
     agent::Agent::connect(config)
         .and_then(|mut agent| agent.ask_done(Request::Status))
-        .map_err(|error| CniError { code: ErrorCode::NOT_AVAILABLE, ..error })
+        .and_then(|()| ipam.map_or(Ok(()), |ipam| ipam.forward("STATUS")))
+        .map_err(|error| match error.code {
+            ErrorCode::LIMITED_CONNECTIVITY => error,
+            _ => CniError { code: ErrorCode::NOT_AVAILABLE, ..error },
+        })
 }
 
 /// Tells the operator and makes the document for the runtime.

@@ -1,7 +1,7 @@
 //! The Pod's side of an attachment: everything done inside its namespace. Called by ADD after the pair exists, and by
 //! CHECK to compare.
 
-use quilla_cni_protocol::{CniError, ErrorCode, MacAddress, Reservation};
+use quilla_cni_protocol::{CniError, ErrorCode, MacAddress, Reservation, failpoint};
 
 use crate::netlink::{Link, Netlink};
 use crate::netns::{self, Netns};
@@ -25,18 +25,22 @@ pub(crate) fn configure(netns: &Netns, ifname: &str, reservation: &Reservation) 
             sysctl::apply("lo", LOOPBACK_SETTINGS)?;
             sysctl::apply(ifname, SETTINGS)?;
         }
+        failpoint!(PodSettings);
         let loopback = netlink.link("lo")?;
         netlink.set_up(loopback.index)?;
         let link = netlink.link(ifname)?;
         for lease in &reservation.leases {
             netlink.add_address(link.index, lease.address)?;
         }
+        failpoint!(PodAddresses);
         netlink.set_up(link.index)?;
+        failpoint!(PodUp);
         for lease in &reservation.leases {
             netlink.add_host_route(link.index, lease.gateway)?;
             netlink.pin_neighbour(link.index, lease.gateway, reservation.host_mac)?;
             netlink.add_default_route(link.index, lease.gateway)?;
         }
+        failpoint!(PodRoutes);
         netns::cookie().map_err(|error| {
             CniError::new(ErrorCode::WIRING_FAILED, "read network namespace cookie", error.to_string())
         })

@@ -60,7 +60,7 @@ pub(crate) fn standard_input() -> Result<()> {
     call.clone().with("prevResult", json!({ "ips": 7 })).run()?.error(6)?;
 
     // CNI-6: what runtimes and users add is accepted.
-    let extra = json!({ "portMappings": [{ "hostPort": 1 }] });
+    let extra = json!({ "unheardOf": [{ "hostPort": 1 }], "aliases": { "quilla": ["name"] } });
     call.with("runtimeConfig", extra).with("args", json!({ "cni": {} })).with("future", 1).run()?.result()?;
     Ok(())
 }

@@ -5,6 +5,8 @@ mod add;
 mod agent;
 mod chain;
 mod del;
+mod delegate;
+mod foreign;
 mod gc;
 mod input;
 mod node;
@@ -40,6 +42,14 @@ fn main() -> ExitCode {
         del::with_the_agent_stuck,
         del::with_a_corrupt_result,
         del::recorded_release_before_the_next_add,
+        delegate::host_local_gives_and_takes,
+        delegate::host_local_is_undone,
+        delegate::every_verb_is_passed_on,
+        delegate::useless_answers,
+        foreign::ours_first,
+        foreign::ours_after_another,
+        foreign::a_list_with_ours_last,
+        foreign::an_unusable_result_is_refused,
         gc::keeps_what_the_runtime_knows,
         gc::a_missing_list_is_an_error,
         gc::status_follows_the_agent,

@@ -232,7 +232,7 @@ impl Answer {
 }
 
 /// The plugin's binary: the one named, or the one beside this test's folder.
-fn plugin() -> Result<PathBuf> {
+pub(crate) fn plugin() -> Result<PathBuf> {
     if let Some(named) = env::var_os("QUILLA_CNI_PLUGIN") {
         return Ok(named.into());
     }

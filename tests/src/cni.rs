@@ -4,21 +4,24 @@
 //! completed with name, version and the previous result, on standard input. Invariant: a failed ADD is followed by a
 //! DEL of all plugins.
 
+use std::env;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::command::Run;
+use crate::netns::inside;
 
 /// A network and where its plugins are.
 #[derive(Clone, Debug)]
 pub struct Network {
     list: Value,
-    folder: PathBuf,
+    folders: Vec<PathBuf>,
+    host: Option<PathBuf>,
 }
 
 /// One interface of one sandbox.
@@ -30,6 +33,8 @@ pub struct Attachment {
     pub netns: PathBuf,
     /// Namespace, name and uid of the Pod.
     pub pod: [String; 3],
+    /// What the runtime has for capabilities; a plugin gets those that it declares (CNI-8).
+    pub runtime_config: Value,
 }
 
 impl Network {
@@ -37,7 +42,18 @@ impl Network {
     pub fn read(list: &Path, folder: &Path) -> Result<Self> {
         let text = fs::read_to_string(list).with_context(|| format!("read {}", list.display()))?;
         let list = serde_json::from_str(&text).with_context(|| format!("parse {}", list.display()))?;
-        Ok(Self { list, folder: folder.to_owned() })
+        Ok(Self::new(list, vec![folder.to_owned()]))
+    }
+
+    /// The network of a configuration list; its plugins are looked for in the folders, in this order.
+    pub fn new(list: Value, folders: Vec<PathBuf>) -> Self {
+        Self { list, folders, host: None }
+    }
+
+    /// The same network on the host whose network namespace is this file.
+    #[must_use]
+    pub fn on_host(self, netns: &Path) -> Self {
+        Self { host: Some(netns.to_owned()), ..self }
     }
 
     /// ADD through the chain; the last plugin's result.
@@ -77,21 +93,20 @@ impl Network {
 
     fn call(&self, verb: &str, plugin: &Value, of: &Attachment, previous: Option<&Value>) -> Result<String> {
         let program = plugin["type"].as_str().context("type of the plugin")?;
-        let mut config = plugin.clone();
-        for key in ["cniVersion", "name"] {
-            config[key] = self.list[key].clone();
-        }
-        if let Some(previous) = previous {
-            config["prevResult"] = previous.clone();
-        }
+        let found = self.folders.iter().map(|folder| folder.join(program)).find(|path| path.is_file());
+        let path = found.with_context(|| format!("plugin {program} is in none of {:?}", self.folders))?;
+        let config = self.config(plugin, &of.runtime_config, previous);
         let [namespace, name, uid] = &of.pod;
-        let mut command = Command::new(self.folder.join(program));
+        let mut command = match &self.host {
+            Some(netns) => inside(netns, &path.to_string_lossy()),
+            None => Command::new(path),
+        };
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", &of.container_id)
             .env("CNI_NETNS", &of.netns)
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", &self.folder)
+            .env("CNI_PATH", env::join_paths(&self.folders).context("join folders")?)
             .env(
                 "CNI_ARGS",
                 format!(
@@ -100,7 +115,27 @@ impl Network {
                     of.container_id
                 ),
             );
-        command.text_from(&config.to_string()).with_context(|| format!("{verb} {namespace}/{name}"))
+        command.text_from(&config.to_string()).with_context(|| format!("{verb} {program} {namespace}/{name}"))
+    }
+
+    /// What a plugin reads: its part of the list, completed.
+    fn config(&self, plugin: &Value, offered: &Value, previous: Option<&Value>) -> Value {
+        let mut config = plugin.clone();
+        for key in ["cniVersion", "name"] {
+            config[key] = self.list[key].clone();
+        }
+        if let Some(previous) = previous {
+            config["prevResult"] = previous.clone();
+        }
+        let declared = config.as_object_mut().and_then(|config| config.remove("capabilities"));
+        let declared = declared.as_ref().and_then(Value::as_object).into_iter().flatten();
+        let wanted = declared.filter(|(_, on)| **on == Value::Bool(true)).map(|(name, _)| name);
+        let provided = wanted.filter_map(|name| Some((name.clone(), offered.get(name)?.clone())));
+        let provided: Map<String, Value> = provided.collect();
+        if !provided.is_empty() {
+            config["runtimeConfig"] = provided.into();
+        }
+        config
     }
 }
 
@@ -143,7 +178,8 @@ echo '{"ips":[{"address":"10.0.0.2/32"}],"by":"'"$(basename "$0")"'"}'
 
     fn attachment() -> Attachment {
         let pod = ["ns", "pod", "uid"].map(str::to_owned);
-        Attachment { container_id: "c".to_owned(), netns: "/run/netns/none".into(), pod }
+        let runtime_config = serde_json::json!({ "mac": "02:00:00:00:00:01", "ips": ["10.0.0.2"] });
+        Attachment { container_id: "c".to_owned(), netns: "/run/netns/none".into(), pod, runtime_config }
     }
 
     fn calls(folder: &Path) -> String {
@@ -159,6 +195,19 @@ echo '{"ips":[{"address":"10.0.0.2/32"}],"by":"'"$(basename "$0")"'"}'
         assert_eq!(addresses(&result).expect("addresses"), ["10.0.0.2".parse::<IpAddr>().expect("address")]);
         network.del(&attachment(), Some(&result)).expect("del");
         assert_eq!(calls(folder.path()), "ADD first, ADD second, DEL second, DEL first, ");
+    }
+
+    /// CNI-8: a plugin gets what it declares and the runtime has, and not the declaration.
+    #[test]
+    fn capabilities_become_runtime_config() {
+        let network = Network::new(serde_json::json!({ "cniVersion": "1.1.0", "name": "n" }), Vec::new());
+        let plugin =
+            serde_json::json!({ "type": "p", "capabilities": { "mac": true, "dns": true, "ips": false } });
+        let config = network.config(&plugin, &attachment().runtime_config, None);
+        let want = serde_json::json!({
+            "cniVersion": "1.1.0", "name": "n", "type": "p", "runtimeConfig": { "mac": "02:00:00:00:00:01" },
+        });
+        assert_eq!(config, want);
     }
 
     #[test]

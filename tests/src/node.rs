@@ -60,6 +60,7 @@ impl Node {
                 "type": "quilla-cni",
                 "agentSocket": node.files.join("run/cni.sock"),
                 "dataDir": node.files.join("state/cni"),
+                "capabilities": { "portMappings": true },
             }],
         });
         fs::write(node.files.join("quilla.conflist"), list.to_string())

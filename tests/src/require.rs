@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+/// The folder of Debian's `containernetworking-plugins`.
+pub const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+
 /// Something a machine may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -19,6 +22,14 @@ pub enum Need {
     Cgroup2,
     /// `kubectl` in the path.
     Kubectl,
+    /// The CNI project's own plugins, where Debian puts them.
+    ReferencePlugins,
+    /// `containerd` and `runc` in the path.
+    Containerd,
+    /// `podman` in the path.
+    Podman,
+    /// A statically linked `busybox` in the path.
+    Busybox,
 }
 
 impl Need {
@@ -29,6 +40,12 @@ impl Need {
             Self::Btf => (Path::new("/sys/kernel/btf/vmlinux").exists(), "no /sys/kernel/btf/vmlinux"),
             Self::Cgroup2 => (mounted("cgroup2"), "no cgroup2 mounted"),
             Self::Kubectl => (in_path("kubectl"), "no kubectl in PATH"),
+            Self::ReferencePlugins => {
+                (Path::new(REFERENCE_PLUGINS).join("host-local").is_file(), "no reference CNI plugins")
+            }
+            Self::Containerd => (in_path("containerd") && in_path("runc"), "no containerd and runc in PATH"),
+            Self::Podman => (in_path("podman"), "no podman in PATH"),
+            Self::Busybox => (in_path("busybox"), "no busybox in PATH"),
         };
         (!present).then(|| reason.to_owned())
     }

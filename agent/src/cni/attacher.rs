@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use quilla_cni_protocol::Attachment;
+use quilla_cni_protocol::{Attachment, PortMapping};
 use serde::{Deserialize, Serialize};
 
 /// What the CNI server asks of the data path. Implemented by the agent's wiring; by a recorder in tests.
@@ -53,6 +53,28 @@ pub struct AttachedEndpoint {
     pub ipv4: Option<Ipv4Addr>,
     /// The Pod's IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
+    /// Ports of the node that lead to the Pod; no two endpoints share one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<PortMapping>,
+    /// Who made what the endpoint consists of.
+    #[serde(default)]
+    pub origin: Origin,
+}
+
+/// Who gave an endpoint its addresses and its interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub enum Origin {
+    /// The agent and the plugin.
+    #[default]
+    Own,
+    /// A delegated IPAM plugin gave the addresses.
+    Delegated {
+        /// The Pod's next hops.
+        gateways: Vec<IpAddr>,
+    },
+    /// An earlier plugin of the chain made the interface.
+    Chained,
 }
 
 impl AttachedEndpoint {

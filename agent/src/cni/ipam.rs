@@ -41,6 +41,9 @@ pub(super) enum IpamError {
     /// Every address is held or cooling down.
     #[error("no free address left in {0}")]
     Exhausted(IpNet),
+    /// A wished address cannot be had.
+    #[error("address {0} is held, or no usable address of the node's pools")]
+    Unavailable(IpAddr),
 }
 
 /// The allocator.
@@ -63,12 +66,21 @@ impl Ipam {
         self.ipv6.set_range(pools.ipv6.map(|net| Range::new(net.into())));
     }
 
-    /// One free address per family that has a pool.
-    pub(super) fn allocate(&mut self, now: Seconds) -> Result<Addresses, IpamError> {
+    /// One address per family that has a pool: the wished one, whether it cools down or not, or else a free one.
+    pub(super) fn allocate(&mut self, wished: &[IpAddr], now: Seconds) -> Result<Addresses, IpamError> {
         if self.ipv4.range.is_none() && self.ipv6.range.is_none() {
             return Err(IpamError::NoPools);
         }
-        let (ipv4, ipv6) = (self.ipv4.peek(now, self.cool_down)?, self.ipv6.peek(now, self.cool_down)?);
+        let unavailable = |address: &&IpAddr| {
+            let family = if address.is_ipv4() { &self.ipv4 } else { &self.ipv6 };
+            family.held.contains(*address) || !family.range.is_some_and(|range| range.contains(**address))
+        };
+        if let Some(address) = wished.iter().find(unavailable) {
+            return Err(IpamError::Unavailable(*address));
+        }
+        let wish = |ipv4: bool| wished.iter().copied().find(|address| address.is_ipv4() == ipv4);
+        let ipv4 = wish(true).map_or_else(|| self.ipv4.peek(now, self.cool_down), |wish| Ok(Some(wish)))?;
+        let ipv6 = wish(false).map_or_else(|| self.ipv6.peek(now, self.cool_down), |wish| Ok(Some(wish)))?;
         for address in ipv4.into_iter().chain(ipv6) {
             self.hold(address);
         }
@@ -90,6 +102,11 @@ impl Ipam {
     /// Gives an address back; its cool-down starts.
     pub(super) fn release(&mut self, address: IpAddr, at: Seconds) {
         self.family(address).release(address, at);
+    }
+
+    /// Held addresses.
+    pub(super) fn held(&self) -> impl Iterator<Item = IpAddr> {
+        self.ipv4.held.iter().chain(&self.ipv6.held).copied()
     }
 
     /// Released addresses, longest ago first.
@@ -236,7 +253,7 @@ mod tests {
     }
 
     fn v4(ipam: &mut Ipam, now: u64) -> Result<String, IpamError> {
-        ipam.allocate(now).map(|given| given.ipv4.map(|address| address.to_string()).unwrap_or_default())
+        ipam.allocate(&[], now).map(|given| given.ipv4.map(|address| address.to_string()).unwrap_or_default())
     }
 
     #[test]
@@ -252,13 +269,13 @@ mod tests {
     #[test]
     fn both_families_or_none() {
         let mut ipam = ipam("10.0.0.0/24", "fd00::/126");
-        let first = ipam.allocate(0).expect("free");
+        let first = ipam.allocate(&[], 0).expect("free");
         assert_eq!(first.ipv6, Some("fd00::2".parse().expect("valid")));
-        ipam.allocate(0).expect("free");
-        assert!(matches!(ipam.allocate(0), Err(IpamError::Exhausted(_))));
+        ipam.allocate(&[], 0).expect("free");
+        assert!(matches!(ipam.allocate(&[], 0), Err(IpamError::Exhausted(_))));
         // The refused allocation took no IPv4 address.
         ipam.release("fd00::2".parse().expect("valid"), 0);
-        let next = ipam.allocate(COOL_DOWN).expect("cooled");
+        let next = ipam.allocate(&[], COOL_DOWN).expect("cooled");
         assert_eq!(next.ipv4, Some("10.0.0.4".parse().expect("valid")));
     }
 
@@ -283,7 +300,7 @@ mod tests {
             assert!(matches!(v4(&mut ipam(net, ""), 0), Err(IpamError::Exhausted(_))), "{net}");
         }
         assert_eq!(v4(&mut ipam("", ""), 0), Err(IpamError::NoPools));
-        assert!(ipam("0.0.0.0/0", "::/0").allocate(0).is_ok());
+        assert!(ipam("0.0.0.0/0", "::/0").allocate(&[], 0).is_ok());
     }
 
     #[test]
@@ -304,7 +321,7 @@ mod tests {
             for (allocate, pick, elapsed) in steps {
                 now += elapsed;
                 if allocate {
-                    if let Ok(given) = ipam.allocate(now) {
+                    if let Ok(given) = ipam.allocate(&[], now) {
                         held.extend(given.ipv4.map(IpAddr::V4).into_iter().chain(given.ipv6.map(IpAddr::V6)));
                     }
                 } else if !held.is_empty() {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cni::AttachedEndpoint;
 use crate::cni::ipam::Seconds;
-use quilla_cni_protocol::Attachment;
+use quilla_cni_protocol::{Attachment, failpoint};
 
 /// Format of the file; another is refused.
 const FORMAT: u32 = 1;
@@ -129,7 +129,9 @@ impl Journal {
             .open(&aside)
             .map_err(io_error("create", &aside))?;
         file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &aside))?;
+        failpoint!(JournalRewritten, io_error("write", &aside));
         fs::rename(&aside, &path).map_err(io_error("rename to", &path))?;
+        failpoint!(JournalReplaced, io_error("rename to", &path));
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))?;
         Ok(Self { path, file, length: bytes.len() as u64, lines: records.len(), poisoned: false })
     }
@@ -139,11 +141,16 @@ impl Journal {
         if self.poisoned {
             return Err(JournalError::Poisoned { path: self.path.clone() });
         }
+        failpoint!(JournalAppending, io_error("append to", &self.path));
         let bytes = line(record);
         if let Err(error) = self.file.write_all(&bytes) {
             self.poisoned = self.take_back().is_err();
             return Err(io_error("append to", &self.path)(error));
         }
+        failpoint!(JournalAppended, |error| {
+            self.poisoned = true;
+            io_error("sync", &self.path)(error)
+        });
         if durability == Durability::Machine
             && let Err(error) = self.file.sync_data()
         {
@@ -151,6 +158,10 @@ impl Journal {
             self.poisoned = true;
             return Err(io_error("sync", &self.path)(error));
         }
+        failpoint!(JournalSynced, |error| {
+            self.poisoned = true;
+            io_error("sync", &self.path)(error)
+        });
         self.length += bytes.len() as u64;
         self.lines += 1;
         Ok(())

@@ -13,11 +13,11 @@ mod server;
 mod session;
 mod store;
 
-pub use attacher::{AttachError, AttachedEndpoint, Attacher};
+pub use attacher::{AttachError, AttachedEndpoint, Attacher, Origin};
 pub use ipam::Pools;
 pub use journal::JournalError;
-pub use server::{CniServer, CniServerConfig, CniServerError, Releaser};
-pub use store::StoreError;
+pub use server::{CniServer, CniServerConfig, CniServerError, Ledger, Releaser};
+pub use store::{Entry, StoreError};
 
 #[cfg(test)]
 mod tests;

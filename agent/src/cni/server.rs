@@ -3,12 +3,13 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quilla_cni_protocol::{Attachment, CniError, ReleaseRecord};
+use quilla_cni_protocol::{Attachment, CniError, ReleaseRecord, failpoint};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::{self, JoinHandle, JoinSet};
@@ -80,6 +81,11 @@ impl<A: Attacher> CniServer<A> {
             store.set_pools(pools);
         }
         let listener = listen(&socket)?;
+        failpoint!(Listening, |source| CniServerError::Socket {
+            operation: "listen on",
+            path: socket.clone(),
+            source
+        });
         let shared = Arc::new(Shared {
             store: Arc::new(Mutex::new(store)),
             locks: AttachmentLocks::default(),
@@ -102,6 +108,11 @@ impl<A: Attacher> CniServer<A> {
         Releaser(Arc::clone(&self.shared))
     }
 
+    /// For whoever only looks.
+    pub fn ledger(&self) -> Ledger {
+        Ledger(Arc::clone(&self.shared.store))
+    }
+
     /// The data path the server was started with.
     pub fn attacher(&self) -> &A {
         &self.shared.attacher
@@ -116,6 +127,22 @@ impl<A: Attacher> CniServer<A> {
         if let Err(error) = fs::remove_file(&self.socket) {
             tracing::warn!(path = %self.socket.display(), error = %error, "remove cni socket");
         }
+    }
+}
+
+/// What the journal says now.
+#[derive(Clone, Debug)]
+pub struct Ledger(Arc<Mutex<Store>>);
+
+impl Ledger {
+    /// Every attachment on record. Blocks while the journal is written.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entries()
+    }
+
+    /// Addresses that are held and that no attachment has: there should be none.
+    pub fn stray_addresses(&self) -> Vec<IpAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).stray_addresses()
     }
 }
 
@@ -174,6 +201,7 @@ impl<A: Attacher> Shared<A> {
             // Addresses are free only once the data path forgot them.
             let detached = self.attacher.detach(&endpoint).await;
             detached.map_err(|error| attach_refusal("detach endpoint", &error))?;
+            failpoint!(EndpointDetached);
         }
         let key = attachment.clone();
         self.with_store(move |store| store.release(&key)).await.map_err(|error| refusal(&error))
@@ -185,6 +213,12 @@ impl<A: Attacher> Shared<A> {
             return Ok(());
         }
         self.release(attachment).await?;
+        failpoint!(RecordCarriedOut);
+        self.forget_record(attachment)
+    }
+
+    /// Removes what is on record of a DEL that was carried out, or half on record of one that died.
+    pub(super) fn forget_record(&self, attachment: &Attachment) -> Result<(), CniError> {
         ReleaseRecord::remove(&self.record_dir, attachment)
             .map(drop)
             .map_err(|error| CniError::try_again("consume release record", describe(&error)))

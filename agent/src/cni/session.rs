@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quilla_cni_protocol::{
     Attachment, CniError, ErrorCode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Request, RequestEnvelope, Response,
-    decode, encode,
+    decode, encode, failpoint,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cni::lock::AttachmentLock;
 use crate::cni::server::Shared;
 use crate::cni::store::{Entry, NewAttachment, Store};
-use crate::cni::{AttachError, Attacher, StoreError};
+use crate::cni::{AttachError, AttachedEndpoint, Attacher, StoreError};
 
 /// How long a plugin may be silent between two requests, its netlink work included.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -60,6 +60,7 @@ async fn read_line(stream: &mut BufReader<UnixStream>) -> Option<Vec<u8>> {
 }
 
 async fn write(stream: &mut BufReader<UnixStream>, response: &Response) -> std::io::Result<()> {
+    failpoint!(Answering, std::io::Error::other);
     let line = encode(response).map_err(std::io::Error::other)?;
     timeout(SILENCE, stream.get_mut().write_all(&line)).await?
 }
@@ -85,23 +86,28 @@ impl<A: Attacher> Session<A> {
 
     async fn answer(&mut self, request: Request) -> Result<Response, CniError> {
         match request {
-            Request::Reserve { attachment, network, netns, pod } => {
+            Request::Reserve { attachment, network, netns, pod, wanted } => {
                 self.lock(&attachment).await?;
+                failpoint!(Reserving);
                 self.shared.consume_record(&attachment).await?;
-                self.reserve(NewAttachment { attachment, network, netns, pod }).await
+                self.reserve(NewAttachment { attachment, network, netns, pod, wanted: *wanted }).await
             }
             Request::Attach { attachment, host_ifindex, netns_cookie } => {
                 self.lock(&attachment).await?;
+                failpoint!(Attaching);
                 self.attach(&attachment, host_ifindex, netns_cookie).await
             }
             Request::Release { attachment } => {
                 self.lock(&attachment).await?;
+                failpoint!(Releasing);
                 self.shared.release(&attachment).await?;
+                self.shared.forget_record(&attachment)?;
                 self.reserved = None;
                 Ok(Response::Done)
             }
             Request::Check { attachment } => {
                 self.lock(&attachment).await?;
+                self.shared.consume_record(&attachment).await?;
                 self.check(&attachment).await
             }
             Request::List { network } => {
@@ -153,7 +159,7 @@ impl<A: Attacher> Session<A> {
         let candidate = move |store: &mut Store| store.candidate(&key, host_ifindex, netns_cookie);
         let endpoint = self.shared.with_store(candidate).await.map_err(|error| refusal(&error))?;
         // The data path first: what the journal calls attached must be attached.
-        let attached = match self.shared.attacher.attach(&endpoint).await {
+        let attached = match self.attach_effective(&endpoint).await {
             Ok(()) => {
                 let record = endpoint.clone();
                 self.shared
@@ -161,7 +167,7 @@ impl<A: Attacher> Session<A> {
                     .await
                     .map_err(|error| refusal(&error))
             }
-            Err(error) => Err(attach_refusal("attach endpoint", &error)),
+            Err(error) => Err(error),
         };
         if let Err(error) = attached {
             if let Err(error) = self.shared.attacher.detach(&endpoint).await {
@@ -177,6 +183,13 @@ impl<A: Attacher> Session<A> {
             "endpoint attached"
         );
         Ok(Response::Done)
+    }
+
+    async fn attach_effective(&self, endpoint: &AttachedEndpoint) -> Result<(), CniError> {
+        let attached = self.shared.attacher.attach(endpoint).await;
+        attached.map_err(|error| attach_refusal("attach endpoint", &error))?;
+        failpoint!(EndpointEffective);
+        Ok(())
     }
 
     async fn check(&self, attachment: &Attachment) -> Result<Response, CniError> {
@@ -222,7 +235,11 @@ pub(super) fn refusal(error: &StoreError) -> CniError {
     match error {
         StoreError::Addresses { .. } => CniError::try_again("no address", details),
         StoreError::Io { .. } | StoreError::Journal(_) => CniError::try_again("journal", details),
-        StoreError::InUse { .. } | StoreError::NotReserved { .. } | StoreError::NameTaken { .. } => {
+        StoreError::InUse { .. }
+        | StoreError::NotReserved { .. }
+        | StoreError::NameTaken { .. }
+        | StoreError::AddressTaken { .. }
+        | StoreError::PortTaken { .. } => {
             CniError::new(ErrorCode::AGENT_REFUSED, "agent refused", details)
         }
     }

@@ -1,7 +1,7 @@
 //! Who holds which address: the decisions of the CNI server, in memory and in the journal. Called by sessions under one
 //! lock; nothing here waits. The journal has a change before anybody hears of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -9,10 +9,12 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quilla_cni_protocol::{Attachment, EndpointSummary, Lease, MacAddress, PodRef, Reservation};
+use quilla_cni_protocol::{
+    Attachment, EndpointSummary, Given, Lease, MacAddress, PodRef, PortMapping, Reservation, Wanted, failpoint,
+};
 
-use crate::cni::AttachedEndpoint;
-use crate::cni::ipam::{Ipam, IpamError, Pools, Seconds};
+use crate::cni::{AttachedEndpoint, Origin};
+use crate::cni::ipam::{Addresses, Ipam, IpamError, Pools, Seconds};
 use crate::cni::journal::{Durability, Journal, JournalError, Record};
 
 /// Why the store refused.
@@ -57,6 +59,24 @@ pub enum StoreError {
         /// Its holder.
         other: Attachment,
     },
+    /// Another plugin gave an address that an attachment has already.
+    #[error("address {address} is held by {holder}")]
+    AddressTaken {
+        /// Which.
+        address: IpAddr,
+        /// Its holder.
+        holder: Attachment,
+    },
+    /// Two Pods want one port of the node.
+    #[error("host port {port} is held by pod {pod} ({holder})")]
+    PortTaken {
+        /// Which.
+        port: PortMapping,
+        /// Namespace and name of the Pod that has it.
+        pod: String,
+        /// Its attachment.
+        holder: Attachment,
+    },
 }
 
 impl From<IpamError> for StoreError {
@@ -67,7 +87,7 @@ impl From<IpamError> for StoreError {
 
 /// How far an attachment has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Entry {
+pub enum Entry {
     /// It has addresses; index and cookie are not known yet.
     Reserved(AttachedEndpoint),
     /// The data path has it.
@@ -75,7 +95,8 @@ pub(super) enum Entry {
 }
 
 impl Entry {
-    const fn endpoint(&self) -> &AttachedEndpoint {
+    /// Whichever it is.
+    pub const fn endpoint(&self) -> &AttachedEndpoint {
         match self {
             Self::Reserved(endpoint) | Self::Attached(endpoint) => endpoint,
         }
@@ -89,6 +110,7 @@ pub(super) struct NewAttachment {
     pub(super) network: String,
     pub(super) netns: PathBuf,
     pub(super) pod: Option<PodRef>,
+    pub(super) wanted: Wanted,
 }
 
 /// The state.
@@ -109,6 +131,7 @@ impl Store {
         fs::create_dir_all(dir).map_err(io_error("create directory", dir))?;
         let lock = lock(dir)?;
         let recovered = Journal::recover(dir)?;
+        failpoint!(JournalRead, io_error("read journal in", dir));
         if recovered.cut_bytes > 0 {
             tracing::warn!(bytes = recovered.cut_bytes, "cut a torn end off the cni journal");
         }
@@ -156,29 +179,84 @@ impl Store {
     }
 
     fn new_endpoint(&mut self, new: NewAttachment) -> Result<AttachedEndpoint, StoreError> {
-        let host_ifname = new.attachment.host_ifname();
-        if let Some(other) = self.entries.values().find(|entry| entry.endpoint().host_ifname == host_ifname) {
-            let other = other.endpoint().attachment();
-            return Err(StoreError::NameTaken { attachment: new.attachment, other });
+        let NewAttachment { attachment, network, netns, pod, wanted } = new;
+        let Wanted { ips, mac, port_mappings, given } = wanted;
+        self.require_free_ports(&port_mappings)?;
+        let (mut host_ifname, mut host_mac) = (attachment.host_ifname(), local_mac(&attachment, Side::Host));
+        let mut pod_mac = mac.map_or_else(|| local_mac(&attachment, Side::Pod), |mac| mac.0);
+        let mut origin = Origin::Own;
+        let mut claimed = None;
+        match given {
+            None => {}
+            Some(Given::Addresses { leases }) => {
+                origin = Origin::Delegated { gateways: leases.iter().map(|lease| lease.gateway).collect() };
+                claimed = Some(leases.into_iter().map(|lease| lease.address).collect());
+            }
+            Some(Given::Interface { host_ifname: name, host_mac: host, pod_mac: pod, addresses }) => {
+                (host_ifname, host_mac, pod_mac) = (name, host.0, pod.0);
+                origin = Origin::Chained;
+                claimed = Some(addresses);
+            }
         }
-        let addresses = self.ipam.allocate(now())?;
-        let pod = new.pod.unwrap_or(PodRef { namespace: String::new(), name: String::new(), uid: None });
+        if let Some(other) = self.entries.values().find(|entry| entry.endpoint().host_ifname == host_ifname) {
+            return Err(StoreError::NameTaken { attachment, other: other.endpoint().attachment() });
+        }
+        let addresses = match claimed {
+            Some(claimed) => self.claim(&claimed)?,
+            None => self.ipam.allocate(&ips, now())?,
+        };
+        let pod = pod.unwrap_or(PodRef { namespace: String::new(), name: String::new(), uid: None });
         Ok(AttachedEndpoint {
-            host_mac: local_mac(&new.attachment, Side::Host),
-            pod_mac: local_mac(&new.attachment, Side::Pod),
-            container_id: new.attachment.container_id,
-            ifname: new.attachment.ifname,
-            network: new.network,
-            netns: new.netns,
+            container_id: attachment.container_id,
+            ifname: attachment.ifname,
+            network,
+            netns,
             pod_namespace: pod.namespace,
             pod_name: pod.name,
             pod_uid: pod.uid,
             host_ifname,
             host_ifindex: 0,
             netns_cookie: 0,
+            host_mac,
+            pod_mac,
             ipv4: addresses.ipv4,
             ipv6: addresses.ipv6,
+            host_ports: port_mappings,
+            origin,
         })
+    }
+
+    /// No two Pods of the node share a port, reserved ones included.
+    fn require_free_ports(&self, wanted: &[PortMapping]) -> Result<(), StoreError> {
+        for endpoint in self.entries.values().map(Entry::endpoint) {
+            let taken = wanted.iter().find(|port| endpoint.host_ports.iter().any(|held| held.conflicts(port)));
+            if let Some(port) = taken {
+                return Err(StoreError::PortTaken {
+                    port: *port,
+                    pod: format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name),
+                    holder: endpoint.attachment(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes addresses that another plugin gave, at most one per family: nobody here may have them.
+    fn claim(&mut self, claimed: &[IpAddr]) -> Result<Addresses, StoreError> {
+        for endpoint in self.entries.values().map(Entry::endpoint) {
+            if let Some(address) = endpoint.addresses().find(|address| claimed.contains(address)) {
+                return Err(StoreError::AddressTaken { address, holder: endpoint.attachment() });
+            }
+        }
+        let mut addresses = Addresses { ipv4: None, ipv6: None };
+        for address in claimed {
+            self.ipam.hold(*address);
+            match address {
+                IpAddr::V4(address) => addresses.ipv4 = Some(*address),
+                IpAddr::V6(address) => addresses.ipv6 = Some(*address),
+            }
+        }
+        Ok(addresses)
     }
 
     /// The endpoint a reservation becomes; nothing changes yet.
@@ -218,6 +296,18 @@ impl Store {
         self.entries.get(attachment).cloned()
     }
 
+    /// Every attachment.
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        self.entries.values().cloned().collect()
+    }
+
+    /// Held addresses without an attachment.
+    pub(super) fn stray_addresses(&self) -> Vec<IpAddr> {
+        let ours: HashSet<IpAddr> =
+            self.entries.values().flat_map(|entry| entry.endpoint().addresses()).collect();
+        self.ipam.held().filter(|address| !ours.contains(address)).collect()
+    }
+
     /// Every endpoint the data path has.
     pub(super) fn attached(&self) -> Vec<AttachedEndpoint> {
         let attached = |entry: &Entry| match entry {
@@ -246,17 +336,27 @@ impl Store {
         endpoint: &AttachedEndpoint,
         mtu: u32,
     ) -> Result<Reservation, StoreError> {
-        let lease = |address: IpAddr| match self.ipam.gateway(address) {
+        let lease = |address: IpAddr| match self.gateway(endpoint, address) {
             Some(gateway) => Ok(Lease { address, gateway }),
             None => Err(StoreError::Addresses { reason: format!("the pod cidr of {address} is not known") }),
         };
+        let wired = endpoint.addresses().filter(|_| endpoint.origin != Origin::Chained);
         Ok(Reservation {
             host_ifname: endpoint.host_ifname.clone(),
             host_mac: MacAddress(endpoint.host_mac),
             pod_mac: MacAddress(endpoint.pod_mac),
             mtu,
-            leases: endpoint.addresses().map(lease).collect::<Result<_, _>>()?,
+            leases: wired.map(lease).collect::<Result<_, _>>()?,
         })
+    }
+
+    fn gateway(&self, endpoint: &AttachedEndpoint, of: IpAddr) -> Option<IpAddr> {
+        match &endpoint.origin {
+            Origin::Delegated { gateways } => {
+                gateways.iter().copied().find(|gateway| gateway.is_ipv4() == of.is_ipv4())
+            }
+            Origin::Own | Origin::Chained => self.ipam.gateway(of),
+        }
     }
 
     /// Writes a record, and before it the whole file anew once most of its lines are history or its end is in doubt.

@@ -76,6 +76,7 @@ impl Plugin {
             network: "n".into(),
             netns: "/ns".into(),
             pod: None,
+            wanted: Box::default(),
         };
         match self.ask(request).await {
             Response::Reserved(reservation) | Response::Attached(reservation) => {

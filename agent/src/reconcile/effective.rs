@@ -36,7 +36,7 @@ mod tests {
     use quilla_plan::{Desired, Layout, LocalEndpoint, Tables};
 
     use super::require;
-    use crate::cni::AttachedEndpoint;
+    use crate::cni::{AttachedEndpoint, Origin};
 
     fn endpoint(ifindex: u32, ipv4: u8, ipv6: u16) -> AttachedEndpoint {
         AttachedEndpoint {
@@ -54,6 +54,8 @@ mod tests {
             pod_mac: [2; 6],
             ipv4: Some([10, 244, 1, ipv4].into()),
             ipv6: Some([0xfd, 0, 0, 0, 0, 0, 0, ipv6].into()),
+            host_ports: Vec::new(),
+            origin: Origin::Own,
         }
     }
 
@@ -65,6 +67,7 @@ mod tests {
             host_mac: endpoint.host_mac,
             ipv4: endpoint.ipv4,
             ipv6: endpoint.ipv6,
+            host_ports: Vec::new(),
         };
         let endpoints = endpoints.iter().map(|endpoint| (endpoint.host_ifindex, local(endpoint))).collect();
         let (tables, _) = Layout::default().lay_out(&Desired { endpoints, ..Desired::default() });

@@ -33,6 +33,14 @@ pub struct NetworkConfig {
     pub prev_result: Option<Value>,
     /// GC: the attachments to keep.
     pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The plugin that gives addresses in the agent's place (CNI-17).
+    pub ipam_plugin: Option<String>,
+    /// What the runtime fills in for declared capabilities, not yet decoded: only ADD cares.
+    pub runtime_config: Option<Value>,
+    /// What the runtime adds at will, not yet decoded.
+    pub args: Option<Value>,
+    /// The whole document, for plugins that work for this one.
+    pub document: Value,
 }
 
 /// An attachment the runtime still knows.
@@ -68,6 +76,16 @@ struct Raw {
     // The key libcni sent before the specification settled on the other.
     #[serde(rename = "cni.dev/attachments")]
     attachments: Option<Vec<ValidAttachment>>,
+    #[serde(default)]
+    ipam: Ipam,
+    runtime_config: Option<Value>,
+    args: Option<Value>,
+}
+
+#[derive(Default, Deserialize)]
+struct Ipam {
+    #[serde(default, rename = "type")]
+    plugin: String,
 }
 
 impl NetworkConfig {
@@ -91,7 +109,7 @@ impl NetworkConfig {
             ));
         }
         let version = parse_version(&document)?;
-        let raw: Raw = serde_json::from_value(document).map_err(undecodable)?;
+        let raw = Raw::deserialize(&document).map_err(undecodable)?;
         raw.validate()?;
         Ok(Self {
             version,
@@ -104,6 +122,10 @@ impl NetworkConfig {
             dns: raw.dns,
             prev_result: raw.prev_result,
             valid_attachments: raw.valid_attachments.or(raw.attachments),
+            ipam_plugin: Some(raw.ipam.plugin).filter(|plugin| !plugin.is_empty()),
+            runtime_config: raw.runtime_config,
+            args: raw.args,
+            document,
         })
     }
 }
@@ -141,6 +163,9 @@ impl Raw {
                 self.agent_timeout_seconds
             ));
         }
+        if self.ipam.plugin.contains('/') {
+            return refuse(format!("ipam type {:?} is not the name of a plugin", self.ipam.plugin));
+        }
         let paths =
             [("agentSocket", &self.agent_socket), ("logFile", &self.log_file), ("dataDir", &self.data_dir)];
         for (key, path) in paths {
@@ -177,6 +202,7 @@ mod tests {
             r#""name":"n","mtu":1"#,
             r#""name":"n","dataDir":"relative""#,
             r#""name":"n","agentTimeoutSeconds":0"#,
+            r#""name":"n","ipam":{"type":"../host-local"}"#,
         ] {
             let input = format!(r#"{{"cniVersion":"1.1.0",{keys}}}"#);
             assert_eq!(code(&input), ErrorCode::INVALID_CONFIG, "{input:?}");

@@ -28,6 +28,8 @@ impl ErrorCode {
     pub const TRY_AGAIN_LATER: Self = Self(11);
     /// STATUS: ADD cannot be served now.
     pub const NOT_AVAILABLE: Self = Self(50);
+    /// STATUS: ADD cannot be served, and Pods that exist may have limited connectivity.
+    pub const LIMITED_CONNECTIVITY: Self = Self(51);
     /// The kernel refused a step of the wiring.
     pub const WIRING_FAILED: Self = Self(100);
     /// The agent refused.

@@ -7,11 +7,13 @@
 mod attachment;
 mod config;
 mod error;
+pub mod failpoint;
 mod mac;
 mod message;
 mod record;
 mod result;
 mod version;
+mod wanted;
 
 pub use attachment::{
     Attachment, host_ifname, validate_container_id, validate_ifname, validate_network_name,
@@ -26,6 +28,7 @@ pub use message::{
 pub use record::{RecordError, ReleaseRecord};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use version::SpecVersion;
+pub use wanted::{Given, PortMapping, Transport, Wanted};
 
 /// Where the agent listens unless the network configuration says otherwise (`agentSocket`).
 pub const DEFAULT_SOCKET: &str = "/run/quilla/cni.sock";

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Attachment, CniError, MacAddress};
+use crate::{Attachment, CniError, MacAddress, Wanted};
 
 /// Version of this conversation. Fields may be added within a version; unknown ones are ignored.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -45,6 +45,9 @@ pub enum Request {
         netns: PathBuf,
         /// The Pod, when the runtime named it.
         pod: Option<PodRef>,
+        /// What it must get.
+        #[serde(default)]
+        wanted: Box<Wanted>,
     },
     /// ADD, second half: the interface exists; make it effective.
     Attach {
@@ -115,7 +118,7 @@ pub struct Reservation {
     pub pod_mac: MacAddress,
     /// MTU of both sides.
     pub mtu: u32,
-    /// One per address family.
+    /// One per address family; none of an interface that another plugin made.
     pub leases: Vec<Lease>,
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Attachment;
+use crate::{Attachment, failpoint};
 
 const SUFFIX: &str = ".release";
 
@@ -53,11 +53,17 @@ impl ReleaseRecord {
     pub fn write(&self, dir: &Path) -> Result<(), RecordError> {
         fs::create_dir_all(dir).map_err(io_error("create directory", dir))?;
         let path = Self::path(dir, &self.attachment);
-        let aside = path.with_extension(format!("tmp{}", std::process::id()));
+        let aside = Self::aside(dir, &self.attachment);
         let bytes = serde_json::to_vec(self).map_err(json_error("encode", &path))?;
         let mut file = File::create(&aside).map_err(io_error("create", &aside))?;
         file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &aside))?;
-        fs::rename(&aside, &path).map_err(io_error("rename to", &path))?;
+        failpoint!(RecordWritten, io_error("write", &aside));
+        match fs::rename(&aside, &path) {
+            // Another DEL of the same attachment was faster, and said the same.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {}
+            renamed => renamed.map_err(io_error("rename to", &path))?,
+        }
+        failpoint!(RecordRenamed, io_error("rename to", &path));
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync directory", dir))
     }
 
@@ -80,14 +86,24 @@ impl ReleaseRecord {
         serde_json::from_slice(&bytes).map_err(json_error("decode", path))
     }
 
-    /// Removes the record of an attachment; says whether there was one.
+    /// Removes the record of an attachment, and what a DEL that died while it wrote one left; says whether there was
+    /// a record.
     pub fn remove(dir: &Path, attachment: &Attachment) -> Result<bool, RecordError> {
-        let path = Self::path(dir, attachment);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(io_error("remove", &path)(error)),
-        }
+        remove(&Self::aside(dir, attachment))?;
+        remove(&Self::path(dir, attachment))
+    }
+
+    /// Where a record is written before it has its name.
+    fn aside(dir: &Path, attachment: &Attachment) -> PathBuf {
+        Self::path(dir, attachment).with_extension("new")
+    }
+}
+
+fn remove(path: &Path) -> Result<bool, RecordError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error("remove", path)(error)),
     }
 }
 
@@ -120,5 +136,8 @@ mod tests {
         assert_eq!(ReleaseRecord::read(&listed[0]).expect("reads"), record);
         assert!(ReleaseRecord::remove(&records, &record.attachment).expect("removes"));
         assert!(!ReleaseRecord::remove(&records, &record.attachment).expect("nothing left"));
+        std::fs::write(ReleaseRecord::aside(&records, &record.attachment), b"torn").expect("writes");
+        assert!(!ReleaseRecord::remove(&records, &record.attachment).expect("half a record is none"));
+        assert_eq!(std::fs::read_dir(&records).expect("reads").count(), 0);
     }
 }

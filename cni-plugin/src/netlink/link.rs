@@ -37,6 +37,8 @@ pub(crate) struct Link {
     pub(crate) mac: Option<MacAddress>,
     /// Whether it is administratively up.
     pub(crate) up: bool,
+    /// Index of the other side of a veth pair, in that side's namespace.
+    pub(crate) peer: Option<u32>,
 }
 
 impl Netlink {
@@ -105,6 +107,10 @@ impl From<&LinkMessage> for Link {
             LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(MacAddress),
             _ => None,
         });
-        Self { index: message.header.index, mac, up: message.header.flags.contains(LinkFlags::Up) }
+        let peer = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Link(index) => Some(*index),
+            _ => None,
+        });
+        Self { index: message.header.index, mac, up: message.header.flags.contains(LinkFlags::Up), peer }
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use quilla_cni_protocol::Attachment;
+use quilla_cni_protocol::{Attachment, Wanted};
 
 use super::{Entry, NewAttachment, Store, StoreError};
 use crate::cni::Pools;
@@ -21,7 +21,13 @@ fn attachment(id: usize) -> Attachment {
 }
 
 fn new(id: usize) -> NewAttachment {
-    NewAttachment { attachment: attachment(id), network: "n".into(), netns: "/ns".into(), pod: None }
+    NewAttachment {
+        attachment: attachment(id),
+        network: "n".into(),
+        netns: "/ns".into(),
+        pod: None,
+        wanted: Wanted::default(),
+    }
 }
 
 fn attach(store: &mut Store, id: usize) -> String {

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt};
 use quilla_tests::cni::{Attachment, addresses};
 use quilla_tests::command::Run;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -127,6 +127,22 @@ async fn finalise(node: &Node, pod: &Pod) -> Result<()> {
     }
 }
 
+/// The host ports of its containers, as a kubelet tells them to the runtime.
+fn port_mappings(pod: &Pod) -> Vec<Value> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let mapping = |port: &ContainerPort| {
+        let (protocol, host_ip) = (port.protocol.as_deref().unwrap_or("TCP"), port.host_ip.as_deref());
+        Some(json!({
+            "hostPort": port.host_port?,
+            "containerPort": port.container_port,
+            "protocol": protocol.to_lowercase(),
+            "hostIP": host_ip.unwrap_or_default(),
+        }))
+    };
+    ports.filter_map(mapping).collect()
+}
+
 /// The Pod's network namespace; Pods of the host's network have none of their own.
 struct Sandbox {
     netns: Option<String>,
@@ -143,6 +159,7 @@ impl Sandbox {
             container_id: uid.clone(),
             netns: Path::new("/run/netns").join(&netns),
             pod: [namespace, name, uid],
+            runtime_config: json!({ "portMappings": port_mappings(pod) }),
         };
         Self { netns: (!host_network).then_some(netns), attachment }
     }

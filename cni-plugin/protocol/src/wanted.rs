@@ -1,0 +1,150 @@
+//! What an ADD asks for beyond an interface with addresses: the capabilities of CNI-33, and what other plugins made
+//! already. Sent by the plugin with `Reserve`, remembered by the agent for as long as the attachment lives.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Lease, MacAddress};
+
+/// The wishes of one ADD; the default wishes nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Addresses of the node's pools, at most one per family; a family without one gets any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ips: Vec<IpAddr>,
+    /// Ethernet address of the Pod's side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// Ports of the node that are to lead to the Pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// What another plugin brings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<Given>,
+}
+
+/// What another plugin brings, so that the agent need not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "given", rename_all = "snake_case")]
+pub enum Given {
+    /// Addresses of a delegated IPAM plugin (CNI-17), at most one per family.
+    Addresses {
+        /// Each with the next hop the Pod shall use.
+        leases: Vec<Lease>,
+    },
+    /// The whole interface, made by an earlier plugin of the chain (CNI-11, CNI-13).
+    Interface {
+        /// The host side of its veth pair.
+        host_ifname: String,
+        /// Ethernet address of the host side.
+        host_mac: MacAddress,
+        /// Ethernet address of the Pod's side.
+        pod_mac: MacAddress,
+        /// At most one per family.
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// A port of the node that leads to a Pod (`portMappings`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Port on the node, not 0.
+    pub host_port: u16,
+    /// Port of the Pod, not 0.
+    pub container_port: u16,
+    /// Transport protocol.
+    pub protocol: Transport,
+    /// Only on this address of the node; `None` means every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
+
+impl PortMapping {
+    /// Whether a packet could be meant for both: the same port and protocol, and an address in common.
+    pub fn conflicts(&self, other: &Self) -> bool {
+        let shared = match (self.host_ip, other.host_ip) {
+            (Some(mine), Some(theirs)) => mine == theirs,
+            _ => true,
+        };
+        shared && self.host_port == other.host_port && self.protocol == other.protocol
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_ip {
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]")?,
+            Some(address) => write!(f, "{address}")?,
+            None => write!(f, "*")?,
+        }
+        write!(f, ":{}/{}", self.host_port, self.protocol)
+    }
+}
+
+/// A transport protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Transport {
+    /// Parses the name in any case, as runtimes write it; `None` for another protocol.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.as_str().eq_ignore_ascii_case(text))
+    }
+
+    /// The name in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PortMapping, Transport};
+
+    fn mapping(protocol: Transport, host_ip: &str) -> PortMapping {
+        PortMapping { host_port: 80, container_port: 8080, protocol, host_ip: host_ip.parse().ok() }
+    }
+
+    /// CNI-33: only the same port, protocol and an address in common conflict.
+    #[test]
+    fn conflicts() {
+        let any = mapping(Transport::Tcp, "");
+        let one = mapping(Transport::Tcp, "192.0.2.1");
+        assert!(any.conflicts(&any) && any.conflicts(&one) && one.conflicts(&any) && one.conflicts(&one));
+        assert!(!one.conflicts(&mapping(Transport::Tcp, "192.0.2.2")));
+        assert!(!one.conflicts(&mapping(Transport::Udp, "192.0.2.1")));
+        assert!(!any.conflicts(&PortMapping { host_port: 81, ..any }));
+        // The port of the Pod is its own affair.
+        assert!(any.conflicts(&PortMapping { container_port: 1, ..any }));
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(Transport::parse("TCP"), Some(Transport::Tcp));
+        assert_eq!(Transport::parse("icmp"), None);
+        assert_eq!(mapping(Transport::Udp, "::1").to_string(), "[::1]:80/udp");
+        assert_eq!(mapping(Transport::Sctp, "").to_string(), "*:80/sctp");
+    }
+}
