@@ -20,7 +20,7 @@ pub mod path {
     pub const OVERLAY: u32 = 2;
     /// To the host's stack.
     pub const STACK: u32 = 3;
-    /// Out of the uplink, masqueraded.
+    /// Out of the uplink: masqueraded, or an answer to a client of a Service.
     pub const UPLINK: u32 = 4;
     /// Not ours: passed on untouched (host traffic on the uplink, ARP and NDP of a Pod to its gateway).
     pub const PASSED: u32 = 5;

@@ -67,7 +67,7 @@ reasons! {
     WrongVni = 22, "wrong_vni";
     /// The Service has no usable endpoint.
     NoBackend = 30, "no_backend";
-    /// An address of a service CIDR that is no frontend, or a port that the Service does not have.
+    /// An address that only Services may have and none has, or a packet to a Service that has no ports.
     NotAService = 31, "not_a_service";
     /// The endpoint of an established connection is gone.
     BackendGone = 32, "backend_gone";
@@ -77,6 +77,8 @@ reasons! {
     NoLocalBackend = 34, "no_local_backend";
     /// The client is not among the source ranges of the load balancer.
     SourceRange = 35, "source_range";
+    /// The address belongs to a Service, which does not have this port.
+    NotAServicePort = 36, "not_a_service_port";
     /// No endpoint has the destination address.
     NoEndpoint = 40, "no_endpoint";
     /// The destination may never be reached from a Pod (link-local, loopback, reserved).

@@ -43,8 +43,10 @@ impl<A: Address> FlowKey<A> {
 pub mod scope {
     /// Seen on a Pod's veth or inside the overlay.
     pub const CLUSTER: u8 = 0;
-    /// Seen on the uplink, outside the overlay: replies of masqueraded flows.
+    /// Came in by the uplink, outside the overlay: clients of Services, replies of masqueraded flows.
     pub const UPLINK: u8 = 1;
+    /// On its way out of the uplink: sent by the node itself, or by a Pod through the host's stack.
+    pub const NODE: u8 = 2;
 }
 
 /// What becomes of a packet that hits the entry; a value of [`action`].
@@ -160,8 +162,8 @@ pub struct Flow<A> {
     pub state: u8,
     /// [`flag`]
     pub flags: u8,
-    /// Always 0.
-    pub pad: u8,
+    /// [`scope`] of the other direction's key.
+    pub twin_scope: u8,
     /// The new tuple; without [`flag::REWRITE`] it equals the key's.
     pub rewrite: Rewrite<A>,
     /// The largest packet (from the IP header on, a segment at a time) that fits the way; 0 = any.

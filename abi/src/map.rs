@@ -69,8 +69,11 @@ pub const SOCKETS_V6: &str = "sockets_v6";
 pub const SCRATCH_V4: &str = "scratch_v4";
 /// The same for IPv6.
 pub const SCRATCH_V6: &str = "scratch_v6";
-/// When the kernel last asked an endpoint's flows to restore their replies (E12), by endpoint id; never pinned.
+/// When the kernel last asked the flows of an endpoint or a node to restore their replies (E12), by the index of its
+/// epoch after [`crate::epoch::ENDPOINTS`]; never pinned.
 pub const RESTORES: &str = "restores";
+/// How many answers each CPU may still make this second, per-CPU array of one; never pinned.
+pub const ANSWERS: &str = "answers";
 
 /// Default capacities, in entries. The loader may change those of hashes; arrays are part of the ABI.
 pub mod capacity {

@@ -27,8 +27,14 @@ pub struct Frontend<A> {
     pub addr: A,
     /// Service port.
     pub port: Be16,
-    /// Always 0.
-    pub pad: u16,
+    /// [`flag`]
+    pub flags: u16,
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod flag {
+    /// Counted in [`crate::load`] until the socket is released.
+    pub const COUNTED: u16 = 1 << 0;
 }
 
 plain!(

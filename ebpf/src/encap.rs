@@ -42,17 +42,20 @@ pub(crate) fn to_node(skb: Skb, slot: u32) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// The far end of the tunnel that carried the packet (E20).
-#[inline(always)]
-pub(crate) fn origin(skb: Skb) -> Result<UnderlayAddress, DropReason> {
+/// The far end of the tunnel that carried the packet (E20). Not inlined: the key is too large for the caller's stack.
+#[inline(never)]
+pub(crate) fn origin(skb: Skb, remote: &mut UnderlayAddress) -> Result<(), DropReason> {
     if helper::tracing() {
         return match skb.traced_tunnel_source() {
             0 => Err(DropReason::UnknownTunnelSource),
-            source => Ok(address::v4_mapped(source.to_ne_bytes())),
+            source => {
+                *remote = address::v4_mapped(source.to_ne_bytes());
+                Ok(())
+            }
         };
     }
     let mut key = empty_key();
-    let remote = if helper::tunnel_key(skb.raw(), &mut key, 0).is_ok() {
+    *remote = if helper::tunnel_key(skb.raw(), &mut key, 0).is_ok() {
         // SAFETY: without the flag for IPv6 the kernel fills in the IPv4 member.
         address::v4_mapped(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes())
     } else if helper::tunnel_key(skb.raw(), &mut key, u64::from(BPF_F_TUNINFO_IPV6)).is_ok() {
@@ -61,5 +64,5 @@ pub(crate) fn origin(skb: Skb) -> Result<UnderlayAddress, DropReason> {
     } else {
         return Err(DropReason::UnknownTunnelSource);
     };
-    if key.tunnel_id == route::config()?.vni { Ok(remote) } else { Err(DropReason::WrongVni) }
+    if key.tunnel_id == route::config()?.vni { Ok(()) } else { Err(DropReason::WrongVni) }
 }

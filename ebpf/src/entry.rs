@@ -7,12 +7,14 @@ use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 use quilla_abi::DropReason;
 use quilla_ebpf_core::{V4, V6};
 
+use crate::answer::Back;
 use crate::flow::Claim;
 use crate::helper;
 use crate::hook::{FromOverlay, FromPod, FromUplink, ToOverlay, ToPod, ToUplink};
 use crate::packet::Skb;
 use crate::pipeline::{self, Encode, Next, Pipeline, Scalar, Stages, dispatch};
-use crate::scratch::Scratch;
+use crate::scratch::{Choice, Scratch};
+use crate::selection;
 use crate::socket::{self, Name};
 use crate::verdict::conclude;
 
@@ -20,42 +22,42 @@ use crate::verdict::conclude;
 #[classifier]
 pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    conclude(skb, dispatch::<FromPod>(skb))
+    conclude::<FromPod>(skb, dispatch::<FromPod>(skb))
 }
 
 /// What the host's stack sends to a Pod.
 #[classifier]
 pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    conclude(skb, dispatch::<ToPod>(skb))
+    conclude::<ToPod>(skb, dispatch::<ToPod>(skb))
 }
 
 /// What other nodes send.
 #[classifier]
 pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    conclude(skb, dispatch::<FromOverlay>(skb))
+    conclude::<FromOverlay>(skb, dispatch::<FromOverlay>(skb))
 }
 
 /// What the host's stack sends to Pods of other nodes.
 #[classifier]
 pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    conclude(skb, dispatch::<ToOverlay>(skb))
+    conclude::<ToOverlay>(skb, dispatch::<ToOverlay>(skb))
 }
 
 /// Answers to masqueraded flows.
 #[classifier]
 pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    conclude(skb, dispatch::<FromUplink>(skb))
+    conclude::<FromUplink>(skb, dispatch::<FromUplink>(skb))
 }
 
 /// What Pods send to the world through the host's stack.
 #[classifier]
 pub(crate) fn to_uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    conclude(skb, dispatch::<ToUplink>(skb))
+    conclude::<ToUplink>(skb, dispatch::<ToUplink>(skb))
 }
 
 macro_rules! socket_programs {
@@ -160,6 +162,32 @@ extern "C" fn claim_v4(scratch: *mut Scratch<[u8; 4]>) -> i32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn answer_v4(skb: *mut __sk_buff, reason: u32, to_node: u32) -> i32 {
+    pipeline::answer::<V4>(Skb::new(skb), reason, to_node).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_v4(choice: *mut Choice<[u8; 4]>) -> i32 {
+    // SAFETY: as in `claim_v4`.
+    selection::choose::<V4>(unsafe { choice.as_mut() }).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn select_v4(scratch: *mut Scratch<[u8; 4]>, scope: u32) -> i32 {
+    // SAFETY: as in `claim_v4`.
+    pipeline::select::<V4>(unsafe { scratch.as_mut() }, scope).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer_v6(skb: *mut __sk_buff, reason: u32, to_node: u32) -> i32 {
+    pipeline::answer::<V6>(Skb::new(skb), reason, to_node).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
 extern "C" fn parse_v4(skb: *mut __sk_buff) -> i32 {
     pipeline::parse::<V4>(Skb::new(skb)).encode()
 }
@@ -167,8 +195,22 @@ extern "C" fn parse_v4(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn claim_v6(scratch: *mut Scratch<[u8; 16]>) -> i32 {
-    // SAFETY: the verifier lets the caller pass null or a whole `Scratch`; the only caller passes a reference.
+    // SAFETY: as in `claim_v4`.
     pipeline::claim::<V6>(unsafe { scratch.as_mut() }).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_v6(choice: *mut Choice<[u8; 16]>) -> i32 {
+    // SAFETY: as in `claim_v4`.
+    selection::choose::<V6>(unsafe { choice.as_mut() }).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn select_v6(scratch: *mut Scratch<[u8; 16]>, scope: u32) -> i32 {
+    // SAFETY: as in `claim_v4`.
+    pipeline::select::<V6>(unsafe { scratch.as_mut() }, scope).encode()
 }
 
 #[unsafe(no_mangle)]
@@ -178,6 +220,11 @@ extern "C" fn parse_v6(skb: *mut __sk_buff) -> i32 {
 }
 
 impl Pipeline for V4 {
+    #[inline(always)]
+    fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason> {
+        <()>::decode(answer_v4(skb.raw(), u32::from(reason as u8), u32::from(back == Back::Node)))
+    }
+
     #[inline(always)]
     fn parse(skb: Skb) -> Result<(), DropReason> {
         <()>::decode(parse_v4(skb.raw()))
@@ -197,9 +244,24 @@ impl Pipeline for V4 {
     fn claim(scratch: &mut Scratch<[u8; 4]>) -> Result<Claim, DropReason> {
         Claim::decode(claim_v4(scratch))
     }
+
+    #[inline(always)]
+    fn select(scratch: &mut Scratch<[u8; 4]>, scope: u8) -> Result<bool, DropReason> {
+        bool::decode(select_v4(scratch, scope.into()))
+    }
+
+    #[inline(always)]
+    fn choose(choice: &mut Choice<[u8; 4]>) -> Result<(), DropReason> {
+        <()>::decode(choose_v4(choice))
+    }
 }
 
 impl Pipeline for V6 {
+    #[inline(always)]
+    fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason> {
+        <()>::decode(answer_v6(skb.raw(), u32::from(reason as u8), u32::from(back == Back::Node)))
+    }
+
     #[inline(always)]
     fn parse(skb: Skb) -> Result<(), DropReason> {
         <()>::decode(parse_v6(skb.raw()))
@@ -218,6 +280,16 @@ impl Pipeline for V6 {
     #[inline(always)]
     fn claim(scratch: &mut Scratch<[u8; 16]>) -> Result<Claim, DropReason> {
         Claim::decode(claim_v6(scratch))
+    }
+
+    #[inline(always)]
+    fn select(scratch: &mut Scratch<[u8; 16]>, scope: u8) -> Result<bool, DropReason> {
+        bool::decode(select_v6(scratch, scope.into()))
+    }
+
+    #[inline(always)]
+    fn choose(choice: &mut Choice<[u8; 16]>) -> Result<(), DropReason> {
+        <()>::decode(choose_v6(choice))
     }
 }
 

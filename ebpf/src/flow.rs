@@ -7,6 +7,7 @@ use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, advance, twin_key};
 
 use crate::helper::{self, ANY, EXISTS, NEW_ONLY};
+use crate::load;
 use crate::maps::{EPOCHS, Maps};
 use crate::scratch::{Scratch, Side};
 
@@ -91,7 +92,18 @@ pub(crate) fn account<F: Maps>(headers: &Headers<F::Addr>, flow: &mut Flow<F::Ad
         flow.state = state;
         if let Some(twin) = lookup::<F>(&twin_key::<F>(&headers.key, flow)) {
             twin.state = state;
+            end::<F>(twin);
         }
+        end::<F>(flow);
+    }
+}
+
+/// A connection that is closed no longer counts for its backend.
+#[inline(always)]
+fn end<F: Maps>(flow: &mut Flow<F::Addr>) {
+    if flow.flags & flag::COUNTED != 0 && connection::is_closed(flow.state) {
+        flow.flags &= !flag::COUNTED;
+        load::leave::<F>(flow.backend);
     }
 }
 
@@ -101,6 +113,9 @@ fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
     entry.ingress = from.ingress;
     entry.forward = to.forward;
     entry.action = to.action;
+    if entry.flags & flag::REPLY == 0 {
+        entry.twin_scope = to.scope;
+    }
     entry.deps[dep::SOURCE] = from.dep;
     entry.deps[dep::DESTINATION] = to.dep;
     if from.is_routed() && to.is_routed() {
@@ -131,7 +146,9 @@ pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratc
         *other = twin_key::<F>(&headers.key, flow);
         if let Some(twin) = lookup::<F>(other) {
             twin.state = state;
+            end::<F>(twin);
         }
+        end::<F>(flow);
     }
 }
 
@@ -141,6 +158,8 @@ fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::A
     let Scratch { flow, twin, from, to, twin_key, .. } = scratch;
     *twin = Flow::default();
     connect(twin, to, from);
+    // Not where the hook has its packets from, but where this one was found.
+    twin.twin_scope = headers.key.scope;
     twin.deps[dep::GLOBAL] = flow.deps[dep::GLOBAL];
     twin.deps[dep::BACKEND] = flow.deps[dep::BACKEND];
     twin.backend = flow.backend;
@@ -175,9 +194,11 @@ pub(crate) fn claim<F: Maps>(
     headers: &Headers<F::Addr>,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<Claim, DropReason> {
-    let flags = scratch.flow.flags;
     scratch.twin_key = scratch.out.mirrored();
-    scratch.twin_key.scope = connection::twin_scope(headers.key.scope, scratch.to.action, flags);
+    scratch.twin_key.scope = scratch.to.scope;
+    if scratch.choice.stray != 0 && !is_known::<F>(headers, scratch) {
+        return Ok(Claim::Taken);
+    }
     complete_twin::<F>(headers, scratch);
     match helper::insert(F::flows(), &scratch.twin_key, &scratch.twin, NEW_ONLY) {
         Ok(()) => return Ok(Claim::Done),
@@ -186,7 +207,7 @@ pub(crate) fn claim<F: Maps>(
     }
     let Some(holder) = lookup::<F>(&scratch.twin_key) else { return Ok(Claim::Taken) };
     let ours = connection::answers::<F>(&holder.rewrite, &headers.key);
-    if ours && scratch.kept != 0 {
+    if ours && (scratch.kept != 0 || scratch.choice.stray != 0) {
         remember(holder, &mut scratch.twin);
     }
     if !ours && !is_abandoned::<F>(holder, scratch) {
@@ -200,6 +221,17 @@ pub(crate) fn claim<F: Maps>(
         helper::remove(F::flows(), &scratch.other);
     }
     Ok(Claim::Done)
+}
+
+/// Whether the answers' entry knows the packet from the middle of a connection to a Service whose own entry was lost:
+/// only then the backend that its tuple selects is the right one (E11, E12).
+#[inline(always)]
+fn is_known<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) -> bool {
+    let Some(entry) = lookup::<F>(&scratch.twin_key) else { return false };
+    scratch.flow.state = entry.state;
+    entry.flags & flag::REPLY != 0
+        && connection::answers::<F>(&entry.rewrite, &headers.key)
+        && holds(&entry.deps[dep::BACKEND])
 }
 
 /// What an entry that is written anew keeps of its past.
@@ -227,6 +259,9 @@ pub(crate) fn replace<F: Maps>(
 ) {
     scratch.replaced = twin_key::<F>(&headers.key, entry);
     scratch.replaces = 1;
+    if entry.flags & flag::COUNTED != 0 {
+        scratch.uncounted = entry.backend;
+    }
 }
 
 /// Late packets of a connection that was taken over must not reach the new one (E11).
@@ -242,6 +277,12 @@ fn forget_replaced<F: Maps>(scratch: &Scratch<F::Addr>) {
 pub(crate) fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) -> Result<(), DropReason> {
     if helper::insert(F::flows(), key, &scratch.flow, ANY).is_ok() {
         forget_replaced::<F>(scratch);
+        if scratch.uncounted != 0 {
+            load::leave::<F>(scratch.uncounted);
+        }
+        if scratch.choice.backend != 0 && scratch.flow.flags & flag::COUNTED != 0 {
+            load::join::<F>(scratch.choice.backend);
+        }
         return Ok(());
     }
     if scratch.kept == 0 {
@@ -250,17 +291,17 @@ pub(crate) fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>)
     Err(DropReason::FlowTableFull)
 }
 
-/// Asks the flows of a local endpoint to write both of their entries again, at most once a second (E12).
+/// Asks the flows of a local endpoint or of a node to write both of their entries again, at most once a second (E12).
 #[inline(always)]
-pub(crate) fn ask_for_restore(endpoint: Dep) {
-    let Some(id) = endpoint.index.checked_sub(epoch::ENDPOINTS) else { return };
+pub(crate) fn ask_for_restore(party: Dep) {
+    let Some(id) = party.index.checked_sub(epoch::ENDPOINTS) else { return };
     let Some(last) = helper::row(&crate::maps::RESTORES, id) else { return };
     let now = helper::now();
     if now.wrapping_sub(*last) < helper::hz() {
         return;
     }
     *last = now;
-    if let Some(value) = helper::row(&EPOCHS, endpoint.index) {
+    if let Some(value) = helper::row(&EPOCHS, party.index) {
         *value = value.wrapping_add(1);
     }
 }

@@ -9,6 +9,7 @@
 
 use core::ptr;
 
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_tunnel_key};
 use aya_ebpf::helpers::generated as kernel;
 use aya_ebpf::maps::lpm_trie::Key;
@@ -176,6 +177,43 @@ pub(crate) fn pull(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
     done(unsafe { kernel::bpf_skb_pull_data(skb, length) })
 }
 
+/// Copies the beginning of the packet, from `offset`; at most the whole of `to`, at least one byte.
+#[inline(always)]
+pub(crate) fn copy<const N: usize>(
+    skb: *mut __sk_buff,
+    offset: u32,
+    to: &mut [u8; N],
+    length: u32,
+) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    // SAFETY: the verifier checks that `length` stays within `to`.
+    done(unsafe { kernel::bpf_skb_load_bytes(skb.cast(), offset, to.as_mut_ptr().cast(), length) })
+}
+
+/// Cuts the frame to a length, and with it any segmentation.
+#[inline(always)]
+pub(crate) fn cut(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    // SAFETY: `skb` is the program's context; packet pointers are read again after it.
+    done(unsafe { kernel::bpf_skb_change_tail(skb, length, 0) })
+}
+
+/// Makes room between the Ethernet and the network header.
+#[inline(always)]
+pub(crate) fn make_room(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    // SAFETY: `skb` is the program's context; packet pointers are read again after it.
+    done(unsafe { kernel::bpf_skb_adjust_room(skb, length as i32, BPF_ADJ_ROOM_MAC, 0) })
+}
+
+/// One's complement sum of bytes, a multiple of four of them.
+#[inline(always)]
+pub(crate) fn sum<const N: usize>(bytes: &mut [u8; N]) -> u32 {
+    count(helper::CHECKSUM);
+    // SAFETY: `bytes` is valid for reads; a null pointer with length 0 is nothing to take away.
+    (unsafe { kernel::bpf_csum_diff(ptr::null_mut(), 0, bytes.as_mut_ptr().cast(), N as u32, 0) }) as u32
+}
+
 /// Out of the egress of a device.
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) -> i32 {
@@ -236,6 +274,14 @@ pub(crate) fn host_route(skb: *mut __sk_buff, params: &mut bpf_fib_lookup) -> i6
 pub(crate) fn cookie(context: *mut core::ffi::c_void) -> [u32; 2] {
     // SAFETY: the context of a program that may ask.
     let cookie = unsafe { kernel::bpf_get_socket_cookie(context.cast()) };
+    [cookie as u32, (cookie >> 32) as u32]
+}
+
+/// The number of a socket's network namespace, as two halves.
+#[inline(always)]
+pub(crate) fn netns_cookie(context: *mut core::ffi::c_void) -> [u32; 2] {
+    // SAFETY: the context of a program that may ask.
+    let cookie = unsafe { kernel::bpf_get_netns_cookie(context) };
     [cookie as u32, (cookie >> 32) as u32]
 }
 

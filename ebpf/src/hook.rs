@@ -8,10 +8,10 @@ pub(crate) use overlay::{FromOverlay, ToOverlay};
 pub(crate) use pod::{FromPod, ToPod};
 pub(crate) use uplink::{FromUplink, ToUplink};
 
-use quilla_abi::DropReason;
 use quilla_abi::config::Config;
 use quilla_abi::epoch::Dep;
 use quilla_abi::flow::{Flow, action, dep, flag};
+use quilla_abi::{Address, DropReason};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::opens;
 use quilla_ebpf_core::protocol::ip;
@@ -68,11 +68,25 @@ fn may_lack_its_name<F: Pipeline>(
 ) -> bool {
     let to_itself = scratch.from.action == action::LOCAL_POD && scratch.out.dst == F::gateway(config);
     let to_client = scratch.to.action == action::LOCAL_POD || to_itself;
-    let lacks = headers.key.proto == ip::UDP && to_client && service::may_be_answer::<F>(headers);
+    let to_world = scratch.to.action == action::UPLINK;
+    let lacks =
+        headers.key.proto == ip::UDP && (to_client || to_world) && service::may_be_answer::<F>(headers);
     if lacks {
         flow::ask_for_restore(client);
     }
-    lacks
+    // Masqueraded it shows nobody's address, and whose tuple is taken gets another one.
+    lacks && to_client
+}
+
+/// The way of an answer to a client in the world: out of the device by which it asked (E15). Says whether it is one.
+#[inline(always)]
+fn goes_back<A: Address>(scratch: &mut Scratch<A>) -> bool {
+    // The entry still says where it led before.
+    let back = scratch.flow.flags & flag::REPLY != 0 && scratch.flow.action == action::UPLINK;
+    if back {
+        scratch.to.be_world(scratch.flow.forward.ifindex);
+    }
+    back
 }
 
 /// With both parties known: chooses the source, and writes the entries of both directions.

@@ -24,7 +24,7 @@ pub(crate) fn error<H: Hook, F: Pipeline>(
     skb: Skb,
     memory: &mut Memory<F::Addr>,
 ) -> Result<Next, DropReason> {
-    let Memory { headers, origin, scratch, embedded } = memory;
+    let Memory { headers, origin, scratch, embedded, .. } = memory;
     // Nobody is told about errors that got lost.
     if headers.hop_limit <= 1 && !H::EGRESS {
         return H::lost();

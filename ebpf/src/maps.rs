@@ -109,7 +109,17 @@ static SCRATCH_V4: PerCpuArray<Memory<Ipv4>> = PerCpuArray::with_max_entries(1, 
 #[map(name = "scratch_v6")]
 static SCRATCH_V6: PerCpuArray<Memory<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "restores")]
-pub(crate) static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDPOINTS, 0);
+pub(crate) static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDPOINTS + epoch::MAX_NODES, 0);
+
+#[map(name = "answers")]
+pub(crate) static ANSWERS: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(1, 0);
+
+/// How many answers a CPU made in the second that began at a tick.
+#[repr(C)]
+pub(crate) struct Allowance {
+    pub(crate) since: u32,
+    pub(crate) spent: u32,
+}
 
 /// What follows the length of the prefix in a [`SourceRangeKey`]; the map's own key type has that already.
 #[repr(C)]

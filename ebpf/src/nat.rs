@@ -2,10 +2,10 @@
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use quilla_abi::config::Config;
-use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, flag};
+use quilla_abi::flow::{Flow, Rewrite, action, flag};
 use quilla_abi::{Be16, DropReason};
 use quilla_ebpf_core::headers::{Message, Part};
-use quilla_ebpf_core::nat::{PROBES, Ports};
+use quilla_ebpf_core::nat::{PROBES, Ports, STRAY_PROBES};
 use quilla_ebpf_core::protocol::{ETHERNET, ip};
 use quilla_ebpf_core::{Frame, Headers, checksum};
 
@@ -122,24 +122,23 @@ pub(crate) fn choose_source<F: Pipeline>(
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<(), DropReason> {
-    let masquerade = scratch.to.action == action::UPLINK;
-    if scratch.kept != 0 && keeps_source::<F>(headers, config, masquerade, scratch)? {
+    let lends = lends_name(scratch);
+    let ports = Ports::of(config);
+    if scratch.kept != 0 && keeps_source::<F>(headers, config, lends, scratch)? {
         return Ok(());
     }
-    let ports = Ports::of(config);
-    let mut keeps_port = true;
-    if masquerade {
+    if lends {
         if !is_translatable::<F>(headers) {
             return Err(DropReason::Untranslatable);
         }
-        scratch.out.src = F::masquerade(config).ok_or(DropReason::Untranslatable)?;
+        scratch.out.src = lent::<F>(config, scratch).ok_or(DropReason::Untranslatable)?;
         scratch.flow.flags |= flag::SNAT;
-        keeps_port = ports.is_some_and(|ports| ports.contains(headers.key.sport.get()));
     } else if scratch.flow.backend != 0 && scratch.out.dst == headers.key.src {
         // E13: the Pod would answer itself, past us.
         scratch.out.src = F::gateway(config);
         scratch.flow.flags |= flag::SNAT;
     }
+    let keeps_port = !lends || ports.is_some_and(|ports| ports.contains(headers.key.sport.get()));
     if keeps_port && F::claim(scratch)? == Claim::Done {
         return Ok(());
     }
@@ -149,17 +148,37 @@ pub(crate) fn choose_source<F: Pipeline>(
     allocate::<F>(ports.ok_or(DropReason::PortsExhausted)?, scratch)
 }
 
-/// Tries free ports for the source.
+/// Whether answers find their way back only to an address of this node: from the world, and from other nodes to clients
+/// in the world.
+#[inline(always)]
+fn lends_name<A>(scratch: &Scratch<A>) -> bool {
+    scratch.to.action == action::UPLINK
+        || (scratch.from.action == action::UPLINK && scratch.to.action == action::OVERLAY)
+}
+
+/// The address under which such a flow goes on. Other nodes take packets from the overlay only under an address of the
+/// sending node's Pod CIDR, which the gateway's is (E20).
+#[inline(always)]
+fn lent<F: Pipeline>(config: &Config, scratch: &Scratch<F::Addr>) -> Option<F::Addr> {
+    if scratch.to.action == action::OVERLAY { Some(F::gateway(config)) } else { F::host(config) }
+}
+
+/// Tries free ports for the source. A packet from the middle of a connection is looking for the one it has.
 #[inline(always)]
 fn allocate<F: Pipeline>(ports: Ports, scratch: &mut Scratch<F::Addr>) -> Result<(), DropReason> {
     scratch.flow.flags |= flag::SNAT;
+    let stray = scratch.choice.stray != 0;
+    let probes = if stray { STRAY_PROBES } else { PROBES };
     for attempt in 0..PROBES {
+        if attempt >= probes {
+            break;
+        }
         scratch.out.sport = Be16::new(ports.candidate(scratch.hash, attempt));
         if F::claim(scratch)? == Claim::Done {
             return Ok(());
         }
     }
-    Err(DropReason::PortsExhausted)
+    Err(if stray { DropReason::NoFlow } else { DropReason::PortsExhausted })
 }
 
 /// Whether an entry that is only computed anew can keep its source.
@@ -167,16 +186,18 @@ fn allocate<F: Pipeline>(ports: Ports, scratch: &mut Scratch<F::Addr>) -> Result
 fn keeps_source<F: Pipeline>(
     headers: &Headers<F::Addr>,
     config: &Config,
-    masquerade: bool,
+    lends: bool,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<bool, DropReason> {
     if scratch.flow.flags & flag::REPLY != 0 {
         return Ok(true);
     }
     // The entry still says where it led before.
-    let was_masquerade = scratch.flow.action == action::UPLINK && scratch.flow.flags & flag::SNAT != 0;
-    if masquerade == was_masquerade {
-        if (!masquerade || is_ours::<F>(config, &scratch.out)) && F::claim(scratch)? == Claim::Done {
+    let was_lent = scratch.flow.flags & flag::SNAT != 0
+        && (scratch.flow.action == action::UPLINK
+            || (scratch.from.action == action::UPLINK && scratch.flow.action == action::OVERLAY));
+    if lends == was_lent {
+        if (!lends || is_ours::<F>(config, scratch)) && F::claim(scratch)? == Claim::Done {
             return Ok(true);
         }
         // The other side of a TCP connection would not know a new source.
@@ -193,9 +214,9 @@ fn keeps_source<F: Pipeline>(
 
 /// Whether answers to this source would find their way back: address and range may have changed since it was chosen.
 #[inline(always)]
-fn is_ours<F: Pipeline>(config: &Config, out: &FlowKey<F::Addr>) -> bool {
-    F::masquerade(config) == Some(out.src)
-        && Ports::of(config).is_some_and(|ports| ports.contains(out.sport.get()))
+fn is_ours<F: Pipeline>(config: &Config, scratch: &Scratch<F::Addr>) -> bool {
+    lent::<F>(config, scratch) == Some(scratch.out.src)
+        && Ports::of(config).is_some_and(|ports| ports.contains(scratch.out.sport.get()))
 }
 
 /// Whether there is a port or an identifier to tell flows apart by.

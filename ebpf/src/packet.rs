@@ -111,19 +111,30 @@ impl Skb {
     /// Writes an address at `offset`.
     #[inline(always)]
     pub(crate) fn write_address<A: Address>(self, offset: u32, address: &A) -> Result<(), DropReason> {
-        let place = self.at::<A>(offset).ok_or(DropReason::Internal)?;
-        // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
-        unsafe { *place = *address };
-        Ok(())
+        self.write(offset, *address)
     }
 
-    /// Writes `bytes` at `offset`.
+    /// Writes bytes at `offset`.
     #[inline(always)]
-    pub(crate) fn write<const N: usize>(self, offset: u32, bytes: [u8; N]) -> Result<(), DropReason> {
-        let place = self.at::<[u8; N]>(offset).ok_or(DropReason::Internal)?;
+    pub(crate) fn write<B: Copy>(self, offset: u32, bytes: B) -> Result<(), DropReason> {
+        let place = self.at::<B>(offset).ok_or(DropReason::Internal)?;
         // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
         unsafe { *place = bytes };
         Ok(())
+    }
+
+    /// The length of the segments that the packet is to be cut into; 0 = it is one.
+    #[inline(always)]
+    pub(crate) fn segment(self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.raw).gso_size }
+    }
+
+    /// Sends the frame back to where it came from.
+    #[inline(always)]
+    pub(crate) fn turn_round(self) -> Result<(), DropReason> {
+        let [destination, source]: [Mac; 2] = self.read(0).map(halves).ok_or(DropReason::Internal)?;
+        self.write(0, [source, destination])
     }
 
     /// Writes the Ethernet addresses of the next hop.
@@ -158,6 +169,10 @@ impl Skb {
         helper::pull(self.raw, wanted)?;
         Ok(true)
     }
+}
+
+fn halves(m: [u8; 12]) -> [Mac; 2] {
+    [[m[0], m[1], m[2], m[3], m[4], m[5]], [m[6], m[7], m[8], m[9], m[10], m[11]]]
 }
 
 /// The same value in a register of which the compiler knows nothing.

@@ -13,9 +13,9 @@ use quilla_ebpf_core::{Family, Headers, V4, V6};
 use crate::flow::Claim;
 use crate::maps::Maps;
 use crate::packet::Skb;
-use crate::scratch::{Memory, Scratch};
+use crate::scratch::{Choice, Memory, Scratch};
 use crate::verdict::{Exit, Outcome, Verdict};
-use crate::{encap, flow, fragment, helper, icmp, nat};
+use crate::{encap, flow, fragment, helper, icmp, nat, service};
 
 /// Where the slow path leads.
 #[derive(Clone, Copy)]
@@ -63,6 +63,16 @@ impl Scalar for () {
     fn of_number(_number: i32) -> Self {}
 }
 
+impl Scalar for bool {
+    fn number(self) -> i32 {
+        i32::from(self)
+    }
+
+    fn of_number(number: i32) -> Self {
+        number != 0
+    }
+}
+
 impl Scalar for Next {
     #[inline(always)]
     fn number(self) -> i32 {
@@ -103,14 +113,19 @@ pub(crate) trait Stages: Hook {
 
 /// The stages of a family; see `entry`.
 pub(crate) trait Pipeline: Maps {
+    fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason>;
     fn parse(skb: Skb) -> Result<(), DropReason>;
     fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
     fn error<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
     fn claim(scratch: &mut Scratch<Self::Addr>) -> Result<Claim, DropReason>;
+    fn select(scratch: &mut Scratch<Self::Addr>, scope: u8) -> Result<bool, DropReason>;
+    fn choose(choice: &mut Choice<Self::Addr>) -> Result<(), DropReason>;
 }
 
 /// What distinguishes the hooks.
 pub(crate) trait Hook {
+    /// How senders are told about packets that were dropped.
+    const BACK: Back = Back::None;
     /// Scope of the tuples seen here.
     const SCOPE: u8 = scope::CLUSTER;
     /// Whether the packet is already on its way out of the right device.
@@ -129,14 +144,19 @@ pub(crate) trait Hook {
         Err(reason)
     }
 
+    /// A fragment whose ports are not known.
+    fn headless<F: Pipeline>(_headers: &Headers<F::Addr>, reason: DropReason) -> Outcome {
+        Self::malformed(reason)
+    }
+
     /// Whether a look-up may find anything.
     fn concerns<F: Pipeline>(_skb: Skb, _headers: &Headers<F::Addr>) -> bool {
         true
     }
 
     /// The far end of the tunnel, at the hook that has one.
-    fn origin(_skb: Skb) -> Result<UnderlayAddress, DropReason> {
-        Ok([0; 16])
+    fn origin(_skb: Skb, _remote: &mut UnderlayAddress) -> Result<(), DropReason> {
+        Ok(())
     }
 
     /// Whether a packet of an established flow came from where it must (E19).
@@ -210,7 +230,7 @@ fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
     if let Err(reason) = parsed {
         return H::malformed(reason);
     }
-    memory.origin = H::origin(skb)?;
+    H::origin(skb, &mut memory.origin)?;
     let headers = &mut memory.headers;
     headers.key.scope = H::SCOPE;
     if !H::concerns::<F>(skb, headers) {
@@ -225,7 +245,7 @@ fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
         _ => {}
     }
     if let Err(reason) = fragment::recall::<F>(headers) {
-        return H::malformed(reason);
+        return H::headless::<F>(headers, reason);
     }
     let mut found = flow::lookup::<F>(&memory.headers.key);
     let established = found.as_mut().filter(|entry| is_established::<H, F>(skb, memory, entry));
@@ -259,7 +279,7 @@ fn is_established<H: Hook, F: Pipeline>(skb: Skb, memory: &Memory<F::Addr>, entr
 }
 
 #[inline(always)]
-fn memory<F: Pipeline>() -> Result<&'static mut Memory<F::Addr>, DropReason> {
+pub(crate) fn memory<F: Pipeline>() -> Result<&'static mut Memory<F::Addr>, DropReason> {
     helper::own_row(F::memory(), 0).ok_or(DropReason::Internal)
 }
 
@@ -275,6 +295,15 @@ pub(crate) fn claim<F: Pipeline>(scratch: Option<&mut Scratch<F::Addr>>) -> Resu
     flow::claim::<F>(&memory::<F>()?.headers, scratch.ok_or(DropReason::Internal)?)
 }
 
+/// Finds the Service that the packet is for, and a backend for the flow that is being built.
+#[inline(always)]
+pub(crate) fn select<F: Pipeline>(
+    scratch: Option<&mut Scratch<F::Addr>>,
+    scope: u32,
+) -> Result<bool, DropReason> {
+    service::select::<F>(&memory::<F>()?.headers, scratch.ok_or(DropReason::Internal)?, scope as u8)
+}
+
 /// The first packet of a flow, or the first after something changed: computes the flow into this CPU's memory.
 #[inline(always)]
 pub(crate) fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
@@ -286,13 +315,41 @@ pub(crate) fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
     H::resolve::<F>(skb, headers, origin, existing.as_deref(), scratch)
 }
 
+/// Whether a packet that is longer than its way allows cannot be sent in pieces: segments count one by one, and IPv4
+/// may be fragmented unless the sender forbids it (E5).
+#[inline(always)]
+fn is_too_big<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, mtu: u16) -> bool {
+    let headers_length = match headers.key.proto {
+        ip::TCP => skb
+            .read(headers.transport.wrapping_add(12))
+            .map_or(0, |[length]: [u8; 1]| u32::from(length >> 4) * 4),
+        _ => 8,
+    };
+    let network = headers.transport.wrapping_sub(ETHERNET);
+    let segment = skb.segment();
+    if segment != 0 {
+        return segment + network + headers_length > u32::from(mtu);
+    }
+    F::CHECKSUM.is_none() || skb.read(ETHERNET + 6).is_none_or(|[flags]: [u8; 1]| flags & 0x40 != 0)
+}
+
 /// Translates the packet and sends it where its flow leads.
 #[inline(always)]
 fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Flow<F::Addr>) -> Outcome {
     // On its way out of a device the packet has been routed by the stack, which counted the hop.
     let routed = flow.flags & flag::ROUTED != 0 && !H::EGRESS;
+    if headers.length > u32::from(flow.mtu)
+        && flow.mtu != 0
+        && !H::EGRESS
+        && is_too_big::<F>(skb, headers, flow.mtu)
+    {
+        memory::<F>()?.mtu = flow.mtu.into();
+        return Err(DropReason::TooBig);
+    }
     if routed && headers.hop_limit <= 1 {
-        return H::expired();
+        // An answer to one of our own addresses would be the stack's.
+        let ours = flow.flags & (flag::REPLY | flag::SNAT) == flag::REPLY | flag::SNAT;
+        return if ours { Err(DropReason::HopLimit) } else { H::expired() };
     }
     nat::translate::<F>(skb, headers, flow, routed)?;
     let (ifindex, slot) = (flow.forward.ifindex, flow.forward.node_slot);
@@ -320,6 +377,15 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
         _ => return Err(DropReason::Internal),
     }
     Ok(verdict)
+}
+
+/// Turns a dropped packet into the answer about it.
+#[inline(always)]
+pub(crate) fn answer<F: Pipeline>(skb: Skb, reason: u32, to_node: u32) -> Result<(), DropReason> {
+    let memory = memory::<F>()?;
+    let reason = DropReason::from_number(reason as u8).ok_or(DropReason::Internal)?;
+    answer::make::<F>(skb, memory, reason)?;
+    if to_node != 0 { answer::to_origin(skb, &memory.origin) } else { Ok(()) }
 }
 
 /// An ICMP error: translates what it embeds, and computes its way into this CPU's memory.

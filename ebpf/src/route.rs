@@ -69,6 +69,7 @@ pub(crate) fn node(config: &Config, slot: u16, side: &mut Side) -> Result<(), Dr
     side.forward.node_slot = index;
     side.forward.smac = config.vtep_mac;
     side.forward.dmac = row.vtep_mac;
+    side.mtu = config.overlay_mtu;
     side.ingress.ifindex = config.overlay_ifindex;
     side.ingress.node_slot = slot;
     side.action = action::OVERLAY;
@@ -95,7 +96,7 @@ pub(crate) fn receiver<F: Maps>(
     }
     match target(find::<F>(out.dst))? {
         Target::Node(slot) => node(config, slot, side),
-        Target::Stack => {
+        Target::Stack | Target::Native => {
             side.be_stack(skb.ifindex());
             Ok(())
         }
@@ -117,6 +118,22 @@ fn world<F: Family>(
     } else {
         side.be_stack(skb.ifindex());
     }
+    Ok(())
+}
+
+/// Out of the cluster for a client in the world: under the node's address, out of the uplink, or not at all.
+#[inline(never)]
+pub(crate) fn outside<F: Family>(
+    skb: Skb,
+    config: &Config,
+    out: &FlowKey<F::Addr>,
+    side: &mut Side,
+) -> Result<(), DropReason> {
+    let device = host_route::<F>(skb, out)?;
+    if device != config.uplink_ifindex {
+        return Err(DropReason::NoRoute);
+    }
+    side.be_world(device);
     Ok(())
 }
 

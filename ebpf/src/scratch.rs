@@ -2,11 +2,11 @@
 //!
 //! Programs run with bottom halves off and never nest on a CPU, so one row is enough. Nothing in it outlives a packet.
 
-use quilla_abi::Address;
 use quilla_abi::epoch::Dep;
-use quilla_abi::flow::{Flow, FlowKey, Forward, Ingress, action};
+use quilla_abi::flow::{Flow, FlowKey, Forward, Ingress, action, scope};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::service::Service;
+use quilla_abi::{Address, Be16};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::embedded::Embedded;
 
@@ -22,7 +22,9 @@ pub(crate) struct Side {
     pub(crate) dep: Dep,
     /// [`action`] that sends to it.
     pub(crate) action: u8,
-    pub(crate) pad: [u8; 3],
+    /// [`scope`] in which its packets are seen.
+    pub(crate) scope: u8,
+    pub(crate) pad: [u8; 2],
 }
 
 impl Side {
@@ -37,12 +39,43 @@ impl Side {
         self.be_stack(ifindex);
         self.forward.ifindex = ifindex;
         self.action = action::UPLINK;
+        self.scope = scope::UPLINK;
+    }
+
+    /// The host's own stack, whose packets to the world are met on the uplink.
+    pub(crate) fn be_host(&mut self, uplink: u32) {
+        self.be_stack(uplink);
+        self.scope = scope::NODE;
     }
 
     /// Whether we are a router to it: the stack does its own counting of hops.
     pub(crate) fn is_routed(&self) -> bool {
         self.action != action::STACK
     }
+}
+
+/// The choice of a backend: what it is made from, and what came of it.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Choice<A> {
+    /// The Service.
+    pub(crate) service: Service,
+    /// Who asks; all zero for processes of the node itself.
+    pub(crate) client: A,
+    /// Decides where chance does.
+    pub(crate) hash: u32,
+    /// IP protocol number.
+    pub(crate) proto: u8,
+    /// 1 for a packet from the middle of a connection, whose backend was chosen before.
+    pub(crate) stray: u8,
+    /// Of the backend.
+    pub(crate) port: Be16,
+    /// Of the backend.
+    pub(crate) addr: A,
+    /// Id of the backend.
+    pub(crate) backend: u32,
+    /// The backend's generation before its row was read.
+    pub(crate) dep: Dep,
 }
 
 /// What the slow path builds before it is written to the maps.
@@ -63,8 +96,10 @@ pub(crate) struct Scratch<A> {
     pub(crate) replaced: FlowKey<A>,
     /// Whether there is one.
     pub(crate) replaces: u32,
-    /// The Service that the packet is for.
-    pub(crate) service: Service,
+    /// The backend for which that connection counted, else 0.
+    pub(crate) uncounted: u32,
+    /// The Service that the packet is for, and the backend that it gets.
+    pub(crate) choice: Choice<A>,
     /// Who sends.
     pub(crate) from: Side,
     /// Who receives.
@@ -85,6 +120,9 @@ impl<A: Address> Scratch<A> {
     }
 }
 
+/// How much of a packet an error about it embeds: all headers, more than any receiver looks at.
+pub(crate) const COPY: u32 = 128;
+
 /// The row of the map.
 #[repr(C)]
 pub(crate) struct Memory<A> {
@@ -94,6 +132,10 @@ pub(crate) struct Memory<A> {
     pub(crate) origin: UnderlayAddress,
     /// The packet inside an ICMP error.
     pub(crate) embedded: Embedded<A>,
+    /// The beginning of a packet that is answered with an error.
+    pub(crate) copy: [u8; COPY as usize],
+    /// What a packet that is too big should have kept to.
+    pub(crate) mtu: u32,
     /// What the slow path builds.
     pub(crate) scratch: Scratch<A>,
 }

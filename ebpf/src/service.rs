@@ -1,19 +1,17 @@
-//! Services: which backend a new connection gets, and what becomes of connections that lost their entries.
+//! Services: whether a packet is for one, who may use it, and what becomes of connections whose backend is gone.
 
-use quilla_abi::DropReason;
 use quilla_abi::backend::Backend;
-use quilla_abi::config::Config;
-use quilla_abi::epoch;
-use quilla_abi::flow::{Flow, dep, flag, state};
-use quilla_abi::service::{Service, ServiceKey, scope};
+use quilla_abi::flow::{Flow, dep, flag as flow_flag, state};
+use quilla_abi::service::{MAGLEV_SEED, Service, ServiceKey, flag};
+use quilla_abi::{Be16, DropReason};
+use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, is_over, opens};
 use quilla_ebpf_core::protocol::ip;
-use quilla_ebpf_core::{Headers, service as selection};
 
-use crate::flow;
-use crate::helper;
-use crate::maps::{Maps, SLOTS};
+use crate::maps::{Maps, SourceRange};
+use crate::pipeline::Pipeline;
 use crate::scratch::Scratch;
+use crate::{flow, helper};
 
 /// Takes over what an existing entry says, if the packet still belongs to it: its translation is kept, only routing
 /// is computed anew.
@@ -31,7 +29,7 @@ pub(crate) fn keep<F: Maps>(
     }
     if !flow::holds(&entry.deps[dep::BACKEND]) {
         // A datagram or a new connection finds another backend; what belongs to the old one ends here.
-        let lost = if tcp { !opening } else { entry.flags & flag::REPLY != 0 };
+        let lost = if tcp { !opening } else { entry.flags & flow_flag::REPLY != 0 };
         return if lost { Err(DropReason::BackendGone) } else { Ok(false) };
     }
     scratch.flow = *entry;
@@ -40,32 +38,60 @@ pub(crate) fn keep<F: Maps>(
     Ok(true)
 }
 
-/// Chooses a backend if the destination is a Service. Says whether it is one.
-#[inline(never)]
-pub(crate) fn select<F: Maps>(
+/// Chooses a backend if the destination is a Service in this scope. Says whether it is one.
+#[inline(always)]
+pub(crate) fn select<F: Pipeline>(
     headers: &Headers<F::Addr>,
-    config: &Config,
     scratch: &mut Scratch<F::Addr>,
+    scope: u8,
 ) -> Result<bool, DropReason> {
     let key = &headers.key;
     if key.proto != ip::TCP && key.proto != ip::UDP {
         return Ok(false);
     }
-    let frontend = ServiceKey { addr: key.dst, port: key.dport, proto: key.proto, scope: scope::INTERNAL };
-    if !read::<F>(&frontend, &mut scratch.service) {
+    let frontend = ServiceKey { addr: key.dst, port: key.dport, proto: key.proto, scope };
+    let Scratch { choice, flow, out, hash, .. } = scratch;
+    if !read::<F>(&frontend, &mut choice.service) {
         return Ok(false);
     }
-    let chosen = choose::<F>(&scratch.service, key.proto, scratch.hash);
-    let (id, backend) = chosen.ok_or(DropReason::NoBackend)?;
-    scratch.flow.service = scratch.service.id;
-    scratch.flow.backend = id;
-    scratch.flow.deps[dep::BACKEND] = backend.dep;
-    scratch.out.dst = backend.row.addr;
-    scratch.out.dport = backend.row.port;
-    if key.proto == ip::TCP && !opens(headers.tcp) {
-        restore::<F>(headers, config, scratch)?;
+    let flags = choice.service.flags;
+    if flags & flag::SOURCE_RANGES != 0 && !may_use::<F>(choice.service.id, &key.src) {
+        return Err(DropReason::SourceRange);
+    }
+    let opening = opens(headers.tcp);
+    choice.client = key.src;
+    choice.proto = key.proto;
+    choice.stray = u8::from(key.proto == ip::TCP && !opening);
+    choice.hash = if flags & flag::MAGLEV != 0 { F::hash(key, MAGLEV_SEED) } else { *hash };
+    F::choose(choice)?;
+    flow.service = choice.service.id;
+    flow.backend = choice.backend;
+    flow.deps[dep::BACKEND] = choice.dep;
+    out.dst = choice.addr;
+    out.dport = choice.port;
+    if flags & flag::LEAST_CONNECTIONS != 0 && opening {
+        flow.flags |= flow_flag::COUNTED;
     }
     Ok(true)
+}
+
+/// Whether a client is in one of the ranges that the Service is for (S24).
+#[inline(never)]
+fn may_use<F: Maps>(service: u32, client: &F::Addr) -> bool {
+    let range = SourceRange { id: service.to_be_bytes(), addr: *client };
+    helper::find_prefix(F::source_ranges(), 32 + F::BITS, range).is_some()
+}
+
+/// What a packet is to an address that only Services may have, and that has none with this port (S22, E6, E8).
+#[inline(never)]
+pub(crate) fn nobody<F: Maps>(headers: &Headers<F::Addr>, scope: u8) -> DropReason {
+    let marker = ServiceKey { addr: headers.key.dst, port: Be16::default(), proto: 0, scope };
+    let has_ports = headers.key.proto == ip::TCP || headers.key.proto == ip::UDP;
+    if has_ports && helper::find(F::services(), &marker).is_some() {
+        DropReason::NotAServicePort
+    } else {
+        DropReason::NotAService
+    }
 }
 
 /// The row of a Service, as one update left it. Says whether there is one.
@@ -92,48 +118,6 @@ fn is_same(a: &Service, b: &Service) -> bool {
     let differences =
         (a.id ^ b.id) | (a.slot_base ^ b.slot_base) | (a.slot_count ^ b.slot_count) | (a.flags ^ b.flags);
     differences == 0
-}
-
-/// A backend as it was read, and the generation it had before.
-pub(crate) struct Chosen<A: 'static> {
-    pub(crate) row: &'static Backend<A>,
-    pub(crate) dep: epoch::Dep,
-}
-
-/// The backend of a Service for a hash.
-#[inline(always)]
-pub(crate) fn choose<F: Maps>(service: &Service, proto: u8, hash: u32) -> Option<(u32, Chosen<F::Addr>)> {
-    let slot = selection::slot(service, hash)?;
-    let id = *helper::row(&SLOTS, slot)?;
-    if id == 0 || id >= epoch::MAX_BACKENDS {
-        return None;
-    }
-    let dep = flow::depend(F::BACKENDS + id);
-    let row = helper::row(F::backends(), id)?;
-    (row.proto == proto).then_some((id, Chosen { row, dep }))
-}
-
-/// A packet from the middle of a connection to a Service: its entry was lost. The backend that its tuple selects is
-/// the right one only if the answers' entry says so (E11, E12).
-#[inline(never)]
-fn restore<F: Maps>(
-    headers: &Headers<F::Addr>,
-    config: &Config,
-    scratch: &mut Scratch<F::Addr>,
-) -> Result<(), DropReason> {
-    let mut answers = scratch.out.mirrored();
-    if scratch.out.dst == headers.key.src {
-        answers.dst = F::gateway(config);
-    }
-    let entry = flow::lookup::<F>(&answers).ok_or(DropReason::NoFlow)?;
-    let ours = entry.flags & flag::REPLY != 0
-        && connection::answers::<F>(&entry.rewrite, &headers.key)
-        && flow::holds(&entry.deps[dep::BACKEND]);
-    if !ours {
-        return Err(DropReason::NoFlow);
-    }
-    scratch.flow.state = entry.state;
-    Ok(())
 }
 
 /// Whether a packet from the middle of an unknown connection may be the answer of a backend. Sent on as it is, it

@@ -6,22 +6,28 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use quilla_abi::service::{Service, ServiceKey, flag, scope};
+use quilla_abi::backend::Backend;
+use quilla_abi::route::kind;
+use quilla_abi::service::{ServiceKey, flag, scope};
+use quilla_abi::socket::flag::COUNTED;
 use quilla_abi::socket::{Frontend, SocketKey};
-use quilla_abi::{Address, Be16};
+use quilla_abi::{Address, Be16, DropReason};
 use quilla_ebpf_core::hash::jhash;
 use quilla_ebpf_core::protocol::ip;
 use quilla_ebpf_core::{Family, V4, V6};
 
 use crate::helper::{self, ANY};
 use crate::maps::Maps;
-use crate::{route, service};
+use crate::pipeline::Pipeline;
+use crate::scratch::Choice;
+use crate::{load, route, service};
 
 /// Let the call go on.
 pub(crate) const ALLOW: i32 = 1;
 /// Let it fail with the error that was set.
 const REFUSE: i32 = 0;
 
+const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
 
 /// The first three words of an IPv4-mapped IPv6 address.
@@ -80,11 +86,17 @@ impl Name {
     fn cookie(self) -> [u32; 2] {
         helper::cookie(self.raw.cast())
     }
+
+    /// Of the network namespace of the socket.
+    #[inline(always)]
+    fn netns_cookie(self) -> [u32; 2] {
+        helper::netns_cookie(self.raw.cast())
+    }
 }
 
 /// How an address stands in the context.
 pub(crate) trait Place {
-    type F: Maps;
+    type F: Pipeline;
     fn get(name: Name) -> <Self::F as Family>::Addr;
     fn set(name: Name, addr: <Self::F as Family>::Addr);
 }
@@ -163,33 +175,66 @@ pub(crate) fn reverse6(name: Name) -> i32 {
 #[inline(always)]
 pub(crate) fn forward<P: Place>(name: Name) -> i32 {
     let Some(proto) = name.proto() else { return ALLOW };
+    let Ok(config) = route::config() else { return ALLOW };
+    let of_node = name.netns_cookie() == config.netns_cookie;
     let (addr, port) = (P::get(name), name.port());
-    let key = ServiceKey { addr, port, proto, scope: scope::INTERNAL };
-    let mut row = Service::default();
-    if !service::read::<P::F>(&key, &mut row) {
+    // A Pod's datagrams are translated one by one at its device, where they find another backend at once; and its
+    // loopback addresses are its own.
+    if !of_node && (proto == ip::UDP || <P::F as Family>::is_loopback(addr)) {
         return ALLOW;
     }
-    let Ok(config) = route::config() else { return ALLOW };
+    let key = ServiceKey { addr, port, proto, scope: scope::INTERNAL };
+    let mut choice = Choice::default();
+    if !service::read::<P::F>(&key, &mut choice.service) {
+        return if of_node { elsewhere::<P::F>(addr) } else { ALLOW };
+    }
+    let flags = choice.service.flags;
+    if of_node && flags & (flag::SOURCE_RANGES | flag::NODE_ALLOWED) == flag::SOURCE_RANGES {
+        return refuse(EPERM);
+    }
+    // What depends on the client's address is left to where it is known.
+    let by_client = flags & (flag::SOURCE_RANGES | flag::LEAST_CONNECTIONS) != 0;
+    if !of_node && (by_client || choice.service.affinity_seconds != 0) {
+        return ALLOW;
+    }
     let cookie = name.cookie();
     // One socket stays with one backend, so that the datagrams of a socket that is not connected stay together.
     let words = [cookie[0], cookie[1], P::F::sum(&addr), u32::from(port.wire()) | u32::from(proto) << 16];
-    match service::choose::<P::F>(&row, proto, jhash(&words, config.hash_seed)) {
-        Some((_, chosen)) => {
-            let backend = chosen.row;
-            let frontend = Frontend { addr, port, pad: 0 };
-            let key = socket_key(cookie, backend.addr, backend.port, proto);
-            if helper::insert(P::F::sockets(), &key, &frontend, ANY).is_ok() {
-                P::set(name, backend.addr);
-                name.set_port(backend.port);
-            }
-            ALLOW
-        }
-        None if row.flags & flag::DROP_WHEN_EMPTY != 0 => ALLOW,
-        None => {
-            helper::fail_with(ECONNREFUSED);
-            REFUSE
-        }
+    choice.hash = jhash(&words, config.hash_seed);
+    choice.proto = proto;
+    match P::F::choose(&mut choice) {
+        Ok(()) => {}
+        // The Pod's packets are dropped at its device, without an answer (S21).
+        Err(DropReason::NoLocalBackend) if !of_node => return ALLOW,
+        Err(_) => return refuse(ECONNREFUSED),
     }
+    let counts = proto == ip::TCP && flags & flag::LEAST_CONNECTIONS != 0;
+    let frontend = Frontend { addr, port, flags: if counts { COUNTED } else { 0 } };
+    let key = socket_key(cookie, choice.addr, choice.port, proto);
+    if helper::insert(P::F::sockets(), &key, &frontend, ANY).is_ok() {
+        if counts {
+            load::join::<P::F>(choice.backend);
+        }
+        P::set(name, choice.addr);
+        name.set_port(choice.port);
+    }
+    ALLOW
+}
+
+/// What a process of the node gets that asks for an address which is no frontend: nobody at addresses that only Services
+/// have. Its packets would leave by the default route (S22, E8).
+#[inline(always)]
+fn elsewhere<F: Maps>(addr: F::Addr) -> i32 {
+    match route::find::<F>(addr) {
+        Some(route) if route.kind == kind::SERVICES => refuse(ECONNREFUSED),
+        _ => ALLOW,
+    }
+}
+
+#[inline(always)]
+fn refuse(error: i32) -> i32 {
+    helper::fail_with(error);
+    REFUSE
 }
 
 /// Shows the Service where the socket would see the backend.
@@ -228,11 +273,26 @@ pub(crate) fn release(sock: *mut bpf_sock) -> i32 {
     let words = [peer!(dst_ip6[0]), peer!(dst_ip6[1]), peer!(dst_ip6[2]), peer!(dst_ip6[3])];
     if peer!(family) == u32::from(V4::AF) {
         let addr = peer!(dst_ip4).to_ne_bytes();
-        helper::remove(V4::sockets(), &socket_key(cookie, addr, port, proto));
+        forget::<V4>(&socket_key(cookie, addr, port, proto));
     } else if words[..3] == MAPPED {
-        helper::remove(V4::sockets(), &socket_key(cookie, words[3].to_ne_bytes(), port, proto));
+        forget::<V4>(&socket_key(cookie, words[3].to_ne_bytes(), port, proto));
     } else {
-        helper::remove(V6::sockets(), &socket_key(cookie, V6::of_words(words), port, proto));
+        forget::<V6>(&socket_key(cookie, V6::of_words(words), port, proto));
     }
     ALLOW
+}
+
+/// Forgets a socket and its backend, for which it no longer counts.
+#[inline(never)]
+fn forget<F: Maps>(key: &SocketKey<F::Addr>) -> i32 {
+    let counted =
+        helper::find_recent(F::sockets(), key).is_some_and(|frontend| frontend.flags & COUNTED != 0);
+    if counted {
+        let backend = Backend { addr: key.addr, port: key.port, proto: key.proto, pad: 0 };
+        if let Some(id) = helper::find(F::backend_ids(), &backend) {
+            load::leave::<F>(*id);
+        }
+    }
+    helper::remove(F::sockets(), key);
+    0
 }

@@ -4,11 +4,14 @@ use aya_ebpf::maps::PerCpuArray;
 use quilla_abi::counter::{Counter, path};
 use quilla_abi::flow::action;
 use quilla_abi::{DropReason, trace};
-use quilla_ebpf_core::Frame;
+use quilla_ebpf_core::answer::is_answered;
+use quilla_ebpf_core::{Family, Frame, V4, V6};
 
+use crate::answer::{self, Back};
 use crate::helper;
 use crate::maps::{DROPS, FORWARDS};
 use crate::packet::Skb;
+use crate::pipeline::{Hook, Pipeline};
 
 /// Let other programs on the hook run, then the stack.
 const NEXT: i32 = -1;
@@ -103,7 +106,7 @@ pub(crate) type Outcome = Result<Verdict, DropReason>;
 
 /// Ends a tc program.
 #[inline(always)]
-pub(crate) fn conclude(skb: Skb, outcome: Outcome) -> i32 {
+pub(crate) fn conclude<H: Hook>(skb: Skb, outcome: Outcome) -> i32 {
     match outcome {
         Ok(verdict) => {
             count(&FORWARDS, verdict.path(), skb);
@@ -116,12 +119,36 @@ pub(crate) fn conclude(skb: Skb, outcome: Outcome) -> i32 {
         }
         Err(reason) => {
             count(&DROPS, reason as u32, skb);
+            let answered = answer::<H>(skb, reason);
             if helper::tracing() {
-                skb.set_trace([u32::from(reason as u8) << 8 | trace::SLOW_PATH, 0, 0, 0]);
+                let (ifindex, path) =
+                    if answered.is_some() { (skb.ifindex(), path::ANSWERED) } else { (0, 0) };
+                skb.set_trace([u32::from(reason as u8) << 8 | trace::SLOW_PATH, ifindex, 0, path]);
             }
-            SHOT
+            answered.unwrap_or(SHOT)
         }
     }
+}
+
+/// Tells the sender, if that is due and there is a way back. The packet then is the answer.
+#[inline(always)]
+fn answer<H: Hook>(skb: Skb, reason: DropReason) -> Option<i32> {
+    if H::BACK == Back::None || !is_answered(reason) {
+        return None;
+    }
+    match skb.ethertype() {
+        Ok(V4::ETHERTYPE) => answer_as::<H, V4>(skb, reason),
+        Ok(V6::ETHERTYPE) => answer_as::<H, V6>(skb, reason),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn answer_as<H: Hook, F: Pipeline>(skb: Skb, reason: DropReason) -> Option<i32> {
+    F::answer(skb, reason, H::BACK).ok()?;
+    let code = answer::send(skb, H::BACK)?;
+    count(&FORWARDS, path::ANSWERED, skb);
+    Some(code)
 }
 
 #[inline(always)]

@@ -13,8 +13,8 @@ fn budget(name: &str) -> u32 {
     match name {
         program::CLOCK => 100,
         program::SOCK_RELEASE => 500,
-        name if program::SOCK_ADDR.contains(&name) => 2_000,
-        _ => 60_000,
+        name if program::SOCK_ADDR.contains(&name) => 4_500,
+        _ => 70_000,
     }
 }
 

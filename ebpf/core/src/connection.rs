@@ -2,7 +2,7 @@
 
 use quilla_abi::flow::{
     Flow, FlowKey, Rewrite, TCP_FIN_TIMEOUT_SECONDS, TCP_SHORT_TIMEOUT_SECONDS, TCP_TIMEOUT_SECONDS,
-    UDP_NEW_TIMEOUT_SECONDS, UDP_TIMEOUT_SECONDS, action, flag, scope, state,
+    UDP_NEW_TIMEOUT_SECONDS, UDP_TIMEOUT_SECONDS, flag, state,
 };
 
 use crate::checksum;
@@ -19,6 +19,12 @@ pub const fn opens(flags: u8) -> bool {
 #[inline(always)]
 pub const fn is_over(state: u8) -> bool {
     matches!(state, state::FIN | state::CLOSED | state::RESET)
+}
+
+/// Whether nothing is left to be counted of a connection. A half-closed one is still at work.
+#[inline(always)]
+pub const fn is_closed(state: u8) -> bool {
+    matches!(state, state::CLOSED | state::RESET)
 }
 
 /// State and flags of an entry after a packet of its direction; `None` when nothing changes.
@@ -71,16 +77,8 @@ pub fn rewritten<F: Family>(key: &FlowKey<F::Addr>, rewrite: &Rewrite<F::Addr>) 
 #[inline(always)]
 pub fn twin_key<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> FlowKey<F::Addr> {
     let mut twin = rewritten::<F>(key, &flow.rewrite).mirrored();
-    twin.scope = twin_scope(key.scope, flow.action, flow.flags);
+    twin.scope = flow.twin_scope;
     twin
-}
-
-/// Where answers arrive: at the uplink if the flow leaves by it under another address.
-#[inline(always)]
-pub const fn twin_scope(own: u8, act: u8, flags: u8) -> u8 {
-    let masqueraded = flags & flag::SNAT != 0 && (act == action::UPLINK || own == scope::UPLINK);
-    let is_reply = flags & flag::REPLY != 0;
-    if masqueraded && !is_reply { scope::UPLINK } else { scope::CLUSTER }
 }
 
 /// Sets the new tuple and what it does to the checksums. Says whether anything changes.

@@ -15,6 +15,9 @@ use crate::headers::{Headers, Message};
 use crate::protocol::{ethertype, ip};
 use crate::{checksum, ipv4, ipv6};
 
+/// TTL and hop limit of packets that we make (RFC 1700).
+pub(crate) const HOP_LIMIT: u8 = 64;
+
 /// An IP version.
 pub trait Family: Copy + 'static {
     /// Its addresses, in network order.
@@ -41,6 +44,15 @@ pub trait Family: Copy + 'static {
     /// Index of the first backend's generation in `epochs`.
     const BACKENDS: u32;
 
+    /// ICMP type and code of "the port is unreachable".
+    const PORT_UNREACHABLE: (u8, u8);
+    /// ICMP type and code of "larger than the next link carries".
+    const TOO_BIG: (u8, u8);
+    /// What comes before the addresses in a header without options.
+    type Preamble: Copy;
+
+    /// That, for a packet that we make: `payload` bytes follow the header, `addresses` is the sum of both addresses.
+    fn preamble(proto: u8, payload: u16, addresses: u32) -> Self::Preamble;
     /// Reads the network header at the given offset.
     fn network<P: Frame + ?Sized>(
         frame: &P,
@@ -60,6 +72,8 @@ pub trait Family: Copy + 'static {
     fn hash(key: &FlowKey<Self::Addr>, seed: u32) -> u32;
     /// Multicast or broadcast.
     fn is_multicast(addr: Self::Addr) -> bool;
+    /// Of this host alone, on its loopback device.
+    fn is_loopback(addr: Self::Addr) -> bool;
     /// Valid on one link only.
     fn is_link_local(addr: Self::Addr) -> bool;
     /// As a key of `node_slots`.
@@ -70,6 +84,8 @@ pub trait Family: Copy + 'static {
     fn of_node(node: &Node) -> Option<Self::Addr>;
     /// The Pods' gateway.
     fn gateway(config: &Config) -> Self::Addr;
+    /// The node's address for what leaves the cluster, if it has one of this family.
+    fn host(config: &Config) -> Option<Self::Addr>;
     /// The masquerade address, if masquerading is on.
     fn masquerade(config: &Config) -> Option<Self::Addr>;
 }
@@ -108,6 +124,14 @@ impl Family for V4 {
     const CHECKSUM: Option<u32> = Some(10);
     const BITS: u32 = 32;
     const BACKENDS: u32 = epoch::BACKENDS_V4;
+    const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const TOO_BIG: (u8, u8) = (3, 4);
+    type Preamble = [u8; 12];
+
+    #[inline(always)]
+    fn preamble(proto: u8, payload: u16, addresses: u32) -> [u8; 12] {
+        ipv4::preamble(proto, payload, addresses)
+    }
 
     #[inline(always)]
     fn network<P: Frame + ?Sized>(
@@ -156,6 +180,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn is_loopback(addr: [u8; 4]) -> bool {
+        addr[0] == 127
+    }
+
+    #[inline(always)]
     fn is_link_local(addr: [u8; 4]) -> bool {
         addr[0] == 169 && addr[1] == 254
     }
@@ -181,6 +210,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn host(config: &Config) -> Option<[u8; 4]> {
+        (config.host_ipv4 != [0; 4]).then_some(config.host_ipv4)
+    }
+
+    #[inline(always)]
     fn masquerade(config: &Config) -> Option<[u8; 4]> {
         (config.flags & config::flag::MASQUERADE_V4 != 0).then_some(config.host_ipv4)
     }
@@ -199,6 +233,15 @@ impl Family for V6 {
     const CHECKSUM: Option<u32> = None;
     const BITS: u32 = 128;
     const BACKENDS: u32 = epoch::BACKENDS_V6;
+    const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const TOO_BIG: (u8, u8) = (2, 0);
+    type Preamble = [u8; 8];
+
+    #[inline(always)]
+    fn preamble(proto: u8, payload: u16, _addresses: u32) -> [u8; 8] {
+        let [high, low] = payload.to_be_bytes();
+        [6 << 4, 0, 0, 0, high, low, proto, HOP_LIMIT]
+    }
 
     #[inline(always)]
     fn network<P: Frame + ?Sized>(
@@ -256,6 +299,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn is_loopback(addr: [u8; 16]) -> bool {
+        addr == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    }
+
+    #[inline(always)]
     fn is_link_local(addr: [u8; 16]) -> bool {
         addr[0] == 0xfe && addr[1] & 0xc0 == 0x80
     }
@@ -278,6 +326,11 @@ impl Family for V6 {
     #[inline(always)]
     fn gateway(config: &Config) -> [u8; 16] {
         config.gateway_ipv6
+    }
+
+    #[inline(always)]
+    fn host(config: &Config) -> Option<[u8; 16]> {
+        (config.host_ipv6 != [0; 16]).then_some(config.host_ipv6)
     }
 
     #[inline(always)]

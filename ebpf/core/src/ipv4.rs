@@ -2,7 +2,9 @@
 
 use quilla_abi::DropReason;
 
+use crate::checksum;
 use crate::embedded::Embedded;
+use crate::family::HOP_LIMIT;
 use crate::frame::Frame;
 use crate::headers::{Headers, Part};
 
@@ -50,6 +52,19 @@ pub(crate) fn network<P: Frame + ?Sized>(
     options(frame, end, headers)?;
     headers.transport = end;
     Ok(())
+}
+
+/// The header up to its addresses, for a packet that we make; it may not be fragmented.
+#[inline(always)]
+pub(crate) fn preamble(proto: u8, payload: u16, addresses: u32) -> [u8; 12] {
+    let [high, low] = payload.wrapping_add(FIXED as u16).to_be_bytes();
+    let words = [[4 << 4 | 5, 0], [high, low], [0x40, 0], [HOP_LIMIT, proto]];
+    let mut sum = addresses;
+    for word in words {
+        sum = checksum::add(sum, u32::from(u16::from_ne_bytes(word)));
+    }
+    let [a, b] = (!checksum::fold(sum)).to_ne_bytes();
+    [4 << 4 | 5, 0, high, low, 0, 0, 0x40, 0, HOP_LIMIT, proto, a, b]
 }
 
 /// Walks the options: source routes are refused, everything else is the receiver's business.

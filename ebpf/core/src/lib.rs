@@ -12,6 +12,7 @@
 )]
 #![allow(clippy::inline_always, reason = "a call costs more than most of these functions")]
 
+pub mod answer;
 pub mod checksum;
 pub mod connection;
 pub mod embedded;

@@ -4,6 +4,8 @@ use quilla_abi::config::Config;
 
 /// How many ports are tried after the original one.
 pub const PROBES: u32 = 32;
+/// How many a packet from the middle of a connection tries to find the one that the connection has.
+pub const STRAY_PROBES: u32 = 4;
 
 /// The ports that masquerading may use, inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

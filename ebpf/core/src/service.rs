@@ -2,6 +2,13 @@
 
 use quilla_abi::service::Service;
 
+use crate::hash::jhash;
+
+/// Seed of the hash that decides a second time.
+const AGAIN: u32 = 0x6167_6169;
+/// Seed of the hash that decides whether a young backend is spared.
+const SPARE: u32 = 0x7370_6172;
+
 /// The index into `slots` for a tuple's hash; `None` without usable endpoints.
 #[inline(always)]
 pub fn slot(service: &Service, hash: u32) -> Option<u32> {
@@ -10,6 +17,26 @@ pub fn slot(service: &Service, hash: u32) -> Option<u32> {
     }
     let offset = (u64::from(hash) * u64::from(service.slot_count)) >> 32;
     Some(service.slot_base.wrapping_add(offset as u32))
+}
+
+/// Another hash of the same tuple, for a second choice that does not follow from the first.
+#[inline(always)]
+pub fn again(hash: u32) -> u32 {
+    jhash(&[hash], AGAIN)
+}
+
+/// Whether a backend of this age (ticks) is spared this connection: over its first `window` ticks its share grows from
+/// nothing to that of the others.
+#[inline(always)]
+pub fn is_spared(age: u32, window: u32, hash: u32) -> bool {
+    let draw = (u64::from(jhash(&[hash], SPARE)) * u64::from(window)) >> 32;
+    u64::from(age) <= draw && age < window
+}
+
+/// Whether a client's last use is recent enough for it to come back to the same backend (S18).
+#[inline(always)]
+pub const fn remembers(service: &Service, age: u32, hz: u32) -> bool {
+    (age as u64) < service.affinity_seconds as u64 * hz as u64
 }
 
 #[cfg(test)]
@@ -25,6 +52,11 @@ mod tests {
             let slot = slot(&service, hash).expect("there are slots");
             prop_assert!((base..base + count).contains(&slot));
         }
+
+        #[test]
+        fn nobody_is_spared_for_longer_than_the_window(age: u32, window: u32, hash: u32) {
+            prop_assert!(age < window || !is_spared(age, window, hash));
+        }
     }
 
     #[test]
@@ -33,5 +65,36 @@ mod tests {
         let of = |hash| slot(&service, hash);
         assert_eq!([of(0), of(u32::MAX / 2), of(u32::MAX)], [Some(10), Some(11), Some(12)]);
         assert_eq!(slot(&Service::default(), 5), None);
+    }
+
+    /// A backend's share grows evenly with its age, and does not depend on which slot the hash means.
+    #[test]
+    fn a_slow_start_is_even() {
+        let window = 7500;
+        for (age, least, most) in
+            [(0, 0, 0), (1, 0, 10), (1875, 230, 270), (3750, 475, 525), (7500, 1000, 1000)]
+        {
+            let taken = (0..1000).filter(|n| !is_spared(age, window, *n << 22)).count();
+            assert!((least..=most).contains(&taken), "{taken} at the age of {age}");
+        }
+    }
+
+    /// The second choice of tuples that share the first one is spread over all slots.
+    #[test]
+    fn a_second_choice_is_another_one() {
+        let service = Service { slot_count: 8, ..Service::default() };
+        let mut slots = [0_u32; 8];
+        for hash in (0..4000).map(|n| n << 12) {
+            assert!(slot(&service, hash).expect("there are slots") < 1);
+            slots[slot(&service, again(hash)).expect("there are slots") as usize] += 1;
+        }
+        assert!(slots.iter().all(|count| (400..600).contains(count)), "{slots:?}");
+    }
+
+    #[test]
+    fn affinity_ends() {
+        let service = Service { affinity_seconds: 86_400, ..Service::default() };
+        assert!(remembers(&service, 86_399_999, 1000) && !remembers(&service, 86_400_000, 1000));
+        assert!(!remembers(&Service::default(), 0, 1000));
     }
 }

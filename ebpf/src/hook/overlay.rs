@@ -7,9 +7,11 @@ use quilla_abi::program::ENCAPSULATED_MARK;
 use quilla_abi::route::kind;
 use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::Headers;
+use quilla_ebpf_core::nat::Ports;
+use quilla_ebpf_core::protocol::ip;
 use quilla_ebpf_core::route::{Target, target};
 
-use super::{begin, expires, finish, is_stray, may_lack_its_name};
+use super::{begin, expires, finish, goes_back, is_stray, may_lack_its_name};
 use crate::maps::{NODE_SLOTS, NODES};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
@@ -21,14 +23,16 @@ use crate::{encap, flow, helper, route, service};
 pub(crate) struct FromOverlay;
 
 impl Hook for FromOverlay {
+    const BACK: Back = Back::Node;
+
     #[inline(always)]
     fn foreign(_skb: Skb, _ethertype: u16) -> Outcome {
         Err(DropReason::UnknownEtherType)
     }
 
     #[inline(always)]
-    fn origin(skb: Skb) -> Result<UnderlayAddress, DropReason> {
-        encap::origin(skb)
+    fn origin(skb: Skb, remote: &mut UnderlayAddress) -> Result<(), DropReason> {
+        encap::origin(skb, remote)
     }
 
     #[inline(always)]
@@ -77,8 +81,14 @@ impl Hook for FromOverlay {
         let config = route::config()?;
         route::node(config, sender::<F>(headers, origin)?, &mut scratch.from)?;
         let kept = begin::<F>(headers, config, existing, scratch)?;
-        receiver::<F>(skb, &scratch.out.dst, &mut scratch.to)?;
+        if !goes_back(scratch) {
+            receiver::<F>(skb, &scratch.out.dst, &mut scratch.to)?;
+        }
         if !kept {
+            if lost_its_client::<F>(headers, config) {
+                flow::ask_for_restore(scratch.from.dep);
+                return Err(DropReason::NoFlow);
+            }
             let to_pod = scratch.to.is_routed();
             if to_pod && is_stray(headers) && service::may_be_answer::<F>(headers) {
                 flow::ask_for_restore(scratch.to.dep);
@@ -95,6 +105,16 @@ impl Hook for FromOverlay {
         }
         finish::<F>(headers, config, scratch)
     }
+}
+
+/// Whether it is the answer to a client in the world, whose entry was lost: nobody else speaks with the gateway's
+/// address from these ports (E12).
+#[inline(always)]
+fn lost_its_client<F: Pipeline>(headers: &Headers<F::Addr>, config: &Config) -> bool {
+    let key = &headers.key;
+    (key.proto == ip::TCP || key.proto == ip::UDP)
+        && key.dst == F::gateway(config)
+        && Ports::of(config).is_some_and(|ports| ports.contains(key.dport.get()))
 }
 
 /// The slot of the sending node (E20).

@@ -5,10 +5,11 @@ use quilla_abi::config::Config;
 use quilla_abi::flow::{Flow, FlowKey, Ingress, action, flag};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::route::kind;
+use quilla_abi::service::scope::INTERNAL;
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::protocol::ip;
 
-use super::{begin, expires, finish, is_stray, may_lack_its_name};
+use super::{begin, expires, finish, goes_back, is_stray, may_lack_its_name};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::{Scratch, Side};
@@ -19,6 +20,8 @@ use crate::{flow, route, service, spoof};
 pub(crate) struct FromPod;
 
 impl Hook for FromPod {
+    const BACK: Back = Back::Pod;
+
     #[inline(always)]
     fn foreign(skb: Skb, ethertype: u16) -> Outcome {
         spoof::not_ip(skb, ethertype)
@@ -67,8 +70,7 @@ impl Hook for FromPod {
         let config = route::config()?;
         spoof::sender::<F>(skb, headers)?;
         sender::<F>(skb, headers, &mut scratch.from)?;
-        let known = begin::<F>(headers, config, existing, scratch)?
-            || service::select::<F>(headers, config, scratch)?;
+        let known = begin::<F>(headers, config, existing, scratch)? || F::select(scratch, INTERNAL)?;
         if !known {
             if is_stray(headers) && service::may_be_answer::<F>(headers) {
                 flow::ask_for_restore(scratch.from.dep);
@@ -77,11 +79,7 @@ impl Hook for FromPod {
             service::pick_up(headers, &mut scratch.flow);
         }
         forged_overlay::<F>(config, &scratch.out)?;
-        route::receiver::<F>(skb, config, &scratch.out, &mut scratch.to)?;
-        // The world came in through the stack, under its own address, and is answered the same way.
-        if scratch.to.action == action::UPLINK && scratch.flow.flags & flag::REPLY != 0 {
-            scratch.to.be_stack(skb.ifindex());
-        }
+        receiver::<F>(skb, headers, config, scratch)?;
         if expires(headers, scratch) {
             return Ok(Next::Forward);
         }
@@ -98,6 +96,28 @@ impl Hook for FromPod {
 fn sender<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, side: &mut Side) -> Result<(), DropReason> {
     let known = route::endpoint::<F>(&headers.key.src, side) && side.forward.ifindex == skb.ifindex();
     if known { Ok(()) } else { Err(DropReason::UnknownInterface) }
+}
+
+/// Anybody may receive, and whoever asked from the world is answered the way it came.
+#[inline(always)]
+fn receiver<F: Pipeline>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    if goes_back(scratch) {
+        return Ok(());
+    }
+    match route::receiver::<F>(skb, config, &scratch.out, &mut scratch.to) {
+        Err(DropReason::NotAService) => return Err(service::nobody::<F>(headers, INTERNAL)),
+        result => result?,
+    }
+    // It came in through the stack, under its own address.
+    if scratch.to.action == action::UPLINK && scratch.flow.flags & flag::REPLY != 0 {
+        scratch.to.be_stack(skb.ifindex());
+    }
+    Ok(())
 }
 
 /// Overlay frames are made by nodes only (E19, E20).
@@ -132,7 +152,7 @@ impl Hook for ToPod {
         headers: &Headers<F::Addr>,
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
-        receiver::<F>(skb, &headers.key.dst, scratch)?;
+        pod_behind::<F>(skb, &headers.key.dst, scratch)?;
         Ok(Next::Forward)
     }
 
@@ -152,14 +172,18 @@ impl Hook for ToPod {
             service::pick_up(headers, &mut scratch.flow);
         }
         let receiver_addr = scratch.out.dst;
-        receiver::<F>(skb, &receiver_addr, scratch)?;
+        pod_behind::<F>(skb, &receiver_addr, scratch)?;
         finish::<F>(headers, config, scratch)
     }
 }
 
 /// The stack sends, and the Pod behind the device receives.
 #[inline(always)]
-fn receiver<F: Pipeline>(skb: Skb, addr: &F::Addr, scratch: &mut Scratch<F::Addr>) -> Result<(), DropReason> {
+fn pod_behind<F: Pipeline>(
+    skb: Skb,
+    addr: &F::Addr,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
     scratch.from.be_stack(skb.ifindex());
     let known = route::endpoint::<F>(addr, &mut scratch.to) && scratch.to.forward.ifindex == skb.ifindex();
     if known { Ok(()) } else { Err(DropReason::NoEndpoint) }

@@ -2,26 +2,31 @@
 //!
 //! Nearly everything here is the host's own traffic or the overlay's outer packets; both are let go as early as can be.
 
+use quilla_abi::DropReason;
+use quilla_abi::config::{self, Config};
 use quilla_abi::flow::{Flow, scope};
 use quilla_abi::node::UnderlayAddress;
+use quilla_abi::program::ENCAPSULATED_MARK;
 use quilla_abi::route::kind;
-use quilla_abi::{DropReason, config::Config};
+use quilla_abi::service::scope::EXTERNAL;
+use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::headers::{Message, Part};
 use quilla_ebpf_core::nat::Ports;
 use quilla_ebpf_core::protocol::ip;
-use quilla_ebpf_core::{Headers, route as targets};
+use quilla_ebpf_core::route::{self as targets, Target};
 
-use super::{begin, finish};
+use super::{begin, expires, finish, goes_back};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::Scratch;
 use crate::verdict::{Exit, Outcome, Verdict};
 use crate::{route, service};
 
-/// What the world sends: only answers to masqueraded flows concern us.
+/// What the world sends: clients of Services, and answers to flows that left under the node's address.
 pub(crate) struct FromUplink;
 
 impl Hook for FromUplink {
+    const BACK: Back = Back::Device;
     const SCOPE: u8 = scope::UPLINK;
 
     #[inline(always)]
@@ -34,10 +39,21 @@ impl Hook for FromUplink {
         Ok(Verdict::of(Exit::Passed))
     }
 
+    /// The stack would send it on to nowhere, if it is for an address that only Services have (E8).
+    #[inline(always)]
+    fn headless<F: Pipeline>(headers: &Headers<F::Addr>, reason: DropReason) -> Outcome {
+        if is_service::<F>(&headers.key.dst) { Err(reason) } else { Ok(Verdict::of(Exit::Passed)) }
+    }
+
+    /// What is for the node is judged by its port alone; addresses of Services look like anybody's.
     #[inline(always)]
     fn concerns<F: Pipeline>(_skb: Skb, headers: &Headers<F::Addr>) -> bool {
         let Ok(config) = route::config() else { return false };
-        F::masquerade(config) == Some(headers.key.dst) && may_answer::<F>(config, headers)
+        let dst = headers.key.dst;
+        if is_overlay(config, headers) || F::is_multicast(dst) {
+            return false;
+        }
+        F::host(config) != Some(dst) || may_concern::<F>(config, headers)
     }
 
     #[inline(always)]
@@ -59,10 +75,10 @@ impl Hook for FromUplink {
     #[inline(always)]
     fn relay<F: Pipeline>(
         _skb: Skb,
-        _headers: &Headers<F::Addr>,
+        headers: &Headers<F::Addr>,
         _scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
-        Ok(Next::Leave)
+        if is_service::<F>(&headers.key.dst) { Err(DropReason::NotAService) } else { Ok(Next::Leave) }
     }
 
     #[inline(always)]
@@ -74,26 +90,86 @@ impl Hook for FromUplink {
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
         let config = route::config()?;
-        if !begin::<F>(headers, config, existing, scratch)? {
+        let known = begin::<F>(headers, config, existing, scratch)? || select::<F>(headers, config, scratch)?;
+        if !known {
             return Ok(Next::Leave);
         }
         scratch.from.be_world(skb.ifindex());
-        if !route::endpoint::<F>(&scratch.out.dst, &mut scratch.to) {
-            return Err(DropReason::NoEndpoint);
+        receiver::<F>(skb, config, scratch)?;
+        if expires(headers, scratch) {
+            return Ok(Next::Forward);
         }
         finish::<F>(headers, config, scratch)
     }
 }
 
-/// Whether a packet to the masquerade address can be an answer at all.
+/// Chooses a backend for a client in the world. Says whether the packet is for a Service.
 #[inline(always)]
-fn may_answer<F: Pipeline>(config: &Config, headers: &Headers<F::Addr>) -> bool {
+fn select<F: Pipeline>(
+    headers: &Headers<F::Addr>,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<bool, DropReason> {
+    if !F::select(scratch, EXTERNAL)? {
+        let key = &headers.key;
+        return if F::host(config) != Some(key.dst) && is_service::<F>(&key.dst) {
+            Err(service::nobody::<F>(headers, EXTERNAL))
+        } else {
+            Ok(false)
+        };
+    }
+    // Under an address of the cluster it would take a tuple of the inside.
+    if targets::is_outside(route::find::<F>(headers.key.src)) {
+        Ok(true)
+    } else {
+        Err(DropReason::SpoofedAddress)
+    }
+}
+
+/// Whether only Services have the address: the stack would send it back to where it came from.
+#[inline(never)]
+fn is_service<F: Pipeline>(addr: &F::Addr) -> bool {
+    route::find::<F>(*addr).is_some_and(|route| route.kind == kind::SERVICES)
+}
+
+/// A local Pod, another node, this node itself, or somebody else in the world.
+#[inline(always)]
+fn receiver<F: Pipeline>(
+    skb: Skb,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    if goes_back(scratch) || route::endpoint::<F>(&scratch.out.dst, &mut scratch.to) {
+        return Ok(());
+    }
+    match targets::target(route::find::<F>(scratch.out.dst))? {
+        Target::Node(slot) => route::node(config, slot, &mut scratch.to),
+        Target::Stack => {
+            scratch.to.be_host(skb.ifindex());
+            Ok(())
+        }
+        Target::Native | Target::World => route::outside::<F>(skb, config, &scratch.out, &mut scratch.to),
+    }
+}
+
+/// Whether it is the overlay's own packet.
+#[inline(always)]
+fn is_overlay<A>(config: &Config, headers: &Headers<A>) -> bool {
+    headers.key.proto == ip::UDP && headers.key.dport.get() == config.overlay_port
+}
+
+/// Whether a packet to the node's address can be for a Service, or an answer to what left under it.
+#[inline(always)]
+fn may_concern<F: Pipeline>(config: &Config, headers: &Headers<F::Addr>) -> bool {
     if headers.part == Part::Later {
         return true;
     }
-    let translated = Ports::of(config).is_some_and(|ports| ports.contains(headers.key.dport.get()));
+    let port = headers.key.dport.get();
+    let translated = Ports::of(config).is_some_and(|ports| ports.contains(port));
     match headers.key.proto {
-        ip::TCP | ip::UDP => translated,
+        ip::TCP | ip::UDP => {
+            translated || (port >= config.frontend_port_min && port <= config.frontend_port_max)
+        }
         proto if proto == F::ICMP => match headers.message {
             Message::EchoReply => translated,
             Message::Error => true,
@@ -103,17 +179,23 @@ fn may_answer<F: Pipeline>(config: &Config, headers: &Headers<F::Addr>) -> bool 
     }
 }
 
-/// What leaves the node: Pods' packets that came through the stack are masqueraded here.
+/// What leaves the node: Pods' packets that came through the stack are masqueraded here, and what the node itself
+/// answers to clients of Services gets the Service's name.
 pub(crate) struct ToUplink;
 
 impl Hook for ToUplink {
-    const SCOPE: u8 = scope::UPLINK;
+    const SCOPE: u8 = scope::NODE;
     const EGRESS: bool = true;
 
     #[inline(always)]
     fn is_ours(skb: Skb) -> bool {
-        let came_by = skb.ingress_ifindex();
-        came_by != 0 && came_by != skb.ifindex()
+        match skb.ingress_ifindex() {
+            0 => {
+                let answers = |config: &Config| config.flags & config::flag::NODE_BACKENDS != 0;
+                skb.mark() != ENCAPSULATED_MARK && route::config().is_ok_and(answers)
+            }
+            came_by => came_by != skb.ifindex(),
+        }
     }
 
     #[inline(always)]
@@ -124,6 +206,11 @@ impl Hook for ToUplink {
     #[inline(always)]
     fn malformed(_reason: DropReason) -> Outcome {
         Ok(Verdict::of(Exit::Passed))
+    }
+
+    #[inline(always)]
+    fn concerns<F: Pipeline>(_skb: Skb, headers: &Headers<F::Addr>) -> bool {
+        route::config().is_ok_and(|config| !is_overlay(config, headers))
     }
 
     #[inline(always)]
@@ -149,20 +236,38 @@ impl Hook for ToUplink {
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
         let config = route::config()?;
-        let from_pod = route::find::<F>(headers.key.src).is_some_and(|route| route.kind == kind::LOCAL_PODS);
-        let to_world = targets::target(route::find::<F>(headers.key.dst)) == Ok(targets::Target::World);
-        if !from_pod || !to_world || F::masquerade(config).is_none() {
+        let own = skb.ingress_ifindex() == 0;
+        if (own && existing.is_none()) || (!own && !is_masqueraded::<F>(headers, config)) {
             return Ok(Next::Leave);
         }
         if !begin::<F>(headers, config, existing, scratch)? {
+            if own {
+                return Ok(Next::Leave);
+            }
             service::pick_up(headers, &mut scratch.flow);
         }
-        scratch.to.be_world(skb.ifindex());
-        if !route::endpoint::<F>(&headers.key.src, &mut scratch.from) {
-            return Err(DropReason::NoEndpoint);
+        if own {
+            scratch.from.be_host(skb.ifindex());
+            // Whatever else the node sends was never ours.
+            if !goes_back(scratch) {
+                return Ok(Next::Leave);
+            }
+        } else {
+            scratch.to.be_world(skb.ifindex());
+            if !route::endpoint::<F>(&headers.key.src, &mut scratch.from) {
+                return Err(DropReason::NoEndpoint);
+            }
+            // The packet does not come from the Pod's device but through the stack.
+            scratch.from.ingress = scratch.to.ingress;
         }
-        // The packet does not come from the Pod's device but through the stack.
-        scratch.from.ingress = scratch.to.ingress;
         finish::<F>(headers, config, scratch)
     }
+}
+
+/// Whether it is a Pod's and leaves the cluster.
+#[inline(always)]
+fn is_masqueraded<F: Pipeline>(headers: &Headers<F::Addr>, config: &Config) -> bool {
+    F::masquerade(config).is_some()
+        && route::find::<F>(headers.key.src).is_some_and(|route| route.kind == kind::LOCAL_PODS)
+        && targets::target(route::find::<F>(headers.key.dst)) == Ok(Target::World)
 }
