@@ -20,6 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cni::Ledger;
 use crate::reconcile::View;
 use crate::selftest::Readiness;
 
@@ -37,6 +38,8 @@ pub struct Admin {
     pub datapath: Arc<Datapath>,
     /// State of the reconciler.
     pub view: watch::Receiver<Arc<View>>,
+    /// The journal of endpoints.
+    pub ledger: Ledger,
     /// Outcome of the self-test.
     pub readiness: watch::Receiver<Readiness>,
 }

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::cni::{CniServer, CniServerConfig, CniServerError, Pools};
+use crate::cni::{CniServer, CniServerConfig, CniServerError, Ledger, Pools};
 use crate::endpoint::Endpoints;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -141,9 +141,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("self-test", test);
     let socket = options.run_dir.join("admin.sock");
     let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;
-    let (node, datapath_view) = (options.node_name.clone(), Arc::clone(&datapath));
-    let desk =
-        admin::Admin { node, datapath: datapath_view, view: view.clone(), readiness: readiness.clone() };
+    let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness);
     tasks.start("admin socket", admin::serve(admin_listener, desk, drain.clone()));
     let health = Health { metrics, datapath, view, readiness };
     let serving = health::serve(listener, health, drain.clone());
@@ -220,6 +218,23 @@ async fn client(options: &Options) -> Result<kube::Client, AppError> {
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).await.map_err(io("listen on", &address.to_string()))
+}
+
+/// What the admin socket answers from.
+fn desk(
+    options: &Options,
+    datapath: &Arc<Datapath>,
+    view: &watch::Receiver<Arc<View>>,
+    ledger: Ledger,
+    readiness: &watch::Receiver<Readiness>,
+) -> admin::Admin {
+    admin::Admin {
+        node: options.node_name.clone(),
+        datapath: Arc::clone(datapath),
+        view: view.clone(),
+        ledger,
+        readiness: readiness.clone(),
+    }
 }
 
 fn make_directories(options: &Options) -> Result<(), AppError> {

@@ -6,6 +6,7 @@ mod agent;
 mod chain;
 mod del;
 mod delegate;
+mod faults;
 mod foreign;
 mod gc;
 mod input;
@@ -13,6 +14,7 @@ mod node;
 mod pods;
 mod process;
 mod rollback;
+mod site;
 mod timing;
 
 use std::process::ExitCode;
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
         foreign::ours_after_another,
         foreign::a_list_with_ours_last,
         foreign::an_unusable_result_is_refused,
+        faults::every_point,
+        faults::not_in_the_product,
         gc::keeps_what_the_runtime_knows,
         gc::a_missing_list_is_an_error,
         gc::status_follows_the_agent,

@@ -12,6 +12,16 @@ pub fn path(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The program `name` of the build with fail-points, which is beside the product's.
+pub fn with_failpoints(name: &str) -> Result<PathBuf> {
+    let folder = folder()?;
+    let (target, profile) =
+        (folder.parent().context("target folder")?, folder.file_name().context("profile")?);
+    let path = target.join("failpoints").join(profile).join(name);
+    ensure!(path.is_file(), "{} is not built: run `cargo xtask test cni`", path.display());
+    Ok(path)
+}
+
 /// The folder of all programs of this build.
 pub fn folder() -> Result<PathBuf> {
     let program = env::current_exe().context("find this program")?;

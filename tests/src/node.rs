@@ -101,7 +101,12 @@ impl Node {
     /// Starts the agent, which may have run before.
     pub fn start_agent(&mut self) -> Result<()> {
         let program = binary::path("quilla-agent")?;
-        let mut command = self.command(&program.to_string_lossy());
+        let command = self.command(&program.to_string_lossy());
+        self.start_agent_as(command)
+    }
+
+    /// Starts an agent by a command of the node's operator, to which its arguments are added.
+    pub fn start_agent_as(&mut self, mut command: Command) -> Result<()> {
         command.args(["--node-name", self.name(), "--uplink", "eth0"]);
         command.arg("--kubeconfig").arg(&self.kubeconfig);
         command.arg("--cgroup").arg(self.machine.cgroup.path());

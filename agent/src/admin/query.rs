@@ -1,5 +1,7 @@
 //! Answers to queries: rows for people, from the reconciler's view and from the maps. Called by the admin socket.
 
+mod endpoints;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -37,7 +39,7 @@ pub(super) fn answer(query: Query, admin: &Admin) -> Result<Answer> {
         }
         Query::Flows => Answer { columns: FLOWS, rows: flows(admin)? },
         Query::Drops => Answer { columns: COUNTERS, rows: counters(admin)? },
-        Query::Endpoints => Answer { columns: ENDPOINTS, rows: endpoints(&view) },
+        Query::Endpoints => Answer { columns: endpoints::COLUMNS, rows: endpoints::rows(admin, &view)? },
         Query::Nodes => Answer { columns: NODES, rows: nodes(&view) },
         Query::Problems => Answer { columns: PROBLEMS, rows: view.problems.iter().map(problem).collect() },
     })
@@ -60,7 +62,6 @@ const FLOWS: &[&str] = &[
     "bytes",
 ];
 const COUNTERS: &[&str] = &["verdict", "reason", "packets", "bytes", "explanation"];
-const ENDPOINTS: &[&str] = &["namespace", "pod", "id", "ipv4", "ipv6", "device", "mac", "container"];
 const NODES: &[&str] = &["node", "ipv4", "ipv6", "mac", "pods"];
 const PROBLEMS: &[&str] = &["object", "reason", "detail"];
 
@@ -107,23 +108,6 @@ fn backends<A: AddressFamily>(tables: &FamilyTables<A>) -> impl Iterator<Item = 
     tables.backends.iter().map(move |(id, row)| {
         json!([id, address(row.addr, row.port), protocol(row.proto), named.get(id).copied().unwrap_or(0),])
     })
-}
-
-fn endpoints(view: &View) -> Vec<Value> {
-    let row = |endpoint: &crate::cni::AttachedEndpoint| {
-        let id = view.tables.interfaces.get(&endpoint.host_ifindex).map(|interface| interface.id);
-        json!([
-            endpoint.pod_namespace,
-            endpoint.pod_name,
-            id,
-            endpoint.ipv4,
-            endpoint.ipv6,
-            endpoint.host_ifname,
-            mac(endpoint.pod_mac),
-            endpoint.container_id,
-        ])
-    };
-    view.endpoints.iter().map(row).collect()
 }
 
 fn nodes(view: &View) -> Vec<Value> {

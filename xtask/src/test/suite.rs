@@ -12,10 +12,13 @@ use serde_json::Value;
 
 use super::UNIT;
 use super::tally::Tally;
-use crate::process::{read, wait_within};
+use crate::process::{read, run, wait_within};
 use crate::workspace::Workspace;
 
 const HARNESS: &str = "quilla-tests";
+
+/// The tier that walks the fail-points.
+const CNI: &str = "cni";
 
 /// A binary still running after this is stuck: the whole suite takes minutes.
 const LIMIT: Duration = Duration::from_mins(15);
@@ -58,10 +61,22 @@ pub(super) fn build(workspace: &Workspace, tiers: &[String]) -> Result<Vec<Suite
             cargo.args(["--test", tier]);
         }
     }
+    if tiers.iter().any(|tier| tier == CNI) {
+        build_with_failpoints(workspace)?;
+    }
     println!("+ building the product and its tests");
     let mut suites: Vec<Suite> = read(&mut cargo)?.lines().filter_map(suite).collect();
     suites.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(suites)
+}
+
+/// Plugin and agent that die where a test wants them to: other programs from the same intermediate files.
+fn build_with_failpoints(workspace: &Workspace) -> Result<()> {
+    let mut cargo = workspace.cargo(&["build", "--package", "quilla-agent", "--package", "quilla-cni"]);
+    cargo.args(["--features", "quilla-agent/failpoints,quilla-cni/failpoints"]);
+    cargo.env("CARGO_BUILD_BUILD_DIR", workspace.target());
+    cargo.env("CARGO_TARGET_DIR", workspace.target().join("failpoints"));
+    run(&mut cargo)
 }
 
 /// A test binary out of one line of cargo's messages.

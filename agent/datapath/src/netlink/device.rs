@@ -39,6 +39,12 @@ impl Netlink {
         Ok(Some(device))
     }
 
+    /// The names of all devices.
+    pub fn device_names(&self) -> Result<Vec<String>> {
+        let links = self.list("list", "devices", self.handle.link().get().execute())?;
+        Ok(links.iter().map(|link| describe(link).name).collect())
+    }
+
     /// The device of the default route, of IPv4 first: the uplink of a node whose operator names none.
     pub fn default_device(&self) -> Result<Option<Device>> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
