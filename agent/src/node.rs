@@ -206,6 +206,7 @@ mod tests {
             addresses: vec![address.parse().unwrap()],
             pod_cidrs: cidrs.map(|cidr| cidr.parse().unwrap()).into(),
             zone: None,
+            leaving: false,
         };
         let here = node("here", "192.0.2.1", ["10.244.0.0/24", "fd00:244::/64"]);
         let there = node("there", there, ["10.244.1.0/24", "fd00:244:0:1::/64"]);
@@ -235,7 +236,7 @@ mod tests {
 
         for addresses in [vec![], vec!["fe80::1".parse().unwrap()]] {
             let mut snapshot = snapshot("192.0.2.2");
-            let unreachable = ModelNode { name: "new".into(), addresses, pod_cidrs: vec![], zone: None };
+            let unreachable = ModelNode { name: "new".into(), addresses, pod_cidrs: vec![], zone: None, leaving: false };
             snapshot.nodes.insert("new".into(), Arc::new(unreachable));
             let overlay = wanted_overlay(&settings, &uplink, &snapshot);
             assert_eq!(overlay.mtu, 1450, "a node without a tunnel end changes nobody's mtu");

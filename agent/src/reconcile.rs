@@ -20,7 +20,7 @@ use quilla_cni_protocol::{Attachment, PortMapping, Transport};
 use quilla_datapath::{Datapath, DatapathError};
 use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
-    BackendKey, Desired, Frontend, FrontendKey, HostPort, Layout, LocalEndpoint, Step, Tables, diff, plan,
+    BackendKey, Desired, FrontendKey, HostPort, Layout, LocalEndpoint, Step, Tables, diff, plan,
 };
 use tokio::sync::watch;
 
@@ -284,17 +284,7 @@ impl Reconciler {
 
     fn add_own_services(&self, desired: &mut Desired) {
         for (key, backend) in &self.own_services {
-            let frontend = Frontend {
-                service: ObjectName::new("", "self-test"),
-                port_name: String::new(),
-                backends: vec![*backend],
-                affinity_seconds: 0,
-                flags: 0,
-            };
-            desired.frontends.insert(*key, frontend);
-            if let Err(position) = desired.backends.binary_search(backend) {
-                desired.backends.insert(position, *backend);
-            }
+            desired.add_own(*key, *backend);
         }
     }
 

@@ -98,7 +98,7 @@ impl State {
             Some(Value::Service(service)) => drop(snapshot.services.insert(name, service)),
             Some(Value::EndpointSlice(slice)) => {
                 self.service_of.insert(name.clone(), slice.service.clone());
-                snapshot.slices.entry(slice.service.clone()).or_default().insert(name.name, slice);
+                snapshot.slices.or_default(slice.service.clone()).insert(name.name, slice);
             }
             Some(Value::Node(node)) => drop(snapshot.nodes.insert(name.name, node)),
             Some(Value::Pod(pod)) => drop(snapshot.pods.insert(name, pod)),
@@ -168,6 +168,7 @@ mod tests {
             family: Family::V4,
             ports: vec![],
             endpoints: vec![],
+            weight: 1,
         };
         Known { name, value: Some(Value::EndpointSlice(Arc::new(slice))), problems: vec![] }
     }

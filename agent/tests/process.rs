@@ -17,7 +17,7 @@ use quilla_abi::service::{ServiceKey, scope};
 use quilla_agent::last_known;
 use quilla_cni_protocol::{Attachment, Request, RequestEnvelope, Response, decode, encode};
 use quilla_datapath::{Datapath, Options};
-use quilla_model::{Node, ObjectName, Protocol, Service, ServicePort, ServiceType, Snapshot, TrafficPolicy};
+use quilla_model::{Node, ObjectName, Protocol, Service, ServicePort, Snapshot};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -175,23 +175,16 @@ fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 fn snapshot() -> Snapshot {
     let name = ObjectName::new("shop", "web");
     let service = Service {
-        name: name.clone(),
-        kind: ServiceType::ClusterIp,
         cluster_ips: vec![[10, 96, 0, 10].into()],
         ports: vec![ServicePort { name: String::new(), port: 80, protocol: Protocol::Tcp, node_port: None }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity_seconds: None,
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        health_check_node_port: None,
+        ..Service::new(name.clone())
     };
     let node = |name: &str, host: u8| Node {
         name: name.into(),
         addresses: vec![[192, 0, 2, host].into()],
         pod_cidrs: vec![format!("10.244.{host}.0/24").parse().unwrap()],
         zone: None,
+        leaving: false,
     };
     let nodes = [node("here", 1), node("there", 2)];
     Snapshot {

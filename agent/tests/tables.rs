@@ -8,8 +8,7 @@ use quilla_abi::service::{ServiceKey, scope};
 use quilla_agent::table::{apply, dump};
 use quilla_datapath::{Datapath, Options, bpffs};
 use quilla_model::{
-    Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort,
-    ServiceType, Snapshot, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
 use quilla_plan::{Desired, Layout, LocalEndpoint, NodeFacts, Step, Tables, diff, plan};
 
@@ -66,6 +65,7 @@ fn desired(services: u8, endpoints: u8) -> Desired {
                 format!("fd00:244:0:{host}::/64").parse().unwrap(),
             ],
             zone: None,
+            leaving: false,
         };
         snapshot.nodes.insert(name.into(), Arc::new(node));
     }
@@ -105,21 +105,14 @@ fn add_service(snapshot: &mut Snapshot, number: u8, endpoints: u8) {
             family,
             ports: vec![EndpointPort { name: String::new(), port: 8080, protocol: Protocol::Udp }],
             endpoints: (1..=endpoints).map(endpoint).collect(),
+            weight: 1,
         };
-        snapshot.slices.entry(name.clone()).or_default().insert(slice.name.name.clone(), Arc::new(slice));
+        snapshot.slices.or_default(name.clone()).insert(slice.name.name.clone(), Arc::new(slice));
     }
     let service = Service {
-        name: name.clone(),
-        kind: ServiceType::ClusterIp,
         cluster_ips: vec![[10, 96, 0, number].into(), format!("fd00:96::{number:x}").parse().unwrap()],
         ports: vec![ServicePort { name: String::new(), port: 53, protocol: Protocol::Udp, node_port: None }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity_seconds: None,
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        health_check_node_port: None,
+        ..Service::new(name.clone())
     };
     snapshot.services.insert(name, Arc::new(service));
 }

@@ -53,6 +53,8 @@ pub fn unusable(address: IpAddr) -> Option<&'static str> {
         Some("multicast or broadcast address")
     } else if link_local {
         Some("link-local address")
+    } else if matches!(address, IpAddr::V4(v4) if matches!(v4.octets()[0], 0 | 240..)) {
+        Some("reserved address")
     } else {
         None
     }
@@ -86,6 +88,8 @@ mod tests {
     fn endpoints_are_unicast_and_routed() {
         for bad in [
             "0.0.0.0",
+            "0.1.2.3",
+            "240.0.0.1",
             "127.0.0.1",
             "224.0.0.1",
             "255.255.255.255",

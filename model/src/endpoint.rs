@@ -22,6 +22,19 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// How many connections each endpoint gets in proportion to those of other slices, up to [`MAX_WEIGHT`];
+    /// 0 = no new ones. Annotation `quilla.dev/weight`.
+    #[serde(default = "default_weight")]
+    pub weight: u8,
+}
+
+/// The weight of endpoints that nobody weighed.
+pub const DEFAULT_WEIGHT: u8 = 1;
+/// The greatest weight.
+pub const MAX_WEIGHT: u8 = 100;
+
+fn default_weight() -> u8 {
+    DEFAULT_WEIGHT
 }
 
 /// A port that the endpoints of a slice listen on.

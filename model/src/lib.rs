@@ -22,6 +22,6 @@ pub use name::ObjectName;
 pub use node::Node;
 pub use pod::{Namespace, Pod};
 pub use problem::{ObjectRef, Problem, Reason};
-pub use service::{Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
+pub use service::{LoadBalancing, Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
 pub use shared_map::{Difference, SharedMap};
 pub use snapshot::Snapshot;

@@ -16,4 +16,7 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// `topology.kubernetes.io/zone`, if not empty.
     pub zone: Option<String>,
+    /// It is being deleted, or an autoscaler is about to: no load balancer should choose it any more (S41).
+    #[serde(default)]
+    pub leaving: bool,
 }

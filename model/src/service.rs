@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::ObjectName;
+use crate::{Family, ObjectName};
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,14 +33,67 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// `healthCheckNodePort` (S40).
     pub health_check_node_port: Option<u16>,
+    /// How an endpoint is chosen for clients inside the cluster; annotation `quilla.dev/load-balancing`.
+    #[serde(default)]
+    pub load_balancing: LoadBalancing,
+    /// For how long a new endpoint gets fewer connections than the others, in seconds; 0 = the same at once.
+    /// Annotation `quilla.dev/slow-start`.
+    #[serde(default)]
+    pub slow_start_seconds: u32,
 }
 
 impl Service {
-    /// Whether clients outside the cluster can reach it (S13).
-    pub fn externally_accessible(&self) -> bool {
-        !self.external_ips.is_empty()
-            || !self.load_balancer_ips.is_empty()
-            || self.ports.iter().any(|port| port.node_port.is_some())
+    /// A `ClusterIP` Service of which nothing but the name is known yet.
+    pub fn new(name: ObjectName) -> Self {
+        Self {
+            name,
+            kind: ServiceType::ClusterIp,
+            cluster_ips: Vec::new(),
+            ports: Vec::new(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity_seconds: None,
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            health_check_node_port: None,
+            load_balancing: LoadBalancing::Random,
+            slow_start_seconds: 0,
+        }
+    }
+
+    /// The port on the nodes of one of its ports, if its type has such ports.
+    pub fn node_port(&self, port: &ServicePort) -> Option<u16> {
+        port.node_port.filter(|&port| port != 0 && self.kind != ServiceType::ClusterIp)
+    }
+
+    /// Its address in a family. Without one it serves nothing in that family (S2).
+    pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        self.cluster_ips.iter().copied().find(|address| Family::of(*address) == family)
+    }
+}
+
+/// How one of several endpoints is chosen for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadBalancing {
+    /// At random by weight (S17).
+    #[default]
+    Random,
+    /// By a table that is the same on every node.
+    Maglev,
+    /// Of two at random the one with fewer connections from this node.
+    LeastConnections,
+}
+
+impl LoadBalancing {
+    /// The choice as the annotation spells it.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "random" => Some(Self::Random),
+            "maglev" => Some(Self::Maglev),
+            "least-connections" => Some(Self::LeastConnections),
+            _ => None,
+        }
     }
 }
 
@@ -111,7 +164,7 @@ impl fmt::Display for Protocol {
 }
 
 /// Which endpoints a traffic policy allows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TrafficPolicy {
     /// Any in the cluster.
     #[default]

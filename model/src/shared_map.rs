@@ -225,17 +225,19 @@ impl<K, V> Default for SharedMap<K, V> {
     }
 }
 
-impl<K: Ord, V: PartialEq> PartialEq for SharedMap<K, V> {
+impl<K: PartialEq, V: PartialEq> PartialEq for SharedMap<K, V> {
     fn eq(&self, other: &Self) -> bool {
-        self.len == other.len && self.difference(other).is_empty()
+        let mut branches = unshared(&*self.root, &*other.root);
+        self.len == other.len
+            && branches.all(|(old, new)| unshared(&**old, &**new).all(|(old, new)| old == new))
     }
 }
 
-impl<K: Ord, V: Eq> Eq for SharedMap<K, V> {}
+impl<K: Eq, V: Eq> Eq for SharedMap<K, V> {}
 
-impl<K: Ord + fmt::Debug, V: fmt::Debug> fmt::Debug for SharedMap<K, V> {
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for SharedMap<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.sorted()).finish()
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

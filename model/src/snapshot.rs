@@ -1,6 +1,7 @@
 //! Everything the watches know at one moment.
 //!
-//! Values are shared, so that taking a snapshot copies pointers; a snapshot is never changed after it was published.
+//! What there may be many of is shared between snapshots, so that taking one costs next to nothing; a snapshot is never
+//! changed after it was published.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,15 +9,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointSlice, Namespace, Node, ObjectName, Pod, Service};
+use crate::{EndpointSlice, Namespace, Node, ObjectName, Pod, Service, SharedMap};
 
 /// The cluster's intent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Services.
-    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    pub services: SharedMap<ObjectName, Arc<Service>>,
     /// Endpoint slices by their Service, then by their own name.
-    pub slices: BTreeMap<ObjectName, BTreeMap<String, Arc<EndpointSlice>>>,
+    pub slices: SharedMap<ObjectName, BTreeMap<String, Arc<EndpointSlice>>>,
     /// Nodes.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// Pods of this node.
@@ -55,7 +56,7 @@ mod tests {
         snapshot.pods.insert(name, Arc::new(pod));
         let addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         let pod_cidrs = vec!["10.244.0.0/24".parse().unwrap()];
-        let node = Node { name: "a".into(), addresses, pod_cidrs, zone: None };
+        let node = Node { name: "a".into(), addresses, pod_cidrs, zone: None, leaving: false };
         snapshot.nodes.insert("a".into(), Arc::new(node));
         snapshot.service_cidrs.insert("kubernetes".into(), vec!["10.96.0.0/16".parse().unwrap()]);
 

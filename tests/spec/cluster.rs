@@ -10,7 +10,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Hints, ObjectName, Protocol, Service, ServicePort,
-    ServiceType, TrafficPolicy,
+    TrafficPolicy,
 };
 
 use crate::world::{HERE, World, service_address};
@@ -56,17 +56,11 @@ fn put_service(world: &mut World, rng: &mut Rng, number: u8) {
     let [v4, v6] = service_address(number);
     let shapes = [vec![v4], vec![v6], vec![v4, v6], vec![v6, v4], vec![v4, v6], vec![v4, v6]];
     let service = Service {
-        name: name(number),
-        kind: ServiceType::ClusterIp,
         cluster_ips: rng.choice(shapes).expect("not empty"),
         ports: service_ports(rng),
         internal_policy: policy(rng),
         external_policy: policy(rng),
-        affinity_seconds: None,
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
-        health_check_node_port: None,
+        ..Service::new(name(number))
     };
     world.snapshot.services.insert(service.name.clone(), Arc::new(service));
 }
@@ -122,6 +116,7 @@ fn slice(world: &World, rng: &mut Rng, service: &ObjectName, family: Family, ind
         family,
         ports,
         endpoints,
+        weight: 1,
     }
 }
 

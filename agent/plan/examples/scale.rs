@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quilla_model::{
-    Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, ServiceType,
-    Snapshot, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
 use quilla_plan::{Layout, NodeFacts, Step, Tables, diff, plan};
 
@@ -50,17 +49,9 @@ fn add(snapshot: &mut Snapshot, number: u32, endpoints: u32) {
     let port =
         |name: &str, port| ServicePort { name: name.into(), port, protocol: Protocol::Tcp, node_port: None };
     let service = Service {
-        name: name.clone(),
-        kind: ServiceType::ClusterIp,
         cluster_ips: vec![std::net::Ipv4Addr::from_bits(0x0a60_0000 + number).into()],
         ports: vec![port("http", 80), port("admin", 81)],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity_seconds: None,
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        health_check_node_port: None,
+        ..Service::new(name.clone())
     };
     let target = |name: &str, port| EndpointPort { name: name.into(), port, protocol: Protocol::Tcp };
     let endpoint = |index: u32| Endpoint {
@@ -77,7 +68,8 @@ fn add(snapshot: &mut Snapshot, number: u32, endpoints: u32) {
         family: Family::V4,
         ports: vec![target("http", 8080), target("admin", 9090)],
         endpoints: (0..endpoints).map(endpoint).collect(),
+        weight: 1,
     };
     snapshot.services.insert(name.clone(), Arc::new(service));
-    snapshot.slices.entry(name.clone()).or_default().insert(name.name, Arc::new(slice));
+    snapshot.slices.or_default(name.clone()).insert(name.name, Arc::new(slice));
 }

@@ -2,7 +2,7 @@
 
 use quilla_model::{Hints, TrafficPolicy};
 
-use crate::desired::BackendKey;
+use crate::desired::{BackendKey, Member};
 
 /// An endpoint of a Service port, as a candidate for selection.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,8 @@ pub struct Candidate<'a> {
     pub local: bool,
     /// Whom it is meant for.
     pub hints: Option<&'a Hints>,
+    /// Its share; 0 = no new connections.
+    pub weight: u8,
 }
 
 /// The fallback when nothing is ready: still answering while it terminates.
@@ -37,7 +39,7 @@ pub struct Place<'a> {
 }
 
 /// The endpoints that a traffic policy allows to clients at a place.
-pub fn choose(candidates: &[Candidate<'_>], policy: TrafficPolicy, place: Place<'_>) -> Vec<BackendKey> {
+pub fn choose(candidates: &[Candidate<'_>], policy: TrafficPolicy, place: Place<'_>) -> Vec<Member> {
     match policy {
         TrafficPolicy::Cluster => cluster_set(candidates, place),
         TrafficPolicy::Local => local_set(candidates),
@@ -50,24 +52,25 @@ pub fn has_any(candidates: &[Candidate<'_>]) -> bool {
 }
 
 /// S10: ready endpoints as topology allows, else those that still serve while terminating, wherever they are.
-fn cluster_set(candidates: &[Candidate<'_>], place: Place<'_>) -> Vec<BackendKey> {
+fn cluster_set(candidates: &[Candidate<'_>], place: Place<'_>) -> Vec<Member> {
     let topology = Topology::of(candidates, place);
-    let ready = keys(candidates, |candidate| candidate.ready && topology.allows(candidate, place));
-    if ready.is_empty() { keys(candidates, last_resort) } else { ready }
+    let ready = members(candidates, |candidate| candidate.ready && topology.allows(candidate, place));
+    if ready.is_empty() { members(candidates, last_resort) } else { ready }
 }
 
 /// S11: the same among local endpoints; hints never apply (S15).
-fn local_set(candidates: &[Candidate<'_>]) -> Vec<BackendKey> {
-    let ready = keys(candidates, |candidate| candidate.local && candidate.ready);
+fn local_set(candidates: &[Candidate<'_>]) -> Vec<Member> {
+    let ready = members(candidates, |candidate| candidate.local && candidate.ready);
     if ready.is_empty() {
-        keys(candidates, |candidate| candidate.local && last_resort(candidate))
+        members(candidates, |candidate| candidate.local && last_resort(candidate))
     } else {
         ready
     }
 }
 
-fn keys(candidates: &[Candidate<'_>], wanted: impl Fn(&Candidate<'_>) -> bool) -> Vec<BackendKey> {
-    candidates.iter().filter(|candidate| wanted(candidate)).map(|candidate| candidate.key).collect()
+fn members(candidates: &[Candidate<'_>], wanted: impl Fn(&Candidate<'_>) -> bool) -> Vec<Member> {
+    let member = |candidate: &Candidate<'_>| Member { backend: candidate.key, weight: candidate.weight };
+    candidates.iter().filter(|candidate| wanted(candidate)).map(member).collect()
 }
 
 /// How hints filter the ready endpoints (S14).

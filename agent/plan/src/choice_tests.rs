@@ -1,7 +1,7 @@
 use quilla_model::{Hints, TrafficPolicy};
 
 use super::{Candidate, Place, choose, has_any};
-use crate::desired::BackendKey;
+use crate::desired::{BackendKey, Member};
 
 const HERE: Place<'_> = Place { node: "here", zone: Some("z1") };
 
@@ -14,12 +14,14 @@ fn candidates<'a>(endpoints: &[(&str, Option<&'a Hints>)]) -> Vec<Candidate<'a>>
         terminating: letters.contains('t'),
         local: letters.contains('l'),
         hints: *hints,
+        weight: 1,
     };
     endpoints.iter().enumerate().map(each).collect()
 }
 
 fn chosen(candidates: &[Candidate<'_>], policy: TrafficPolicy, place: Place<'_>) -> Vec<usize> {
-    let position = |key| candidates.iter().position(|candidate| candidate.key == key).unwrap();
+    let position =
+        |member: Member| candidates.iter().position(|candidate| candidate.key == member.backend).unwrap();
     choose(candidates, policy, place).into_iter().map(position).collect()
 }
 

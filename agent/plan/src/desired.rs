@@ -2,23 +2,34 @@
 
 mod recover;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use quilla_abi::Mac;
 use quilla_abi::config::Config;
-use quilla_model::ObjectName;
+use quilla_model::{Family, ObjectName, ObjectRef, TrafficPolicy};
 
 use crate::facts::LocalEndpoint;
+use crate::maglev;
 
-/// The logical state of the node's data plane. Invariant: every backend of a frontend is in `backends`.
+/// The logical state of the node's data plane. Invariants: the set of every frontend is in `sets`, every member of a set
+/// is in `backends`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
     /// Who answers on which address and port.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// What stands behind frontends; those of one port with the same backends share one.
+    pub sets: BTreeMap<Arc<SetKey>, Arc<BackendSet>>,
+    /// Addresses that have frontends, whatever their ports (S22).
+    pub markers: BTreeSet<Marker>,
     /// Every backend whose endpoint exists, selected or draining; sorted, without duplicates.
     pub backends: Vec<BackendKey>,
+    /// How many slots a Maglev table has for each member at least; the same on every node.
+    pub maglev_density: u32,
+    /// What the health check servers of load balancers answer (S40).
+    pub health_checks: BTreeMap<ObjectName, HealthCheck>,
     /// The other nodes' tunnel ends, by node name.
     pub tunnels: BTreeMap<String, Tunnel>,
     /// What each range of addresses is to this node.
@@ -27,6 +38,26 @@ pub struct Desired {
     pub endpoints: BTreeMap<u32, LocalEndpoint>,
     /// The node's row.
     pub config: Config,
+}
+
+impl Desired {
+    /// Adds a frontend of the agent's own with one backend: its self-test, which no Service has.
+    pub fn add_own(&mut self, key: FrontendKey, backend: BackendKey) {
+        let set = Arc::new(SetKey {
+            owner: ObjectRef::cluster("Agent", "self-test"),
+            port_name: key.port.to_string(),
+            protocol: key.protocol,
+            family: Family::of(key.address),
+            policy: TrafficPolicy::Cluster,
+            maglev: false,
+        });
+        let members = vec![Member { backend, weight: 1 }];
+        self.sets.insert(Arc::clone(&set), Arc::new(BackendSet { members, ..BackendSet::default() }));
+        self.frontends.insert(key, Frontend { set, kind: FrontendKind::ClusterIp, flags: 0 });
+        if let Err(position) = self.backends.binary_search(&backend) {
+            self.backends.insert(position, backend);
+        }
+    }
 }
 
 /// An address and port that clients use.
@@ -42,19 +73,110 @@ pub struct FrontendKey {
     pub scope: u8,
 }
 
-/// What stands behind a frontend.
+/// What a client finds behind a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
-    /// The Service it belongs to.
-    pub service: ObjectName,
-    /// The name of its port; empty if that has none.
+    /// Its backends.
+    pub set: Arc<SetKey>,
+    /// What kind of address it has.
+    pub kind: FrontendKind,
+    /// Those bits of [`quilla_abi::service::flag`] that are this frontend's own; the others are its set's.
+    pub flags: u32,
+}
+
+/// Kinds of addresses of a Service, in the order in which they are entitled to an address that two objects claim: nobody
+/// loses a ClusterIP to somebody else's external address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrontendKind {
+    /// `clusterIP`
+    ClusterIp,
+    /// `nodePort` on an address of the node
+    NodePort,
+    /// An address of a load balancer
+    LoadBalancer,
+    /// `externalIPs`
+    ExternalIp,
+    /// `hostPort` of a Pod of this node
+    HostPort,
+    /// Found in the kernel; nobody knows of what object.
+    Unknown,
+}
+
+/// An address that has frontends in a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Marker {
+    /// Address.
+    pub address: IpAddr,
+    /// [`quilla_abi::service::scope`]
+    pub scope: u8,
+}
+
+/// What tells one set of backends from another for as long as their objects exist, whatever their members.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SetKey {
+    /// The Service, or the Pod of a `hostPort`.
+    pub owner: ObjectRef,
+    /// The name of its port; empty if that has none. The number of the Pod's port for a `hostPort`.
     pub port_name: String,
-    /// In the order of the slots; sorted, so that equal sets are equal lists.
-    pub backends: Vec<BackendKey>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The family of the clients and of the members.
+    pub family: Family,
+    /// Which endpoints it is made of.
+    pub policy: TrafficPolicy,
+    /// Whether its slots are a Maglev table.
+    pub maglev: bool,
+}
+
+/// Backends that new connections are spread over. A set without members rejects, or drops by its flags.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendSet {
+    /// Sorted, without duplicates; weights have no common divisor, and none is 0.
+    pub members: Vec<Member>,
+    /// What each slot of a table found in the kernel holds, as an index into `members`; `None` for a table that is made
+    /// from them.
+    pub found: Option<Arc<[u32]>>,
+    /// Those bits of [`quilla_abi::service::flag`] that all its frontends have.
+    pub flags: u32,
     /// `ClientIP` affinity timeout; 0 = none.
     pub affinity_seconds: u32,
-    /// [`quilla_abi::service::flag`]
-    pub flags: u32,
+    /// For how long a new backend gets fewer connections; 0 = the same at once.
+    pub slow_start_seconds: u32,
+    /// Clients that may use those of its frontends that have the flag `SOURCE_RANGES`; sorted.
+    pub source_ranges: Vec<IpNet>,
+}
+
+/// A backend of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Member {
+    /// The backend.
+    pub backend: BackendKey,
+    /// How many connections it gets in proportion to the others.
+    pub weight: u8,
+}
+
+impl BackendSet {
+    /// The contents of the set's slots, as indices into its members. `maglev` is the key's, `density` is
+    /// [`Desired::maglev_density`].
+    pub fn slots(&self, maglev: bool, density: u32) -> Vec<u32> {
+        match &self.found {
+            Some(found) => found.to_vec(),
+            None if maglev => maglev::table(&self.members, density),
+            None => (0..)
+                .zip(&self.members)
+                .flat_map(|(index, member)| std::iter::repeat_n(index, usize::from(member.weight)))
+                .collect(),
+        }
+    }
+}
+
+/// What the health check server of a Service answers with (S40).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `healthCheckNodePort`
+    pub port: u16,
+    /// How many ready endpoints of the Service run here, by their addresses.
+    pub local_endpoints: usize,
 }
 
 /// An endpoint's address and port. Two Services with the same endpoint share it.

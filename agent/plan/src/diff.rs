@@ -153,6 +153,7 @@ struct FamilyChange<'a, A> {
     services: Change<'a, quilla_abi::service::ServiceKey<A>, LaidService>,
     endpoints: Change<'a, A, Endpoint>,
     routes: Change<'a, quilla_abi::route::RouteKey<A>, quilla_abi::route::Route>,
+    old: &'a FamilyTables<A>,
     new: &'a FamilyTables<A>,
 }
 
@@ -164,6 +165,7 @@ impl<'a, A: AddressFamily> FamilyChange<'a, A> {
             services: Change::between(&old.services, &new.services),
             endpoints: Change::between(&old.endpoints, &new.endpoints),
             routes: Change::between(&old.routes, &new.routes),
+            old,
             new,
         }
     }
@@ -176,15 +178,19 @@ impl<'a, A: AddressFamily> FamilyChange<'a, A> {
         A::step(FamilyStep::SetBackendIds(self.backend_ids.set_rows().collect()))
     }
 
-    /// The slots of every Service whose range or contents are not what they were.
+    /// The slots of every set whose range or contents are not what they were, once for all its rows.
     fn slots(&self) -> impl Iterator<Item = (u32, u32)> {
-        let moved = self.services.set.iter().filter(|(_, new, old)| {
-            old.is_none_or(|old| {
-                old.row.slot_base != new.row.slot_base
-                    || !(Arc::ptr_eq(&old.slots, &new.slots) || old.slots == new.slots)
-            })
-        });
-        moved.flat_map(|(_, new, _)| (new.row.slot_base..).zip(new.slots.iter().copied()))
+        let known: BTreeMap<u32, &Arc<[u32]>> =
+            self.old.services.values().map(|laid| (laid.row.slot_base, &laid.slots)).collect();
+        let moved: BTreeMap<u32, &Arc<[u32]>> = self
+            .services
+            .set
+            .iter()
+            .map(|&(_, new, _)| (new.row.slot_base, &new.slots))
+            .filter(|(_, slots)| !slots.is_empty())
+            .filter(|(base, slots)| known.get(base) != Some(slots))
+            .collect();
+        moved.into_iter().flat_map(|(base, slots)| (base..).zip(slots.iter().copied()))
     }
 
     fn set_services(&self) -> Step {

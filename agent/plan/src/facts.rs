@@ -29,6 +29,10 @@ pub struct NodeFacts {
     pub host_ipv6: Option<Ipv6Addr>,
     /// All addresses of the node.
     pub addresses: Vec<IpAddr>,
+    /// Which of them serve node ports (S23).
+    pub node_port_addresses: NodePortAddresses,
+    /// Whether a set that is empty by its Local policy rejects although there are endpoints elsewhere (S21).
+    pub reject_without_local: bool,
     /// Ranges outside the cluster that Pods reach with their own address.
     pub native: Vec<IpNet>,
     /// Whether Pods leave the cluster with the node's address.
@@ -55,6 +59,8 @@ impl NodeFacts {
             host_ipv4: None,
             host_ipv6: None,
             addresses: Vec::new(),
+            node_port_addresses: NodePortAddresses::Primary,
+            reject_without_local: false,
             native: Vec::new(),
             masquerade: true,
             overlay_mtu: 0,
@@ -96,6 +102,16 @@ impl NodeFacts {
             netns_cookie: self.netns_cookie,
         }
     }
+}
+
+/// Which addresses of the node serve node ports: `--node-port-addresses` of the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The node's own address of each family, as in its object.
+    #[default]
+    Primary,
+    /// Those within one of these ranges; of a family without a range, all.
+    Within(Vec<IpNet>),
 }
 
 /// The overlay's network identifier where nobody chose one.

@@ -1,169 +1,291 @@
-//! From Services and their endpoint slices to frontends and backends (S1-S5, S13, S21). Called by [`crate::plan()`].
+//! What one Service asks of this node: its frontends, the sets behind them, its backends (S1-S5, S13, S20-S27).
 //!
-//! Only ClusterIPs for clients inside the cluster are planned here. Node ports, load balancer and external addresses are
-//! more frontends of the same port, with the set of their own policy; they belong in `frontends_of`.
+//! Called by [`crate::plan()`] for each Service. Invariant: [`plan_service`] depends on nothing but its arguments, so that
+//! its result can be kept for as long as these are the same; which of two Services has an address is settled later, by
+//! [`crate::claim`].
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use quilla_abi::service::{flag, scope};
-use quilla_model::address::unusable;
 use quilla_model::{
-    EndpointSlice, Family, ObjectRef, Problem, Protocol, Reason, Service, ServicePort, Snapshot,
-    TrafficPolicy,
+    EndpointSlice, Family, LoadBalancing, ObjectName, ObjectRef, Problem, Protocol, Reason, Service,
+    ServicePort, TrafficPolicy,
 };
 
-use crate::choice::{Candidate, Place, choose, has_any};
-use crate::desired::{BackendKey, Frontend, FrontendKey};
-use crate::facts::NodeFacts;
+use crate::address::{Addresses, addresses};
+use crate::candidate::{UsableSlice, candidates};
+use crate::choice::{Candidate, choose, has_any};
+use crate::desired::{
+    BackendKey, BackendSet, Frontend, FrontendKey, FrontendKind, HealthCheck, Marker, SetKey,
+};
+use crate::health::health_check;
+use crate::service_facts::ServiceFacts;
+use crate::weight::reduce;
 
-type Frontends = BTreeMap<FrontendKey, Frontend>;
-
-/// Every frontend, and every backend whose endpoint exists.
-pub(crate) fn plan(
-    snapshot: &Snapshot,
-    facts: &NodeFacts,
-    problems: &mut Vec<Problem>,
-) -> (Frontends, Vec<BackendKey>) {
-    let zone = snapshot.nodes.get(&facts.name).and_then(|node| node.zone.as_deref());
-    let place = Place { node: &facts.name, zone };
-    let mut frontends = Frontends::new();
-    let mut backends = Vec::new();
-    for service in snapshot.services.values() {
-        let slices = usable_slices(snapshot, service, problems);
-        for port in served_ports(service, problems) {
-            for &address in &service.cluster_ips {
-                let candidates = candidates(&slices, port, Family::of(address), place);
-                backends.extend(candidates.iter().map(|candidate| candidate.key));
-                frontends_of(service, port, address, &candidates, place, &mut frontends, problems);
-            }
-        }
-    }
-    backends.sort_unstable();
-    backends.dedup();
-    (frontends, backends)
+/// What a Service, or a Pod with host ports, asks of this node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServicePlan {
+    /// Its sets, whether or not a frontend of this node has them.
+    pub sets: BTreeMap<Arc<SetKey>, Arc<BackendSet>>,
+    /// What it would serve if nobody else claimed the same.
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// Addresses that are its own, whatever the port.
+    pub markers: BTreeSet<Marker>,
+    /// Every backend whose endpoint exists; sorted, without duplicates.
+    pub backends: Vec<BackendKey>,
+    /// How many members each of its Maglev tables may have on any node.
+    pub maglev_members: Vec<u32>,
+    /// For clients outside it may choose the node itself.
+    pub node_backends: bool,
+    /// Its health check.
+    pub health_check: Option<(ObjectName, HealthCheck)>,
+    /// What had to be skipped.
+    pub problems: Vec<Problem>,
 }
 
-/// The ports that can be served; a second port of the same number and protocol is a mistake of the object.
+/// The plan of one Service.
+pub fn plan_service<'a>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    facts: &ServiceFacts,
+) -> ServicePlan {
+    let mut plan = ServicePlan::default();
+    let problems = &mut plan.problems;
+    let slices: Vec<_> = slices.into_iter().map(|slice| UsableSlice::new(slice, facts, problems)).collect();
+    let ports = served_ports(service, problems);
+    let addresses = addresses(service, problems);
+    plan.add_markers(&addresses, facts);
+    let mut local_ready = BTreeSet::new();
+    for &port in &ports {
+        for family in [Family::V4, Family::V6] {
+            if service.cluster_ip(family).is_none() {
+                continue;
+            }
+            let candidates = candidates(&slices, port, family, facts);
+            let local = candidates.iter().filter(|candidate| candidate.local && candidate.ready);
+            local_ready.extend(local.map(|candidate| candidate.key.address));
+            let served = Served { service, port, family, facts, addresses: &addresses, candidates };
+            served.add_to(&mut plan);
+        }
+    }
+    plan.backends.sort_unstable();
+    plan.backends.dedup();
+    let outside = plan.frontends.keys().any(|key| key.scope == scope::EXTERNAL);
+    plan.node_backends =
+        outside && plan.backends.iter().any(|backend| facts.addresses.contains(&backend.address));
+    plan.health_check = health_check(service, &local_ready).map(|check| (service.name.clone(), check));
+    plan
+}
+
+/// The ports that can be served. A second port of the same number or name and protocol is a mistake of the object.
 fn served_ports<'a>(service: &'a Service, problems: &mut Vec<Problem>) -> Vec<&'a ServicePort> {
     let mut served: Vec<&ServicePort> = Vec::with_capacity(service.ports.len());
     for port in &service.ports {
-        let object = || ObjectRef::new("Service", &service.name);
-        let detail = || format!("port {} {}", port.port, port.protocol);
-        if port.port == 0 {
-            problems.push(Problem::new(object(), Reason::Malformed, detail()));
+        let same = |other: &&ServicePort| {
+            other.protocol == port.protocol && (other.port == port.port || other.name == port.name)
+        };
+        let reason = if port.port == 0 {
+            Reason::Malformed
         } else if port.protocol == Protocol::Sctp {
-            problems.push(Problem::new(object(), Reason::Unsupported, detail()));
-        } else if served.iter().any(|other| (other.port, other.protocol) == (port.port, port.protocol)) {
-            problems.push(Problem::new(object(), Reason::Duplicate, detail()));
+            Reason::Unsupported
+        } else if served.iter().any(same) {
+            Reason::Duplicate
         } else {
             served.push(port);
-        }
+            continue;
+        };
+        let object = ObjectRef::new("Service", &service.name);
+        problems.push(Problem::new(object, reason, format!("port {} {}", port.port, port.protocol)));
     }
     served
 }
 
-/// A slice with, for each endpoint, whether it can be one at all.
-struct UsableSlice<'a> {
-    slice: &'a EndpointSlice,
-    unusable: Vec<usize>,
-}
-
-fn usable_slices<'a>(
-    snapshot: &'a Snapshot,
-    service: &Service,
-    problems: &mut Vec<Problem>,
-) -> Vec<UsableSlice<'a>> {
-    let mut usable_slices = Vec::new();
-    for slice in snapshot.slices_of(&service.name) {
-        let mut rejected = Vec::new();
-        for (index, endpoint) in slice.endpoints.iter().enumerate() {
-            let why = match unusable(endpoint.address) {
-                None if Family::of(endpoint.address) != slice.family => Some("address of the other family"),
-                why => why,
-            };
-            if let Some(why) = why {
-                let object = ObjectRef::new("EndpointSlice", &slice.name);
-                let detail = format!("endpoint {}: {why}", endpoint.address);
-                problems.push(Problem::new(object, Reason::UnusableAddress, detail));
-                rejected.push(index);
+impl ServicePlan {
+    /// An address of the node has ports that are nobody's business here, so it has no marker.
+    fn add_markers(&mut self, addresses: &Addresses, facts: &ServiceFacts) {
+        for &(kind, address) in &addresses.virtual_ips {
+            if facts.addresses.contains(&address) {
+                continue;
+            }
+            self.markers.insert(Marker { address, scope: scope::INTERNAL });
+            if kind != FrontendKind::ClusterIp {
+                self.markers.insert(Marker { address, scope: scope::EXTERNAL });
             }
         }
-        usable_slices.push(UsableSlice { slice, unusable: rejected });
     }
-    usable_slices
-}
 
-/// The endpoints of one port and family, each address and port once (S5), sorted.
-fn candidates<'a>(
-    slices: &[UsableSlice<'a>],
-    port: &ServicePort,
-    family: Family,
-    place: Place<'_>,
-) -> Vec<Candidate<'a>> {
-    let mut found = Vec::new();
-    for UsableSlice { slice, unusable } in slices.iter().filter(|usable| usable.slice.family == family) {
-        let serves = |p: &&quilla_model::EndpointPort| p.name == port.name && p.protocol == port.protocol;
-        for target in slice.ports.iter().filter(serves) {
-            let endpoints = slice.endpoints.iter().enumerate();
-            found.extend(endpoints.filter(|(index, _)| !unusable.contains(index)).map(|(_, endpoint)| {
-                Candidate {
-                    key: BackendKey {
-                        address: endpoint.address,
-                        port: target.port,
-                        protocol: port.protocol.number(),
-                    },
-                    ready: endpoint.ready,
-                    serving: endpoint.serving,
-                    terminating: endpoint.terminating,
-                    local: endpoint.node.as_deref() == Some(place.node),
-                    hints: endpoint.hints.as_deref(),
+    /// Adds a frontend. Of two on one address and port the more entitled kind counts.
+    fn claim(&mut self, key: FrontendKey, frontend: Frontend) {
+        match self.frontends.entry(key) {
+            Entry::Vacant(vacant) => drop(vacant.insert(frontend)),
+            Entry::Occupied(mut occupied) => {
+                let other = occupied.get();
+                let lost = if other.kind <= frontend.kind { &frontend } else { other };
+                if other.set.port_name != frontend.set.port_name {
+                    let detail = format!("{} of another port is the same", describe(key, lost.kind));
+                    self.problems.push(Problem::new(lost.set.owner.clone(), Reason::Duplicate, detail));
                 }
-            }));
+                if other.kind > frontend.kind {
+                    occupied.insert(frontend);
+                }
+            }
         }
     }
-    // An address in two slices: the one that is not terminating counts.
-    found.sort_by_key(|candidate| (candidate.key, candidate.terminating));
-    found.dedup_by_key(|candidate| candidate.key);
-    found
 }
 
-/// Adds the frontends of one Service port in one family.
-fn frontends_of(
-    service: &Service,
-    port: &ServicePort,
-    address: IpAddr,
-    candidates: &[Candidate<'_>],
-    place: Place<'_>,
-    frontends: &mut Frontends,
-    problems: &mut Vec<Problem>,
-) {
-    let object = || ObjectRef::new("Service", &service.name);
-    if let Some(why) = unusable(address) {
-        problems.push(Problem::new(object(), Reason::UnusableAddress, format!("clusterIP {address}: {why}")));
-        return;
+/// A frontend in words.
+pub(crate) fn describe(key: FrontendKey, kind: FrontendKind) -> String {
+    let FrontendKey { address, port, protocol, .. } = key;
+    let protocol = if protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp };
+    match kind {
+        FrontendKind::NodePort => format!("nodePort {port} {protocol}"),
+        FrontendKind::HostPort => format!("hostPort {port} {protocol}"),
+        FrontendKind::ClusterIp => format!("clusterIP {address} port {port} {protocol}"),
+        FrontendKind::LoadBalancer => format!("load balancer address {address} port {port} {protocol}"),
+        FrontendKind::ExternalIp => format!("externalIP {address} port {port} {protocol}"),
+        FrontendKind::Unknown => format!("{address} port {port} {protocol}"),
     }
-    let key =
-        FrontendKey { address, port: port.port, protocol: port.protocol.number(), scope: scope::INTERNAL };
-    let backends = choose(candidates, service.internal_policy, place);
-    let hidden =
-        backends.is_empty() && service.internal_policy == TrafficPolicy::Local && has_any(candidates);
-    let frontend = Frontend {
-        service: service.name.clone(),
-        port_name: port.name.clone(),
-        backends,
-        affinity_seconds: service.affinity_seconds.unwrap_or(0),
-        flags: if hidden { flag::DROP_WHEN_EMPTY } else { 0 },
-    };
-    match frontends.entry(key) {
-        Entry::Vacant(vacant) => {
-            vacant.insert(frontend);
+}
+
+/// One port of a Service in one family.
+struct Served<'a> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    family: Family,
+    facts: &'a ServiceFacts,
+    addresses: &'a Addresses,
+    candidates: Vec<Candidate<'a>>,
+}
+
+impl Served<'_> {
+    fn add_to(&self, plan: &mut ServicePlan) {
+        plan.backends.extend(self.candidates.iter().map(|candidate| candidate.key));
+        let internal = self.add_set(plan, self.service.internal_policy, false);
+        for (_, address) in self.virtual_ips(FrontendKind::ClusterIp) {
+            let key = self.key(address, self.port.port, scope::INTERNAL);
+            plan.claim(key, Frontend { set: Arc::clone(&internal), kind: FrontendKind::ClusterIp, flags: 0 });
         }
-        Entry::Occupied(occupied) => {
-            let owner = &occupied.get().service;
-            let detail = format!("{address} port {} {} belongs to {owner}", port.port, port.protocol);
-            problems.push(Problem::new(object(), Reason::Conflict, detail));
+        if self.addresses.externally_accessible(self.service, self.port, self.family) {
+            let outside = self.add_set(plan, self.service.external_policy, true);
+            // A client inside is not bound to this node's endpoints (S26).
+            let inside = self.add_set(plan, TrafficPolicy::Cluster, false);
+            self.add_external_ips(plan, &outside, &inside);
+            self.add_node_port(plan, &outside, &inside);
+        }
+    }
+
+    fn add_external_ips(&self, plan: &mut ServicePlan, outside: &Arc<SetKey>, inside: &Arc<SetKey>) {
+        let guard = self.guard();
+        for (kind, flags) in [(FrontendKind::LoadBalancer, guard), (FrontendKind::ExternalIp, 0)] {
+            for (_, address) in self.virtual_ips(kind) {
+                for (scope, set) in [(scope::EXTERNAL, outside), (scope::INTERNAL, inside)] {
+                    let key = self.key(address, self.port.port, scope);
+                    plan.claim(key, Frontend { set: Arc::clone(set), kind, flags });
+                }
+            }
+        }
+    }
+
+    fn add_node_port(&self, plan: &mut ServicePlan, outside: &Arc<SetKey>, inside: &Arc<SetKey>) {
+        let Some(node_port) = self.service.node_port(self.port) else { return };
+        let kind = FrontendKind::NodePort;
+        let of_family = |address: &&IpAddr| Family::of(**address) == self.family;
+        for &address in self.facts.node_port_addresses.iter().filter(of_family) {
+            for (scope, set) in [(scope::EXTERNAL, outside), (scope::INTERNAL, inside)] {
+                let key = self.key(address, node_port, scope);
+                plan.claim(key, Frontend { set: Arc::clone(set), kind, flags: 0 });
+            }
+        }
+        if self.family == Family::V4 && self.facts.localhost_node_ports {
+            let key = self.key(Ipv4Addr::LOCALHOST.into(), node_port, scope::INTERNAL);
+            plan.claim(key, Frontend { set: Arc::clone(inside), kind, flags: 0 });
+        }
+    }
+
+    fn key(&self, address: IpAddr, port: u16, scope: u8) -> FrontendKey {
+        FrontendKey { address, port, protocol: self.port.protocol.number(), scope }
+    }
+
+    fn virtual_ips(&self, wanted: FrontendKind) -> impl Iterator<Item = (FrontendKind, IpAddr)> {
+        let of_family = move |(kind, address): &&(FrontendKind, IpAddr)| {
+            *kind == wanted && Family::of(*address) == self.family
+        };
+        self.addresses.virtual_ips.iter().filter(of_family).copied()
+    }
+
+    /// The flags of load balancer addresses, which alone are guarded (S24).
+    fn guard(&self) -> u32 {
+        let ranges = || self.addresses.source_ranges.iter().filter(|range| self.same_family(range));
+        let own = |address: &IpAddr| ranges().any(|range| range.contains(address));
+        if ranges().next().is_none() {
+            0
+        } else if self.facts.addresses.iter().any(own) {
+            flag::SOURCE_RANGES | flag::NODE_ALLOWED
+        } else {
+            flag::SOURCE_RANGES
+        }
+    }
+
+    fn same_family(&self, range: &ipnet::IpNet) -> bool {
+        Family::of(range.addr()) == self.family
+    }
+
+    /// The set of a policy, for clients outside or inside; made when it is first asked for.
+    fn add_set(&self, plan: &mut ServicePlan, policy: TrafficPolicy, outside: bool) -> Arc<SetKey> {
+        let key = self.set_key(policy, outside);
+        if let Some((known, _)) = plan.sets.get_key_value(&key) {
+            return Arc::clone(known);
+        }
+        let key = Arc::new(key);
+        if key.maglev {
+            plan.maglev_members.push(u32::try_from(self.candidates.len()).unwrap_or(u32::MAX));
+        }
+        plan.sets.insert(Arc::clone(&key), Arc::new(self.set(&key)));
+        key
+    }
+
+    /// Clients outside get a table that is the same on every node, because any node may have to go on with their flows.
+    fn set_key(&self, policy: TrafficPolicy, outside: bool) -> SetKey {
+        SetKey {
+            owner: ObjectRef::new("Service", &self.service.name),
+            port_name: self.port.name.clone(),
+            protocol: self.port.protocol.number(),
+            family: self.family,
+            policy,
+            maglev: outside || self.service.load_balancing == LoadBalancing::Maglev,
+        }
+    }
+
+    fn set(&self, key: &SetKey) -> BackendSet {
+        let mut members = choose(&self.candidates, key.policy, self.facts.place());
+        reduce(&mut members);
+        let mut flags = 0;
+        if key.maglev {
+            flags |= flag::MAGLEV;
+        } else if self.service.load_balancing == LoadBalancing::LeastConnections {
+            flags |= flag::LEAST_CONNECTIONS;
+        }
+        let hidden = members.is_empty() && key.policy == TrafficPolicy::Local && has_any(&self.candidates);
+        if hidden && !self.facts.reject_without_local {
+            flags |= flag::DROP_WHEN_EMPTY;
+        }
+        let guarded = self.virtual_ips(FrontendKind::LoadBalancer).next().is_some()
+            && [
+                self.set_key(self.service.external_policy, true),
+                self.set_key(TrafficPolicy::Cluster, false),
+            ]
+            .contains(key);
+        let ranges = self.addresses.source_ranges.iter().filter(|range| guarded && self.same_family(range));
+        BackendSet {
+            members,
+            found: None,
+            flags,
+            affinity_seconds: self.service.affinity_seconds.unwrap_or(0),
+            slow_start_seconds: self.service.slow_start_seconds,
+            source_ranges: ranges.copied().collect(),
         }
     }
 }

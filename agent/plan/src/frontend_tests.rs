@@ -3,10 +3,10 @@ use std::sync::Arc;
 use quilla_abi::service::flag;
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Problem, Protocol, Reason, Service,
-    ServicePort, ServiceType, Snapshot, TrafficPolicy,
+    ServicePort, Snapshot, TrafficPolicy,
 };
 
-use crate::desired::{Desired, Frontend};
+use crate::desired::{BackendSet, Desired, Frontend};
 use crate::facts::NodeFacts;
 
 fn service(name: &str, cluster_ips: &[&str], ports: &[(&str, u16, Protocol)]) -> Service {
@@ -17,17 +17,9 @@ fn service(name: &str, cluster_ips: &[&str], ports: &[(&str, u16, Protocol)]) ->
         node_port: None,
     };
     Service {
-        name: ObjectName::new("shop", name),
-        kind: ServiceType::ClusterIp,
         cluster_ips: cluster_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         ports: ports.iter().map(port).collect(),
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity_seconds: None,
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        health_check_node_port: None,
+        ..Service::new(ObjectName::new("shop", name))
     }
 }
 
@@ -51,6 +43,7 @@ fn slice(
         family,
         ports: ports.iter().map(port).collect(),
         endpoints,
+        weight: 1,
     }
 }
 
@@ -60,7 +53,7 @@ fn planned(services: Vec<Service>, slices: Vec<EndpointSlice>) -> (Desired, Vec<
         snapshot.services.insert(service.name.clone(), Arc::new(service));
     }
     for slice in slices {
-        let of_service = snapshot.slices.entry(slice.service.clone()).or_default();
+        let of_service = snapshot.slices.or_default(slice.service.clone());
         of_service.insert(slice.name.name.clone(), Arc::new(slice));
     }
     crate::plan(&snapshot, &NodeFacts::new("here"))
@@ -72,8 +65,12 @@ fn frontend<'a>(desired: &'a Desired, address: &str, port: u16) -> &'a Frontend 
     found.unwrap_or_else(|| panic!("{address} {port} in {:?}", desired.frontends.keys())).1
 }
 
-fn backends(frontend: &Frontend) -> Vec<String> {
-    frontend.backends.iter().map(|backend| format!("{} {}", backend.address, backend.port)).collect()
+fn set<'a>(desired: &'a Desired, address: &str, port: u16) -> &'a BackendSet {
+    &desired.sets[&frontend(desired, address, port).set]
+}
+
+fn backends(set: &BackendSet) -> Vec<String> {
+    set.members.iter().map(|member| format!("{} {}", member.backend.address, member.backend.port)).collect()
 }
 
 fn reasons(problems: &[Problem]) -> Vec<Reason> {
@@ -94,11 +91,11 @@ fn s2_each_family_and_port_has_its_own_set() {
         ],
     );
     assert_eq!(problems, []);
-    assert_eq!(backends(frontend(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
-    assert_eq!(backends(frontend(&desired, "10.96.0.1", 81)), ["10.0.0.1 9090"]);
-    assert_eq!(backends(frontend(&desired, "fd00:96::1", 80)), ["fd00::1 8080"]);
+    assert_eq!(backends(set(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
+    assert_eq!(backends(set(&desired, "10.96.0.1", 81)), ["10.0.0.1 9090"]);
+    assert_eq!(backends(set(&desired, "fd00:96::1", 80)), ["fd00::1 8080"]);
     assert_eq!(
-        backends(frontend(&desired, "fd00:96::1", 81)),
+        backends(set(&desired, "fd00:96::1", 81)),
         [""; 0],
         "a frontend without endpoints exists: it rejects"
     );
@@ -115,7 +112,7 @@ fn s5_of_an_address_in_two_slices_the_one_that_stays_counts() {
         ],
     );
     assert_eq!(problems, []);
-    assert_eq!(backends(frontend(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
+    assert_eq!(backends(set(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
 }
 
 #[test]
@@ -125,7 +122,7 @@ fn an_unready_endpoint_keeps_its_backend_but_gets_no_new_connections() {
         vec![service("web", &["10.96.0.1"], &[("", 80, Protocol::Tcp)])],
         vec![slice("a", "web", Family::V4, &[("", 8080)], vec![endpoint("10.0.0.1"), unready])],
     );
-    assert_eq!(backends(frontend(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
+    assert_eq!(backends(set(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
     assert_eq!(desired.backends.len(), 2);
 }
 
@@ -140,14 +137,10 @@ fn s21_a_local_policy_hides_endpoints_elsewhere_without_rejecting() {
     let here = Endpoint { node: Some("here".into()), ..endpoint("10.0.0.2") };
 
     let both = local(vec![elsewhere.clone(), here]);
-    assert_eq!(backends(frontend(&both, "10.96.0.1", 80)), ["10.0.0.2 8080"]);
+    assert_eq!(backends(set(&both, "10.96.0.1", 80)), ["10.0.0.2 8080"]);
     let hidden = local(vec![elsewhere]);
-    assert_eq!(frontend(&hidden, "10.96.0.1", 80).flags, flag::DROP_WHEN_EMPTY);
-    assert_eq!(
-        frontend(&local(vec![]), "10.96.0.1", 80).flags,
-        0,
-        "S20: with no endpoint anywhere it rejects"
-    );
+    assert_eq!(set(&hidden, "10.96.0.1", 80).flags, flag::DROP_WHEN_EMPTY);
+    assert_eq!(set(&local(vec![]), "10.96.0.1", 80).flags, 0, "S20: with no endpoint anywhere it rejects");
 }
 
 #[test]
@@ -164,9 +157,9 @@ fn bad_parts_are_skipped_and_named_and_the_rest_works() {
             slice("b", "web", Family::V6, &[("", 8080)], vec![endpoint("10.0.0.9")]),
         ],
     );
-    assert_eq!(backends(frontend(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
+    assert_eq!(backends(set(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
     assert_eq!(
-        frontend(&desired, "10.96.0.1", 80).service.name,
+        frontend(&desired, "10.96.0.1", 80).set.owner.name,
         "web",
         "the first by name keeps the address"
     );

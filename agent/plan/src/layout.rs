@@ -14,7 +14,7 @@ use quilla_abi::map::capacity;
 use quilla_abi::service::{Service, ServiceKey};
 use quilla_model::{ObjectRef, Problem, Reason};
 
-use crate::desired::{BackendKey, Desired, Frontend, FrontendKey, Tunnel};
+use crate::desired::{BackendKey, BackendSet, Desired, Frontend, FrontendKey, Member, SetKey, Tunnel};
 use crate::facts::LocalEndpoint;
 use crate::family::AddressFamily;
 use crate::pool::{IdPool, RangePool};
@@ -24,7 +24,7 @@ mod recover;
 mod row;
 
 use row::{
-    backend_row, endpoint_rows, interface_row, node_row, node_slots, route_rows, service_key,
+    backend_row, endpoint_rows, interface_row, marker_row, node_row, node_slots, route_rows, service_key,
     underlay_addresses,
 };
 
@@ -94,7 +94,7 @@ impl Layout {
     ) -> FamilyTables<A> {
         let backend_ids = self.place_backends(&desired.backends, old);
         FamilyTables {
-            services: self.place_services(&desired.frontends, old, &backend_ids, problems),
+            services: self.place_services(desired, old, &backend_ids, problems),
             backends: backend_ids.iter().map(|(&row, &id)| (id, row)).collect(),
             backend_ids,
             endpoints: endpoint_rows(&desired.endpoints, interfaces, problems),
@@ -122,39 +122,46 @@ impl Layout {
 
     fn place_services<A: AddressFamily>(
         &mut self,
-        frontends: &BTreeMap<FrontendKey, Frontend>,
+        desired: &Desired,
         old: &FamilyTables<A>,
         backend_ids: &BTreeMap<Backend<A>, u32>,
         problems: &mut Vec<Problem>,
     ) -> BTreeMap<ServiceKey<A>, LaidService> {
-        let mut placed = BTreeMap::new();
-        for (key, frontend) in frontends {
+        let mut placed: BTreeMap<_, _> = desired.markers.iter().filter_map(marker_row).collect();
+        let mut sets: BTreeMap<&SetKey, Option<LaidService>> = BTreeMap::new();
+        let mut previous = previous_sets(&desired.frontends, &old.services);
+        for (key, frontend) in &desired.frontends {
             let Some(service_key) = service_key(key) else { continue };
-            let rows = frontend.backends.iter().filter_map(backend_row);
-            let slots: Vec<u32> = rows.filter_map(|row| backend_ids.get(&row).copied()).collect();
-            let complete = slots.len() == frontend.backends.len();
+            let mut complete = true;
             let room = placed.len() < MAX_SERVICES;
-            let laid =
-                if room { self.place_service(old.services.get(&service_key), frontend, slots) } else { None };
+            let laid = room.then(|| {
+                sets.entry(&frontend.set).or_insert_with(|| {
+                    let set = &desired.sets[&frontend.set];
+                    let slots = set.slots(frontend.set.maglev, desired.maglev_density);
+                    let ids = slot_ids(set, &slots, backend_ids);
+                    complete = ids.len() == slots.len();
+                    self.place_set(previous.remove(frontend.set.as_ref()), set, ids)
+                })
+            });
+            let laid = laid.and_then(|laid| laid.clone());
             if laid.is_none() || !complete {
                 let detail = format!("no room for all of port {} on {}", key.port, key.address);
-                let object = ObjectRef::new("Service", &frontend.service);
-                problems.push(Problem::new(object, Reason::Capacity, detail));
+                problems.push(Problem::new(frontend.set.owner.clone(), Reason::Capacity, detail));
             }
-            placed.extend(laid.map(|laid| (service_key, laid)));
+            placed.extend(laid.map(|mut laid| {
+                laid.row.flags |= frontend.flags;
+                (service_key, laid)
+            }));
         }
-        for (_, gone) in old.services.iter().filter(|(key, _)| !placed.contains_key(key)) {
-            self.service_ids.give_back(gone.row.id, self.age);
-            self.give_back_slots(gone);
-        }
+        self.give_back_sets(&old.services, &placed);
         placed
     }
 
-    /// The same place if the backends are the same; else the same id and a new range.
-    fn place_service(
+    /// The same place if the slots are the same; else the same id and a new range.
+    fn place_set(
         &mut self,
         old: Option<&LaidService>,
-        frontend: &Frontend,
+        set: &BackendSet,
         slots: Vec<u32>,
     ) -> Option<LaidService> {
         let slot_count = u32::try_from(slots.len()).ok()?;
@@ -168,15 +175,28 @@ impl Layout {
             Some(old) => old.row.id,
             None => self.service_ids.take()?,
         };
-        if kept.is_none()
-            && let Some(old) = old
-        {
-            self.give_back_slots(old);
-        }
         let slots = kept.map_or_else(|| slots.into(), |old| Arc::clone(&old.slots));
-        let Frontend { affinity_seconds, flags, .. } = *frontend;
-        let row = Service { id, slot_base, slot_count, affinity_seconds, slow_start_seconds: 0, flags };
+        let BackendSet { affinity_seconds, slow_start_seconds, flags, .. } = *set;
+        let row = Service { id, slot_base, slot_count, affinity_seconds, slow_start_seconds, flags };
         Some(LaidService { row, slots })
+    }
+
+    /// Ids that no row has any more, and ranges that no row names any more.
+    fn give_back_sets<A: AddressFamily>(
+        &mut self,
+        old: &BTreeMap<ServiceKey<A>, LaidService>,
+        new: &BTreeMap<ServiceKey<A>, LaidService>,
+    ) {
+        let now: BTreeMap<u32, u32> = new.values().map(|laid| (laid.row.id, laid.row.slot_base)).collect();
+        let before: BTreeMap<u32, &LaidService> = old.values().map(|laid| (laid.row.id, laid)).collect();
+        for (id, laid) in before.range(1..) {
+            if !now.contains_key(id) {
+                self.service_ids.give_back(*id, self.age);
+            }
+            if now.get(id) != Some(&laid.row.slot_base) {
+                self.give_back_slots(laid);
+            }
+        }
     }
 
     fn give_back_slots(&mut self, laid: &LaidService) {
@@ -241,6 +261,33 @@ impl Layout {
         }
         placed
     }
+}
+
+/// The place that each set had, by any of its frontends; no two sets get the same.
+fn previous_sets<'a, A: AddressFamily>(
+    frontends: &'a BTreeMap<FrontendKey, Frontend>,
+    old: &'a BTreeMap<ServiceKey<A>, LaidService>,
+) -> BTreeMap<&'a SetKey, &'a LaidService> {
+    let mut previous: BTreeMap<&SetKey, &LaidService> = BTreeMap::new();
+    let mut taken = BTreeSet::new();
+    for (key, frontend) in frontends {
+        let Some(laid) = service_key(key).and_then(|key| old.get(&key)) else { continue };
+        if laid.row.id != 0 && !previous.contains_key(frontend.set.as_ref()) && taken.insert(laid.row.id) {
+            previous.insert(&frontend.set, laid);
+        }
+    }
+    previous
+}
+
+/// The ids of the backends in `slots`; those without an id are left out.
+fn slot_ids<A: AddressFamily>(
+    set: &BackendSet,
+    slots: &[u32],
+    backend_ids: &BTreeMap<Backend<A>, u32>,
+) -> Vec<u32> {
+    let id = |member: &Member| backend_ids.get(&backend_row(&member.backend)?).copied();
+    let ids: Vec<Option<u32>> = set.members.iter().map(id).collect();
+    slots.iter().filter_map(|&index| *ids.get(index as usize)?).collect()
 }
 
 impl Default for Layout {

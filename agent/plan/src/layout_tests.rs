@@ -1,10 +1,11 @@
-use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use quilla_model::{ObjectName, Reason};
+use quilla_abi::epoch;
+use quilla_model::{Family, ObjectName, ObjectRef, Reason, TrafficPolicy};
 
 use super::{Layout, MAX_SERVICES};
-use crate::desired::{BackendKey, Desired, Frontend, FrontendKey};
+use crate::desired::{BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Member, SetKey};
 
 fn desired(frontends: u32, backends: u32) -> Desired {
     let backend = |number: u32| BackendKey {
@@ -13,19 +14,24 @@ fn desired(frontends: u32, backends: u32) -> Desired {
         protocol: 6,
     };
     let backends: Vec<_> = (0..backends).map(backend).collect();
+    let members: Vec<_> = backends.iter().map(|&backend| Member { backend, weight: 1 }).collect();
+    let contents = Arc::new(BackendSet { members, ..BackendSet::default() });
     let frontend = |number: u32| {
         let address = IpAddr::V4((0x0a60_0000 + number).into());
-        let frontend = Frontend {
-            service: ObjectName::new("test", number.to_string()),
+        let set = Arc::new(SetKey {
+            owner: ObjectRef::new("Service", &ObjectName::new("test", number.to_string())),
             port_name: String::new(),
-            backends: backends.clone(),
-            affinity_seconds: 0,
-            flags: 0,
-        };
-        (FrontendKey { address, port: 80, protocol: 6, scope: 0 }, frontend)
+            protocol: 6,
+            family: Family::V4,
+            policy: TrafficPolicy::Cluster,
+            maglev: false,
+        });
+        let frontend = Frontend { set: Arc::clone(&set), kind: FrontendKind::ClusterIp, flags: 0 };
+        let key = FrontendKey { address, port: 80, protocol: 6, scope: 0 };
+        ((key, frontend), (set, Arc::clone(&contents)))
     };
-    let frontends: BTreeMap<_, _> = (0..frontends).map(frontend).collect();
-    Desired { frontends, backends, ..Desired::default() }
+    let (frontends, sets) = (0..frontends).map(frontend).unzip();
+    Desired { frontends, sets, backends, ..Desired::default() }
 }
 
 #[test]
@@ -36,9 +42,10 @@ fn what_finds_no_room_is_left_out_and_named_and_the_rest_works() {
     assert_eq!(problems.len(), 3);
     assert!(problems.iter().all(|problem| problem.reason == Reason::Capacity));
 
-    let (tables, problems) = Layout::default().lay_out(&desired(1, 140_000));
+    let (tables, problems) = Layout::default().lay_out(&desired(1, epoch::MAX_BACKENDS + 8_000));
     let laid = tables.v4.services.values().next().unwrap();
-    assert_eq!((laid.slots.len(), problems.len()), (131_071, 1), "what has an id is served");
+    let ids = epoch::MAX_BACKENDS as usize - 1;
+    assert_eq!((laid.slots.len(), problems.len()), (ids, 1), "what has an id is served");
 }
 
 #[test]

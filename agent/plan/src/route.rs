@@ -1,12 +1,14 @@
 //! What each range of addresses is to this node. Called by [`crate::plan()`] and by whoever configures the gateways.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use quilla_abi::map::capacity;
+use quilla_abi::service::scope;
 use quilla_model::{ObjectRef, Problem, Reason, Snapshot};
 
-use crate::desired::Target;
+use crate::desired::{Marker, Target};
 use crate::facts::NodeFacts;
 
 type Routes = BTreeMap<IpNet, Target>;
@@ -25,8 +27,19 @@ const UNROUTABLE: [&str; 10] = [
     "ff00::/8",
 ];
 
+/// Routes of single addresses of Services: half of the map, the rest is for nodes.
+const MAX_VIRTUAL_IPS: usize = (capacity::ROUTES / 2) as usize;
+
 /// All routes; a more particular source of truth replaces a more general one of the same prefix.
-pub(crate) fn plan(snapshot: &Snapshot, facts: &NodeFacts, problems: &mut Vec<Problem>) -> Routes {
+///
+/// Addresses of Services that belong to a node or a Pod lose their markers: only the Service's ports of them are the
+/// Service's.
+pub(crate) fn plan(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    markers: &mut BTreeSet<Marker>,
+    problems: &mut Vec<Problem>,
+) -> Routes {
     let mut routes = Routes::new();
     routes.extend(UNROUTABLE.iter().filter_map(|net| Some((net.parse().ok()?, Target::Unroutable))));
     for (name, cidrs) in &snapshot.service_cidrs {
@@ -35,6 +48,13 @@ pub(crate) fn plan(snapshot: &Snapshot, facts: &NodeFacts, problems: &mut Vec<Pr
         }
     }
     add_pod_cidrs(&mut routes, snapshot, facts, problems);
+    let virtual_ips = add_virtual_ips(&routes, snapshot, markers);
+    let room = MAX_VIRTUAL_IPS.min(virtual_ips.len());
+    if room < virtual_ips.len() {
+        let detail = format!("no routes for {} addresses of Services", virtual_ips.len() - room);
+        problems.push(Problem::new(ObjectRef::cluster("Node", &facts.name), Reason::Capacity, detail));
+    }
+    routes.extend(virtual_ips.into_iter().take(room).map(|address| (address, Target::Services)));
     for net in &facts.native {
         routes.entry(net.trunc()).or_insert(Target::Native);
     }
@@ -43,6 +63,33 @@ pub(crate) fn plan(snapshot: &Snapshot, facts: &NodeFacts, problems: &mut Vec<Pr
     routes
         .extend(facts.addresses.iter().copied().chain(gateways).map(|own| (IpNet::from(own), Target::Host)));
     routes
+}
+
+/// Load balancer and external addresses that need a route of their own, so that no packet for them leaves by the default
+/// route (E8). `routes` are those of the cluster, which are disjoint.
+fn add_virtual_ips(routes: &Routes, snapshot: &Snapshot, markers: &mut BTreeSet<Marker>) -> Vec<IpNet> {
+    let nodes: BTreeSet<IpAddr> =
+        snapshot.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect();
+    let mut wanted = Vec::new();
+    let virtual_ips: Vec<_> =
+        markers.iter().filter(|marker| marker.scope == scope::EXTERNAL).copied().collect();
+    for Marker { address, .. } in virtual_ips {
+        let host = IpNet::from(address);
+        let around = routes.range(..=host).next_back().filter(|(net, _)| net.contains(&address));
+        match around.map(|(_, target)| target) {
+            _ if nodes.contains(&address) => unmark(markers, address),
+            None => wanted.push(host),
+            Some(Target::LocalPods | Target::RemotePods(_)) => unmark(markers, address),
+            Some(_) => {}
+        }
+    }
+    wanted
+}
+
+fn unmark(markers: &mut BTreeSet<Marker>, address: IpAddr) {
+    for scope in [scope::INTERNAL, scope::EXTERNAL] {
+        markers.remove(&Marker { address, scope });
+    }
 }
 
 fn add_pod_cidrs(routes: &mut Routes, snapshot: &Snapshot, facts: &NodeFacts, problems: &mut Vec<Problem>) {

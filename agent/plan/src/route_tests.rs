@@ -11,6 +11,7 @@ fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Node {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         pod_cidrs: pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
         zone: None,
+        leaving: false,
     }
 }
 

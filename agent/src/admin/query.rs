@@ -87,11 +87,15 @@ fn status(admin: &Admin, view: &View) -> Value {
 
 fn services(view: &View) -> Vec<Value> {
     let row = |(key, frontend): (&FrontendKey, &quilla_plan::Frontend)| {
-        let backends: Vec<_> =
-            frontend.backends.iter().map(|b| SocketAddr::new(b.address, b.port).to_string()).collect();
+        let set = &frontend.set;
+        let members = view.desired.sets.get(set).map_or(&[][..], |set| &set.members);
+        let backend = |member: &quilla_plan::Member| {
+            SocketAddr::new(member.backend.address, member.backend.port).to_string()
+        };
+        let backends: Vec<_> = members.iter().map(backend).collect();
         json!([
-            frontend.service.to_string(),
-            frontend.port_name,
+            format!("{}/{}", set.owner.namespace, set.owner.name),
+            set.port_name,
             SocketAddr::new(key.address, key.port).to_string(),
             protocol(key.protocol),
             backends.join(" "),

@@ -14,6 +14,9 @@ use super::{Kind, Value};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// A taint of the cluster autoscaler on a node that it is about to remove.
+const SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
+
 pub(super) struct Watched;
 
 impl Watch for Watched {
@@ -27,8 +30,15 @@ impl Watch for Watched {
             addresses: internal_ips(object, notes),
             pod_cidrs: object.spec.as_ref().map_or_else(Vec::new, |spec| pod_cidrs(spec, notes)),
             zone: zone.cloned(),
+            leaving: leaving(object),
         })))
     }
+}
+
+fn leaving(object: &ApiNode) -> bool {
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    object.metadata.deletion_timestamp.is_some()
+        || taints.into_iter().flatten().any(|taint| taint.key == SCALED_DOWN)
 }
 
 fn internal_ips(object: &ApiNode, notes: &mut Notes) -> Vec<IpAddr> {
@@ -79,5 +89,20 @@ mod tests {
         let known = read::<Watched>(json!({"metadata": {"name": "a"}}));
         let Some(Value::Node(node)) = &known.value else { panic!("{known:?}") };
         assert_eq!((node.pod_cidrs.len(), known.problems.len()), (0, 0));
+    }
+
+    #[test]
+    fn s41_a_node_that_is_deleted_or_scaled_down_is_leaving() {
+        let leaving = |metadata: serde_json::Value, taint: &str| {
+            let spec = json!({"taints": [{"key": taint, "effect": "NoSchedule"}]});
+            let known = read::<Watched>(json!({"metadata": metadata, "spec": spec}));
+            let Some(Value::Node(node)) = known.value else { panic!("{:?}", known.problems) };
+            node.leaving
+        };
+        let present = json!({"name": "a"});
+        assert!(!leaving(present.clone(), "node.kubernetes.io/unschedulable"), "a drain is no farewell");
+        assert!(leaving(present, "ToBeDeletedByClusterAutoscaler"));
+        let deleted = json!({"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert!(leaving(deleted, "other"));
     }
 }

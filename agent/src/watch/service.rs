@@ -7,13 +7,17 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service as ApiService, ServicePort as ApiPort, ServiceSpec};
 use kube::ResourceExt;
 use quilla_model::address::parse_lenient;
-use quilla_model::{Service, ServicePort, ServiceType, TrafficPolicy};
+use quilla_model::{LoadBalancing, Service, ServicePort, ServiceType, TrafficPolicy};
 
 use super::driver::{Notes, Watch, name_of};
 use super::{Kind, Value, port};
 
 /// A Service with this label belongs to another proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// `random`, `maglev` or `least-connections`.
+const LOAD_BALANCING: &str = "quilla.dev/load-balancing";
+/// For how long a new endpoint gets fewer connections, such as `30s`.
+const SLOW_START: &str = "quilla.dev/slow-start";
 /// The API's default for `ClientIP` affinity.
 const AFFINITY_SECONDS: i32 = 10_800;
 
@@ -47,6 +51,8 @@ impl Watch for Watched {
                 .health_check_node_port
                 .filter(|&port| port != 0)
                 .and_then(|port| port::number("healthCheckNodePort", port, notes)),
+            load_balancing: load_balancing(object, notes),
+            slow_start_seconds: slow_start(object, notes),
         })))
     }
 }
@@ -102,6 +108,28 @@ fn affinity(spec: &ServiceSpec, notes: &mut Notes) -> Option<u32> {
     let seconds = client_ip.and_then(|client_ip| client_ip.timeout_seconds).unwrap_or(AFFINITY_SECONDS);
     let valid = u32::try_from(seconds).ok().filter(|seconds| (1..=86_400).contains(seconds));
     notes.parsed("sessionAffinityConfig.clientIP.timeoutSeconds", &seconds.to_string(), valid)
+}
+
+fn load_balancing(object: &ApiService, notes: &mut Notes) -> LoadBalancing {
+    let Some(text) = object.annotations().get(LOAD_BALANCING) else { return LoadBalancing::default() };
+    notes.parsed(LOAD_BALANCING, text, LoadBalancing::parse(text)).unwrap_or_default()
+}
+
+fn slow_start(object: &ApiService, notes: &mut Notes) -> u32 {
+    let Some(text) = object.annotations().get(SLOW_START) else { return 0 };
+    notes.parsed(SLOW_START, text, seconds(text)).unwrap_or(0)
+}
+
+/// A whole number with one of the units `s`, `m` and `h`, up to a day.
+fn seconds(text: &str) -> Option<u32> {
+    let unit = match text.chars().last()? {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        _ => return None,
+    };
+    let number: u32 = text[..text.len() - 1].parse().ok()?;
+    number.checked_mul(unit).filter(|seconds| *seconds <= 86_400)
 }
 
 /// Only addresses that may be short-circuited (S3); entries with a host name only are the load balancer's business.

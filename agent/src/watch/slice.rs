@@ -7,6 +7,7 @@ use k8s_openapi::api::discovery::v1::{
 };
 use kube::ResourceExt;
 use quilla_model::address::parse_lenient;
+use quilla_model::endpoint::{DEFAULT_WEIGHT, MAX_WEIGHT};
 use quilla_model::{Endpoint, EndpointPort, EndpointSlice, Family, Hints, ObjectName};
 
 use super::driver::{Notes, Watch, name_of};
@@ -16,6 +17,9 @@ use super::{Kind, Value, port};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// A slice with this label is of a headless Service.
 const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// How many connections its endpoints get in proportion to those of other slices: 0 to 100.
+const WEIGHT: &str = "quilla.dev/weight";
 
 pub(super) struct Watched;
 
@@ -41,10 +45,17 @@ impl Watch for Watched {
             family,
             ports: ports.filter_map(|port| endpoint_port(port, notes)).collect(),
             endpoints: object.endpoints.iter().flatten().filter_map(|api| endpoint(api, notes)).collect(),
+            weight: weight(object, notes),
             name,
         };
         Some(Value::EndpointSlice(Arc::new(slice)))
     }
+}
+
+fn weight(object: &ApiSlice, notes: &mut Notes) -> u8 {
+    let Some(text) = object.annotations().get(WEIGHT) else { return DEFAULT_WEIGHT };
+    let weight = text.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
+    notes.parsed(WEIGHT, text, weight).unwrap_or(DEFAULT_WEIGHT)
 }
 
 /// A port without a number means every port, which no Service port can mean.

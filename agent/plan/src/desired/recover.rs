@@ -5,15 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use quilla_abi::backend::Backend;
 use quilla_abi::node::{Node, flag};
 use quilla_abi::route::{Route, RouteKey, kind};
-use quilla_abi::service::ServiceKey;
-use quilla_model::ObjectName;
+use quilla_abi::service::{self, ServiceKey};
+use quilla_model::{Family, ObjectName, ObjectRef, TrafficPolicy};
 
-use super::{BackendKey, Desired, Frontend, FrontendKey, Target, Tunnel};
+use super::{
+    BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Marker, Member, SetKey, Target,
+    Tunnel,
+};
 use crate::family::AddressFamily;
 use crate::tables::{FamilyTables, LaidService, Tables};
 
@@ -23,12 +27,11 @@ impl Desired {
     pub fn recover(tables: &Tables, plan: &Self) -> Self {
         let tunnels = tunnels(&tables.nodes, &plan.tunnels);
         let mut recovered = Self {
-            frontends: BTreeMap::new(),
-            backends: Vec::new(),
-            routes: BTreeMap::new(),
+            maglev_density: plan.maglev_density,
+            health_checks: plan.health_checks.clone(),
             endpoints: plan.endpoints.clone(),
             config: plan.config,
-            tunnels: BTreeMap::new(),
+            ..Self::default()
         };
         recovered.add_family(&tables.v4, plan, &tunnels);
         recovered.add_family(&tables.v6, plan, &tunnels);
@@ -45,12 +48,79 @@ impl Desired {
         tunnels: &BTreeMap<u32, (String, Tunnel)>,
     ) {
         self.backends.extend(tables.backend_ids.keys().map(backend));
+        let mut names = SetNames::default();
         for (row, laid) in &tables.services {
             let key = frontend_key(row);
-            self.frontends.insert(key, frontend(laid, &tables.backends, plan.frontends.get(&key)));
+            if key.port == 0 {
+                self.markers.insert(Marker { address: key.address, scope: key.scope });
+                continue;
+            }
+            let named = plan.frontends.get(&key);
+            let set = names.name(&key, laid, named);
+            self.sets.entry(Arc::clone(&set)).or_insert_with(|| Arc::new(found(laid, &tables.backends)));
+            let kind = named.map_or(FrontendKind::Unknown, |named| named.kind);
+            self.frontends.insert(key, Frontend { set, kind, flags: laid.row.flags & FRONTEND_FLAGS });
         }
         let route = |(key, row): (&RouteKey<A>, &Route)| Some((net(key)?, target(*row, tunnels)?));
         self.routes.extend(tables.routes.iter().filter_map(route));
+    }
+}
+
+/// Flags that frontends of one set may have or not.
+const FRONTEND_FLAGS: u32 = service::flag::SOURCE_RANGES | service::flag::NODE_ALLOWED;
+
+/// The names of the sets found so far, by their id; one name for each.
+#[derive(Default)]
+struct SetNames {
+    by_id: BTreeMap<u32, Arc<SetKey>>,
+    taken: BTreeSet<Arc<SetKey>>,
+}
+
+impl SetNames {
+    /// The name that the planned frontend gives the set, unless another set has it.
+    fn name(&mut self, key: &FrontendKey, laid: &LaidService, named: Option<&Frontend>) -> Arc<SetKey> {
+        let id = laid.row.id;
+        if let Some(known) = self.by_id.get(&id) {
+            return Arc::clone(known);
+        }
+        let planned = named.map(|named| Arc::clone(&named.set)).filter(|set| !self.taken.contains(set));
+        let set = planned.unwrap_or_else(|| Arc::new(unknown(key, laid)));
+        self.taken.insert(Arc::clone(&set));
+        self.by_id.insert(id, Arc::clone(&set));
+        set
+    }
+}
+
+fn unknown(key: &FrontendKey, laid: &LaidService) -> SetKey {
+    SetKey {
+        owner: ObjectRef::new("Service", &ObjectName::new("", "unknown")),
+        port_name: laid.row.id.to_string(),
+        protocol: key.protocol,
+        family: Family::of(key.address),
+        policy: TrafficPolicy::Cluster,
+        maglev: laid.row.flags & service::flag::MAGLEV != 0,
+    }
+}
+
+/// The set as its slots have it.
+fn found<A: AddressFamily>(laid: &LaidService, backends: &BTreeMap<u32, Backend<A>>) -> BackendSet {
+    let slots = laid.slots.iter().filter_map(|id| backends.get(id)).map(backend);
+    let mut counts: BTreeMap<BackendKey, u8> = BTreeMap::new();
+    for backend in slots.clone() {
+        let count = counts.entry(backend).or_default();
+        *count = count.saturating_add(1);
+    }
+    let members: Vec<Member> =
+        counts.into_iter().map(|(backend, weight)| Member { backend, weight }).collect();
+    let index = |backend| members.binary_search_by_key(&backend, |member| member.backend).ok();
+    let found = slots.filter_map(|backend| u32::try_from(index(backend)?).ok()).collect();
+    BackendSet {
+        found: Some(found),
+        flags: laid.row.flags & !FRONTEND_FLAGS,
+        affinity_seconds: laid.row.affinity_seconds,
+        slow_start_seconds: laid.row.slow_start_seconds,
+        source_ranges: Vec::new(),
+        members,
     }
 }
 
@@ -60,23 +130,6 @@ fn backend<A: AddressFamily>(row: &Backend<A>) -> BackendKey {
 
 fn frontend_key<A: AddressFamily>(row: &ServiceKey<A>) -> FrontendKey {
     FrontendKey { address: row.addr.to_ip(), port: row.port.get(), protocol: row.proto, scope: row.scope }
-}
-
-fn frontend<A: AddressFamily>(
-    laid: &LaidService,
-    backends: &BTreeMap<u32, Backend<A>>,
-    named: Option<&Frontend>,
-) -> Frontend {
-    let unknown = || (ObjectName::new("", "unknown"), String::new());
-    let (service, port_name) =
-        named.map_or_else(unknown, |named| (named.service.clone(), named.port_name.clone()));
-    Frontend {
-        service,
-        port_name,
-        backends: laid.slots.iter().filter_map(|id| backends.get(id)).map(backend).collect(),
-        affinity_seconds: laid.row.affinity_seconds,
-        flags: laid.row.flags,
-    }
 }
 
 /// Tunnels by their slot, under the name of the planned node that has one of their addresses.
@@ -125,10 +178,14 @@ fn target(row: Route, tunnels: &BTreeMap<u32, (String, Tunnel)>) -> Option<Targe
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
-    use quilla_model::ObjectName;
+    use quilla_model::{Family, ObjectName, ObjectRef, TrafficPolicy};
 
-    use crate::{BackendKey, Desired, Frontend, FrontendKey, Layout, LocalEndpoint, Target, Tunnel, diff};
+    use crate::{
+        BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Layout, LocalEndpoint, Marker,
+        Member, SetKey, Target, Tunnel, diff,
+    };
 
     fn backend(address: &str) -> BackendKey {
         BackendKey { address: address.parse().unwrap(), port: 8080, protocol: 6 }
@@ -157,17 +214,29 @@ mod tests {
 
     fn desired() -> Desired {
         let backends = ["10.244.2.2", "10.244.2.3", "10.244.2.4", "fd00:244::2"].map(backend);
-        let frontend = |name: &str, address: &str, backends: &[BackendKey], flags| {
+        let set = |name: &str, address: &str, backends: &[BackendKey], flags| {
             let key = FrontendKey { address: address.parse().unwrap(), port: 80, protocol: 6, scope: 1 };
-            let frontend = Frontend {
-                service: ObjectName::new("shop", name),
+            let set = Arc::new(SetKey {
+                owner: ObjectRef::new("Service", &ObjectName::new("shop", name)),
                 port_name: "http".into(),
-                backends: backends.to_vec(),
-                affinity_seconds: flags * 100,
-                flags,
-            };
-            (key, frontend)
+                protocol: 6,
+                family: Family::of(key.address),
+                policy: TrafficPolicy::Cluster,
+                maglev: false,
+            });
+            let members = backends.iter().map(|&backend| Member { backend, weight: 1 }).collect();
+            let contents =
+                BackendSet { members, affinity_seconds: flags * 100, flags, ..BackendSet::default() };
+            let frontend = Frontend { set: Arc::clone(&set), kind: FrontendKind::ExternalIp, flags: 0 };
+            ((key, frontend), (set, Arc::new(contents)))
         };
+        let (frontends, sets) = [
+            set("web", "10.96.0.1", &backends[..2], 0),
+            set("idle", "10.96.0.2", &[], 1),
+            set("six", "fd00:96::1", &backends[3..], 1),
+        ]
+        .into_iter()
+        .unzip();
         let routes = [
             ("10.244.1.0/24", Target::LocalPods),
             ("10.244.2.0/24", Target::RemotePods("two".into())),
@@ -179,11 +248,9 @@ mod tests {
             ("fe80::/10", Target::Unroutable),
         ];
         Desired {
-            frontends: BTreeMap::from([
-                frontend("web", "10.96.0.1", &backends[..2], 0),
-                frontend("idle", "10.96.0.2", &[], 1),
-                frontend("six", "fd00:96::1", &backends[3..], 1),
-            ]),
+            frontends,
+            sets,
+            markers: [Marker { address: [10, 96, 0, 1].into(), scope: 0 }].into(),
             backends: backends.into(),
             tunnels: BTreeMap::from([("two".into(), tunnel(2)), ("three".into(), tunnel(3))]),
             routes: routes.map(|(net, target)| (net.parse().unwrap(), target)).into(),
@@ -217,7 +284,7 @@ mod tests {
         let named = Desired::recover(&tables, &desired());
         assert_eq!((&named.frontends, &named.tunnels), (&desired().frontends, &desired().tunnels));
         let nameless = Desired::recover(&tables, &Desired::default());
-        assert!(nameless.frontends.values().all(|frontend| frontend.service.name == "unknown"));
+        assert!(nameless.sets.keys().all(|set| set.owner.name == "unknown"));
         assert_eq!(nameless.tunnels.len(), 2);
     }
 }

@@ -11,7 +11,7 @@ use quilla_abi::endpoint::Interface;
 use quilla_abi::epoch;
 use quilla_abi::map::capacity;
 use quilla_abi::node::UnderlayAddress;
-use quilla_abi::service::Service;
+use quilla_abi::service::{Service, ServiceKey};
 
 use super::Layout;
 use crate::family::AddressFamily;
@@ -22,7 +22,7 @@ impl Layout {
     /// The layout of maps as they were read back. Rows that contradict others have no place in it: the next layout
     /// replaces or removes them.
     pub fn recover(tables: &Tables) -> Self {
-        let mut recovery = Recovery { slots: RangePool::new(capacity::SLOTS), service_ids: BTreeSet::new() };
+        let mut recovery = Recovery { slots: RangePool::new(capacity::SLOTS), sets: BTreeMap::new() };
         let known = Tables {
             v4: recovery.family(&tables.v4),
             v6: recovery.family(&tables.v6),
@@ -33,9 +33,10 @@ impl Layout {
         };
         let endpoint_ids = known.interfaces.values().map(|interface| interface.id).collect();
         let node_slots = tables.nodes.keys().chain(tables.node_slots.values()).copied().collect();
+        let service_ids = recovery.sets.keys().copied().collect();
         Self {
             age: 0,
-            service_ids: IdPool::new(1, u32::MAX, &recovery.service_ids),
+            service_ids: IdPool::new(1, u32::MAX, &service_ids),
             slots: recovery.slots,
             backend_ids_v4: backend_pool(&tables.v4, &known.v4),
             backend_ids_v6: backend_pool(&tables.v6, &known.v6),
@@ -49,7 +50,8 @@ impl Layout {
 /// Collects what is taken while rows are checked.
 struct Recovery {
     slots: RangePool,
-    service_ids: BTreeSet<u32>,
+    /// Slot ranges by the id of their set.
+    sets: BTreeMap<u32, (u32, u32)>,
 }
 
 impl Recovery {
@@ -63,7 +65,7 @@ impl Recovery {
             services: found
                 .services
                 .iter()
-                .filter(|(_, laid)| self.takes(laid))
+                .filter(|(key, laid)| self.takes(key, laid))
                 .map(|(key, laid)| (*key, laid.clone()))
                 .collect(),
             backends: backend_ids.iter().map(|(row, id)| (*id, *row)).collect(),
@@ -73,13 +75,20 @@ impl Recovery {
         }
     }
 
-    fn takes(&mut self, laid: &LaidService) -> bool {
+    /// A marker has nothing; rows of one set have the same id and the same slots.
+    fn takes<A>(&mut self, key: &ServiceKey<A>, laid: &LaidService) -> bool {
         let Service { id, slot_base, slot_count, .. } = laid.row;
+        if key.port.get() == 0 || key.proto == 0 {
+            return (key.port.get(), key.proto) == (0, 0) && laid.row == Service::default();
+        }
         let complete = usize::try_from(slot_count).is_ok_and(|count| count == laid.slots.len());
-        let free = id != 0 && id != u32::MAX && !self.service_ids.contains(&id);
-        let taken = complete && free && (slot_count == 0 || self.slots.reserve(slot_base, slot_count));
+        if let Some(known) = self.sets.get(&id) {
+            return *known == (slot_base, slot_count);
+        }
+        let valid = id != 0 && id != u32::MAX;
+        let taken = complete && valid && (slot_count == 0 || self.slots.reserve(slot_base, slot_count));
         if taken {
-            self.service_ids.insert(id);
+            self.sets.insert(id, (slot_base, slot_count));
         }
         taken
     }

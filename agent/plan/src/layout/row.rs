@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use quilla_abi::Be16;
 use quilla_abi::address::v4_mapped;
@@ -9,12 +10,13 @@ use quilla_abi::backend::Backend;
 use quilla_abi::endpoint::{Endpoint, Interface, flag as endpoint_flag};
 use quilla_abi::node::{Node, UnderlayAddress, flag as node_flag};
 use quilla_abi::route::{Route, RouteKey, kind};
-use quilla_abi::service::ServiceKey;
+use quilla_abi::service::{Service, ServiceKey};
 use quilla_model::{ObjectRef, Problem, Reason};
 
-use crate::desired::{BackendKey, FrontendKey, Target, Tunnel};
+use crate::desired::{BackendKey, FrontendKey, Marker, Target, Tunnel};
 use crate::facts::LocalEndpoint;
 use crate::family::AddressFamily;
+use crate::tables::LaidService;
 
 pub(super) fn backend_row<A: AddressFamily>(key: &BackendKey) -> Option<Backend<A>> {
     let addr = A::from_ip(key.address)?;
@@ -24,6 +26,12 @@ pub(super) fn backend_row<A: AddressFamily>(key: &BackendKey) -> Option<Backend<
 pub(super) fn service_key<A: AddressFamily>(key: &FrontendKey) -> Option<ServiceKey<A>> {
     let addr = A::from_ip(key.address)?;
     Some(ServiceKey { addr, port: Be16::new(key.port), proto: key.protocol, scope: key.scope })
+}
+
+pub(super) fn marker_row<A: AddressFamily>(marker: &Marker) -> Option<(ServiceKey<A>, LaidService)> {
+    let addr = A::from_ip(marker.address)?;
+    let key = ServiceKey { addr, port: Be16::new(0), proto: 0, scope: marker.scope };
+    Some((key, LaidService { row: Service::default(), slots: Arc::new([]) }))
 }
 
 pub(super) fn interface_row(id: u32, endpoint: &LocalEndpoint) -> Interface {

@@ -9,8 +9,7 @@ use kernel::Kernel;
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy, any, proptest};
 use quilla_model::{
-    Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort,
-    ServiceType, Snapshot, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
 use quilla_plan::pool::QUARANTINE;
 use quilla_plan::{Desired, FamilyTables, Layout, LocalEndpoint, NodeFacts, Tables, diff, plan};
@@ -44,6 +43,7 @@ fn desired(world: &World) -> Desired {
             addresses: vec![[192, 0, 2, *number + 1].into()],
             pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
             zone: None,
+            leaving: false,
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));
     }
@@ -75,24 +75,17 @@ fn add_service(snapshot: &mut Snapshot, number: u8, endpoints: &[(u8, bool)]) {
             family,
             ports: vec![EndpointPort { name: String::new(), port: 8080, protocol: Protocol::Tcp }],
             endpoints: endpoints.iter().map(|&(host, ready)| endpoint(address(host), ready)).collect(),
+            weight: 1,
         };
-        snapshot.slices.entry(name.clone()).or_default().insert(slice.name.name.clone(), Arc::new(slice));
+        snapshot.slices.or_default(name.clone()).insert(slice.name.name.clone(), Arc::new(slice));
     }
     let service = Service {
-        name: name.clone(),
-        kind: ServiceType::ClusterIp,
         cluster_ips: vec![
             [10, 96, 0, number].into(),
             [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number].into(),
         ],
         ports: vec![ServicePort { name: String::new(), port: 80, protocol: Protocol::Tcp, node_port: None }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity_seconds: None,
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        health_check_node_port: None,
+        ..Service::new(name.clone())
     };
     snapshot.services.insert(name, Arc::new(service));
 }
@@ -299,7 +292,10 @@ fn corrupt(tables: &mut Tables, [what, which, first, second]: [u32; 4]) {
 }
 
 fn assert_disjoint(tables: &Tables) {
-    let rows = || tables.v4.services.values().chain(tables.v6.services.values());
+    let rows = || {
+        let all = tables.v4.services.values().chain(tables.v6.services.values());
+        all.filter(|laid| laid.row != quilla_abi::service::Service::default())
+    };
     let slots: usize = rows().map(|laid| laid.slots.len()).sum();
     assert_eq!(slots_of(tables).len(), slots, "slot ranges overlap");
     let ids: BTreeSet<_> = rows().map(|laid| laid.row.id).collect();
