@@ -1,7 +1,8 @@
 //! The admin socket: what the command line tool asks. Read-only.
 //!
-//! One request per connection: a line of JSON, `{"query": "services"}`, answered by one JSON document
-//! `{"columns": [...], "rows": [[...], ...]}` or `{"error": "..."}`: the tool can print any of them.
+//! One request per connection: a line of JSON, `{"query": "services"}` or `{"query": "flows", "filter": {"port": 80}}`,
+//! answered by one JSON document `{"columns": [...], "rows": [[...], ...], "omitted": 0}` or `{"error": "..."}`: the tool
+//! can print any of them.
 
 mod query;
 
@@ -23,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 use crate::cni::Ledger;
 use crate::reconcile::View;
 use crate::selftest::Readiness;
+use crate::sockets::Support;
+
+use query::{Filter, Query};
 
 /// Nobody needs longer to send one line.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,24 +46,16 @@ pub struct Admin {
     pub ledger: Ledger,
     /// Outcome of the self-test.
     pub readiness: watch::Receiver<Readiness>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Query {
-    Status,
-    Services,
-    Backends,
-    Flows,
-    Drops,
-    Endpoints,
-    Nodes,
-    Problems,
+    /// Whether sockets of deleted backends are ended.
+    pub sockets: watch::Receiver<Support>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Request {
     query: Query,
+    /// Which flows, of those.
+    #[serde(default)]
+    filter: Filter,
 }
 
 /// Listens; the socket is root's from the moment it has its name.
@@ -100,15 +96,15 @@ async fn answer(stream: UnixStream, admin: Admin) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(reader.take(REQUEST_BYTES)).read_line(&mut line).await?;
     let document = match serde_json::from_str::<Request>(&line) {
-        Ok(Request { query }) => look_up(query, admin).await,
+        Ok(request) => look_up(request, admin).await,
         Err(error) => failure(&error),
     };
     writer.write_all(document.to_string().as_bytes()).await?;
     writer.shutdown().await
 }
 
-async fn look_up(query: Query, admin: Admin) -> Value {
-    let found = tokio::task::spawn_blocking(move || query::answer(query, &admin)).await;
+async fn look_up(request: Request, admin: Admin) -> Value {
+    let found = tokio::task::spawn_blocking(move || query::answer(&request, &admin)).await;
     match found {
         Ok(Ok(answer)) => json!(answer),
         Ok(Err(error)) => failure(&error),

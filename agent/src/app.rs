@@ -25,10 +25,15 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::node::NodeSettings;
 use crate::options::Options;
+use crate::proxy_health::ProxyHealth;
 use crate::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use crate::selftest::{Readiness, SelfTest};
 use crate::snapshot::Published;
-use crate::{abandoned, admin, events, health, last_known, snapshot, watch as watches};
+use crate::sockets::Support;
+use crate::{
+    abandoned, admin, events, health, health_check, last_known, proxy_health, snapshot, sockets,
+    watch as watches,
+};
 
 /// How long the apiserver may take before the last-known snapshot is used.
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
@@ -97,6 +102,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let (pools_sender, pools) = watch::channel(None);
     let not_ready = Readiness::NotReady { reason: "the kernel is not programmed yet".into() };
     let (readiness_sender, readiness) = watch::channel(not_ready);
+    let (ended_sender, ended) = mpsc::unbounded_channel();
+    let (support_sender, sockets_support) = watch::channel(Support::Unknown);
     let (reconciler, commands) = channel();
 
     let cni = cni_config(&options, pools, mtu);
@@ -110,6 +117,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
         metrics: Arc::clone(&metrics),
         published: snapshots.clone(),
         view: view_sender,
+        ended: ended_sender,
         endpoints: cni.endpoints().await,
         own_services,
         audit_interval: Duration::from_secs(options.audit_interval),
@@ -124,9 +132,15 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("snapshot owner", snapshot::own(received, published, drain.clone()));
     let file = last_known::path(&options.state_dir);
     tasks.start("last-known snapshot", last_known::keep(file.clone(), snapshots.clone(), drain.clone()));
-    tasks.start("snapshot forwarder", forward(snapshots, reconciler.clone(), file, drain.clone()));
-    let reporting = events::report(client, options.node_name.clone(), view.clone(), drain.clone());
+    tasks.start("snapshot forwarder", forward(snapshots.clone(), reconciler.clone(), file, drain.clone()));
+    let (notices, noticed) = mpsc::channel(64);
+    let reporting = events::report(client, options.node_name.clone(), view.clone(), noticed, drain.clone());
     tasks.start("events", reporting);
+    let checks = health_check::serve(view.clone(), Arc::clone(&metrics), notices, drain.clone());
+    tasks.start("health checks", checks);
+    let ending =
+        sockets::end(ended, Arc::clone(&datapath), support_sender, Arc::clone(&metrics), drain.clone());
+    tasks.start("sockets of deleted backends", ending);
     tasks.start("device watch", watch_devices(reconciler.clone(), drain.clone()));
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
     let abandoned = abandoned::release(cni.releaser(), view.clone(), Arc::clone(&metrics), drain.clone());
@@ -141,9 +155,14 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("self-test", test);
     let socket = options.run_dir.join("admin.sock");
     let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;
-    let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness);
+    let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness, sockets_support);
     tasks.start("admin socket", admin::serve(admin_listener, desk, drain.clone()));
+    let proxy =
+        ProxyHealth { node: options.node_name.clone(), metrics: Arc::clone(&metrics), published: snapshots };
+    tasks.start("probes", proxy_health::serve(options.health, proxy, drain.clone()));
     let health = Health { metrics, datapath, view, readiness };
+    let mode = proxy_health::serve_mode(options.proxy_metrics, health.clone(), drain.clone());
+    tasks.start("proxy mode", mode);
     let serving = health::serve(listener, health, drain.clone());
     tasks.start("health server", async {
         if let Err(error) = serving.await {
@@ -227,6 +246,7 @@ fn desk(
     view: &watch::Receiver<Arc<View>>,
     ledger: Ledger,
     readiness: &watch::Receiver<Readiness>,
+    sockets: watch::Receiver<Support>,
 ) -> admin::Admin {
     admin::Admin {
         node: options.node_name.clone(),
@@ -234,6 +254,7 @@ fn desk(
         view: view.clone(),
         ledger,
         readiness: readiness.clone(),
+        sockets,
     }
 }
 
@@ -293,11 +314,13 @@ fn cni_config(
 fn node_settings(options: &Options, mtu: watch::Sender<u32>) -> NodeSettings {
     NodeSettings {
         name: options.node_name.clone(),
-        uplink: options.uplink.clone(),
+        uplinks: options.uplink.clone(),
         vni: options.vni,
         overlay_port: options.overlay_port,
         masquerade: options.masquerade,
         native: options.native_cidr.clone(),
+        node_port_addresses: options.node_port_addresses.clone(),
+        reject_without_local: options.reject_without_local_endpoints,
         mtu,
     }
 }

@@ -1,8 +1,9 @@
 //! Tells the cluster what is wrong with its objects: one Event per problem and agent.
 //!
-//! Follows the reconciler's view and never influences it. The name of an Event is made from the problem, so that an
+//! Follows the reconciler's view and never influences it; other parts of the agent send what they have to say. The name of an Event is made from the problem, so that an
 //! agent that starts again does not repeat itself.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
-use quilla_model::Problem;
-use tokio::sync::watch;
+use quilla_model::{ObjectRef, Problem};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::reconcile::View;
@@ -21,33 +22,68 @@ use crate::reconcile::View;
 /// More problems than these are only counted: a broken cluster is not helped by a flood.
 const MAX_REPORTED: usize = 200;
 
-/// Reports problems as they appear until `drain`.
-pub async fn report(
-    client: Client,
-    node: String,
-    mut view: watch::Receiver<Arc<View>>,
-    drain: CancellationToken,
-) {
-    let mut reported = BTreeSet::new();
-    while let Some(Ok(())) = drain.run_until_cancelled(view.changed()).await {
-        let current: BTreeSet<Problem> = view.borrow_and_update().problems.iter().cloned().collect();
-        reported.retain(|problem| current.contains(problem));
-        for problem in current {
-            if reported.len() < MAX_REPORTED && !reported.contains(&problem) {
-                tracing::warn!(object.r#ref = %problem.object, reason = problem.reason.label(), detail = problem.detail, "skipped");
-                let posting = post(&client, &node, &problem);
-                if drain.run_until_cancelled(posting).await.is_none() {
-                    return;
-                }
-                reported.insert(problem);
-            }
+/// Something that an object's owner should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The object.
+    pub object: ObjectRef,
+    /// Why, as Kubernetes writes reasons: in capitals, one word.
+    pub reason: Cow<'static, str>,
+    /// What happened.
+    pub message: String,
+}
+
+impl From<&Problem> for Notice {
+    fn from(problem: &Problem) -> Self {
+        Self {
+            object: problem.object.clone(),
+            reason: camel_case(problem.reason.label()).into(),
+            message: format!("skipped: {}", problem.detail),
         }
     }
 }
 
+/// Reports problems as they appear, and notices as they come, until `drain`.
+pub async fn report(
+    client: Client,
+    node: String,
+    mut view: watch::Receiver<Arc<View>>,
+    mut notices: mpsc::Receiver<Notice>,
+    drain: CancellationToken,
+) {
+    let reporting = async {
+        let mut reported = BTreeSet::new();
+        loop {
+            tokio::select! {
+                Some(notice) = notices.recv() => post(&client, &node, &notice).await,
+                Ok(()) = view.changed() => {
+                    let current = view.borrow_and_update().clone();
+                    for problem in unreported(&current.problems, &mut reported) {
+                        tracing::warn!(object.r#ref = %problem.object, reason = problem.reason.label(), detail = problem.detail, "skipped");
+                        post(&client, &node, &Notice::from(&problem)).await;
+                    }
+                }
+                else => return,
+            }
+        }
+    };
+    drain.run_until_cancelled(reporting).await.unwrap_or_default();
+}
+
+/// Problems that nobody heard of yet; those that are gone are forgotten.
+fn unreported(problems: &[Problem], reported: &mut BTreeSet<Problem>) -> Vec<Problem> {
+    let current: BTreeSet<&Problem> = problems.iter().collect();
+    reported.retain(|problem| current.contains(problem));
+    let room = MAX_REPORTED.saturating_sub(reported.len());
+    let new: Vec<Problem> =
+        current.into_iter().filter(|problem| !reported.contains(*problem)).take(room).cloned().collect();
+    reported.extend(new.iter().cloned());
+    new
+}
+
 /// An Event that cannot be stored is not worth more than a line in the log.
-async fn post(client: &Client, node: &str, problem: &Problem) {
-    let event = event(node, problem, Timestamp::now());
+async fn post(client: &Client, node: &str, notice: &Notice) {
+    let event = event(node, notice, Timestamp::now());
     let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     match api.create(&PostParams::default(), &event).await {
@@ -57,12 +93,12 @@ async fn post(client: &Client, node: &str, problem: &Problem) {
     }
 }
 
-fn event(node: &str, problem: &Problem, now: Timestamp) -> Event {
-    let object = &problem.object;
+fn event(node: &str, notice: &Notice, now: Timestamp) -> Event {
+    let Notice { object, reason, message } = notice;
     // Events of cluster-wide objects live in `default`.
     let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
     let mut hasher = DefaultHasher::new();
-    (node, &object.kind, problem.reason, &problem.detail).hash(&mut hasher);
+    (node, &object.kind, reason, message).hash(&mut hasher);
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{}.{:016x}", object.name, hasher.finish())),
@@ -75,8 +111,8 @@ fn event(node: &str, problem: &Problem, now: Timestamp) -> Event {
             name: Some(object.name.clone()),
             ..ObjectReference::default()
         },
-        reason: Some(camel_case(problem.reason.label())),
-        message: Some(format!("skipped: {}", problem.detail)),
+        reason: Some(reason.to_string()),
+        message: Some(message.clone()),
         type_: Some("Warning".into()),
         source: Some(EventSource { component: Some("quilla-agent".into()), host: Some(node.to_owned()) }),
         first_timestamp: Some(Time(now)),
@@ -97,19 +133,33 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
     use quilla_model::{ObjectName, ObjectRef, Problem, Reason};
 
-    use super::event;
+    use super::{MAX_REPORTED, Notice, event, unreported};
 
     #[test]
     fn an_event_names_its_object_and_repeats_its_name() {
         let object = ObjectRef::new("Service", &ObjectName::new("shop", "web"));
         let problem = Problem::new(object, Reason::UnusableAddress, "clusterIP 127.0.0.1");
-        let first = event("a", &problem, Timestamp::UNIX_EPOCH);
+        let notice = Notice::from(&problem);
+        let first = event("a", &notice, Timestamp::UNIX_EPOCH);
         assert_eq!(first.reason.as_deref(), Some("UnusableAddress"));
         assert_eq!(first.involved_object.name.as_deref(), Some("web"));
         assert_eq!(first.metadata.namespace.as_deref(), Some("shop"));
-        assert_eq!(first.metadata.name, event("a", &problem, Timestamp::now()).metadata.name);
-        assert_ne!(first.metadata.name, event("b", &problem, Timestamp::now()).metadata.name);
-        let node = Problem { object: ObjectRef::cluster("Node", "n1"), ..problem };
+        assert_eq!(first.metadata.name, event("a", &notice, Timestamp::now()).metadata.name);
+        assert_ne!(first.metadata.name, event("b", &notice, Timestamp::now()).metadata.name);
+        let node = Notice { object: ObjectRef::cluster("Node", "n1"), ..notice };
         assert_eq!(event("a", &node, Timestamp::now()).metadata.namespace.as_deref(), Some("default"));
+    }
+
+    #[test]
+    fn a_problem_is_reported_once_and_again_when_it_came_back() {
+        let problem = |detail: usize| {
+            Problem::new(ObjectRef::cluster("Node", "a"), Reason::Malformed, detail.to_string())
+        };
+        let mut reported = std::collections::BTreeSet::new();
+        assert_eq!(unreported(&[problem(1), problem(2)], &mut reported).len(), 2);
+        assert_eq!(unreported(&[problem(2), problem(3)], &mut reported), [problem(3)]);
+        assert_eq!(unreported(&[problem(1)], &mut reported), [problem(1)]);
+        let flood: Vec<_> = (0..2 * MAX_REPORTED).map(problem).collect();
+        assert_eq!(unreported(&flood, &mut reported).len(), MAX_REPORTED - 1);
     }
 }

@@ -69,7 +69,7 @@ fn verdict(good: bool, reason: &str) -> Response {
 }
 
 /// Reading the kernel's maps blocks.
-async fn metrics(State(health): State<Health>) -> Response {
+pub(crate) async fn metrics(State(health): State<Health>) -> Response {
     let Health { metrics, datapath, .. } = health;
     let text = tokio::task::spawn_blocking(move || metrics.render(&datapath)).await;
     match text {

@@ -2,8 +2,10 @@
 //!
 //! Labels are few and from fixed lists. Counters of the kernel are copied in when somebody asks, not kept twice.
 
+mod proxy;
+
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -16,21 +18,25 @@ use quilla_abi::counter::path;
 use quilla_datapath::{Datapath, Result};
 use quilla_model::{Problem, Reason};
 
+use crate::progress::Progress;
 use crate::table;
 use crate::watch::Kind;
+
+use proxy::ProxyMetrics;
 
 type Labels = [(&'static str, &'static str); 1];
 type Counters = Family<Labels, Counter>;
 type Gauges = Family<Labels, Gauge>;
 
 /// Paths of delivered packets, by their row.
-pub const PATHS: [(u32, &str); 6] = [
+pub const PATHS: [(u32, &str); 7] = [
     (path::LOCAL_POD, "local_pod"),
     (path::OVERLAY, "overlay"),
     (path::STACK, "stack"),
     (path::UPLINK, "uplink"),
     (path::PASSED, "passed"),
     (path::HOST_OVERLAY, "host_overlay"),
+    (path::ANSWERED, "answered"),
 ];
 
 /// All metrics and their registry.
@@ -51,12 +57,15 @@ pub struct Metrics {
     endpoints: Gauge,
     abandoned: Counter,
     ready: Gauge,
+    destroyed: Counter,
+    proxy: ProxyMetrics,
+    progress: Progress,
 }
 
 impl Metrics {
     /// Registers everything.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("quilla_agent");
+        let mut registry = Registry::default();
         let mut metrics = Self {
             drops: Family::default(),
             dropped_bytes: Family::default(),
@@ -72,10 +81,15 @@ impl Metrics {
             endpoints: Gauge::default(),
             abandoned: Counter::default(),
             ready: Gauge::default(),
+            destroyed: Counter::default(),
+            proxy: ProxyMetrics::new(),
+            progress: Progress::default(),
             registry: Registry::default(),
         };
-        metrics.register_kernel(&mut registry);
-        metrics.register_agent(&mut registry);
+        let own = registry.sub_registry_with_prefix("quilla_agent");
+        metrics.register_kernel(own);
+        metrics.register_agent(own);
+        metrics.proxy.register(&mut registry);
         metrics.registry = registry;
         metrics
     }
@@ -93,6 +107,9 @@ impl Metrics {
         let duration = self.reconcile_duration.clone();
         let help = "Time from a change to rows in the kernel";
         registry.register_with_unit("reconcile_duration", help, Unit::Seconds, duration);
+        let programming = self.proxy.programming.clone();
+        let help = "Time from the change of an endpoint to rows in the kernel";
+        registry.register_with_unit("network_programming_duration", help, Unit::Seconds, programming);
         let failures = self.reconcile_failures.clone();
         registry.register("reconcile_failures", "Failed reconciliations, by what failed", failures);
         registry.register(
@@ -109,6 +126,8 @@ impl Metrics {
         registry.register("endpoints", "Pods attached to this node", self.endpoints.clone());
         let help = "Pods given up because their device and namespace were gone";
         registry.register("abandoned_endpoints_released", help, self.abandoned.clone());
+        let help = "Sockets of the node that were ended because their backend is gone";
+        registry.register("sockets_destroyed", help, self.destroyed.clone());
         registry.register("ready", "Whether the self-test passed", self.ready.clone());
     }
 
@@ -141,13 +160,37 @@ impl Metrics {
         Ok(())
     }
 
+    /// How far the kernel is behind the cluster.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// An object of the cluster changed; of an endpoint, `trigger` says when its Pod or Service did (S53).
+    pub fn changed(&self, kind: Kind, trigger: Option<SystemTime>) {
+        self.progress.queued(Instant::now());
+        self.proxy.changed(kind, SystemTime::now());
+        if let Some(trigger) = trigger {
+            self.progress.triggered(trigger);
+        }
+    }
+
+    /// A reconciliation begins.
+    pub fn reconcile_begun(&self) {
+        self.progress.begun();
+        self.proxy.begun();
+    }
+
     /// A reconciliation took so long.
     pub fn reconciled(&self, took: Duration) {
         self.reconcile_duration.observe(took.as_secs_f64());
+        let now = SystemTime::now();
+        let triggers = self.progress.succeeded(now);
+        self.proxy.succeeded(took, now, &triggers);
     }
 
     /// A reconciliation failed.
     pub fn reconcile_failed(&self, error: &'static str) {
+        self.progress.failed(Instant::now());
         self.reconcile_failures.get_or_create(&[("error", error)]).inc();
     }
 
@@ -179,6 +222,21 @@ impl Metrics {
         self.abandoned.inc();
     }
 
+    /// How many frontends have a Local policy and no local endpoint, but some elsewhere.
+    pub fn without_local_endpoints(&self, internal: usize, external: usize) {
+        self.proxy.without_local_endpoints(internal, external);
+    }
+
+    /// A probe was answered; the question included whether the node is eligible for load balancers, or did not.
+    pub fn probed(&self, eligibility: bool, healthy: bool) {
+        self.proxy.probed(eligibility, healthy);
+    }
+
+    /// Sockets of the node were ended.
+    pub fn sockets_destroyed(&self, count: usize) {
+        self.destroyed.inc_by(count as u64);
+    }
+
     /// Whether the self-test passed.
     pub fn ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
@@ -203,7 +261,7 @@ fn set(gauges: &Gauges, labels: Labels, value: i64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use prometheus_client::encoding::text::encode;
     use quilla_model::{ObjectRef, Problem, Reason};
@@ -211,6 +269,7 @@ mod tests {
     use super::Metrics;
     use crate::watch::Kind;
 
+    /// S53 among them: those of kube-proxy.
     #[test]
     fn metrics_have_the_names_that_are_promised() {
         let metrics = Metrics::new();
@@ -218,6 +277,12 @@ mod tests {
         metrics.drift_repaired("slots", 3);
         metrics.reconcile_failed("kernel");
         metrics.abandoned_released();
+        metrics.changed(Kind::EndpointSlice, Some(SystemTime::now() - Duration::from_millis(300)));
+        metrics.changed(Kind::Service, None);
+        metrics.reconcile_begun();
+        metrics.changed(Kind::Service, None);
+        metrics.without_local_endpoints(0, 2);
+        metrics.probed(true, false);
         metrics.reconciled(Duration::from_millis(2));
         metrics.problems(&[Problem::new(ObjectRef::cluster("Node", "a"), Reason::Malformed, "x")]);
         let mut text = String::new();
@@ -228,10 +293,24 @@ mod tests {
             "quilla_agent_reconcile_failures_total{error=\"kernel\"} 1",
             "quilla_agent_reconcile_duration_seconds_count 1",
             "quilla_agent_abandoned_endpoints_released_total 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
+            "kubeproxy_network_programming_duration_seconds_count 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"300.0\"} 1",
+            "quilla_agent_network_programming_duration_seconds_count 1",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 1",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_service_changes_total 2",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 2",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
             "quilla_agent_problems{reason=\"malformed\"} 1",
             "quilla_agent_problems{reason=\"capacity\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        for moment in ["last", "last_queued"] {
+            let start = format!("kubeproxy_sync_proxy_rules_{moment}_timestamp_seconds 1");
+            assert!(text.lines().any(|found| found.starts_with(&start)), "{start} in {text}");
         }
     }
 }

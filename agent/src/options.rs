@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 use ipnet::IpNet;
+use quilla_plan::facts::NodePortAddresses;
 
 /// The node agent of Quilla: watches the apiserver and programs the kernel.
 #[derive(Clone, Debug, Parser)]
@@ -45,9 +46,9 @@ pub struct Options {
     /// How to reach the apiserver; by its own address, never by a Service's.
     #[arg(long, env = "QUILLA_KUBECONFIG")]
     pub kubeconfig: PathBuf,
-    /// Device that leads to the other nodes and the world.
-    #[arg(long, env = "QUILLA_UPLINK")]
-    pub uplink: String,
+    /// Device that leads to the other nodes and the world; may be given again. Pods leave the cluster by the first one.
+    #[arg(long, env = "QUILLA_UPLINK", value_delimiter = ',', required = true)]
+    pub uplink: Vec<String>,
     /// Control group (v2) whose sockets reach Services without a translation per packet.
     #[arg(long, env = "QUILLA_CGROUP")]
     pub cgroup: PathBuf,
@@ -63,6 +64,19 @@ pub struct Options {
     /// Where health and metrics are served.
     #[arg(long, env = "QUILLA_METRICS", default_value = "127.0.0.1:9469")]
     pub metrics: SocketAddr,
+    /// Where `/healthz` and `/livez` are served to load balancers and probes.
+    #[arg(long, env = "QUILLA_HEALTH", default_value = "0.0.0.0:10256")]
+    pub health: SocketAddr,
+    /// Where `/proxyMode` and the metrics are served as a kube-proxy does.
+    #[arg(long, env = "QUILLA_PROXY_METRICS", default_value = "127.0.0.1:10249")]
+    pub proxy_metrics: SocketAddr,
+    /// Which addresses of the node serve node ports: `primary` (those of its Node object), or ranges; all of a family
+    /// without a range.
+    #[arg(long, env = "QUILLA_NODE_PORT_ADDRESSES", default_value = "primary", value_parser = node_port_addresses)]
+    pub node_port_addresses: NodePortAddresses,
+    /// Whether a Service whose traffic policy is Local and whose endpoints are elsewhere rejects instead of dropping.
+    #[arg(long, env = "QUILLA_REJECT_WITHOUT_LOCAL_ENDPOINTS", default_value_t = false, action = ArgAction::Set)]
+    pub reject_without_local_endpoints: bool,
     /// Entries of each flow table. Another number than before forgets the connections that are open.
     #[arg(long, env = "QUILLA_FLOW_CAPACITY", default_value_t = quilla_abi::map::capacity::FLOWS,
         value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
@@ -85,4 +99,45 @@ pub struct Options {
     #[arg(long, env = "QUILLA_AUDIT_INTERVAL", hide = true, default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub audit_interval: u64,
+}
+
+/// `primary`, or ranges with commas between.
+fn node_port_addresses(text: &str) -> Result<NodePortAddresses, String> {
+    if text == "primary" {
+        return Ok(NodePortAddresses::Primary);
+    }
+    let range = |text: &str| text.parse().map_err(|_| format!("{text:?} is neither a range nor `primary`"));
+    text.split(',').map(str::trim).map(range).collect::<Result<_, _>>().map(NodePortAddresses::Within)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use quilla_plan::facts::NodePortAddresses;
+
+    use super::{Cli, Options};
+
+    fn options(more: &[&str]) -> Result<Options, String> {
+        let needed = "quilla-agent --node-name a --kubeconfig /k --cgroup /c --uplink eth0".split(' ');
+        let cli = Cli::try_parse_from(needed.chain(more.iter().copied()));
+        cli.map(|cli| cli.options.unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn s23_node_port_addresses_are_primary_or_ranges() {
+        assert_eq!(options(&[]).unwrap().node_port_addresses, NodePortAddresses::Primary);
+        let ranges =
+            |text| options(&["--node-port-addresses", text]).map(|options| options.node_port_addresses);
+        let expected = ["192.0.2.0/24", "2001:db8::/64"].map(|range| range.parse().unwrap()).into();
+        assert_eq!(ranges("192.0.2.0/24, 2001:db8::/64"), Ok(NodePortAddresses::Within(expected)));
+        for bad in ["", "primary,192.0.2.0/24", "192.0.2.1/33", "eth0"] {
+            let error = ranges(bad).unwrap_err();
+            assert!(error.contains("neither a range nor `primary`"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn e15_uplinks_keep_their_order() {
+        assert_eq!(options(&["--uplink", "eth1,eth2"]).unwrap().uplink, ["eth0", "eth1", "eth2"]);
+    }
 }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use quilla_cni_protocol::{Attachment, PortMapping, Transport};
+use quilla_cni_protocol::{Attachment, PortMapping, Transport, failpoint};
 use quilla_datapath::{Datapath, DatapathError};
 use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
-    BackendKey, Desired, FrontendKey, HostPort, Layout, LocalEndpoint, Step, Tables, diff, plan,
+    BackendKey, Desired, FrontendKey, HostPort, Layout, LocalEndpoint, ServiceFacts, Step, Tables, diff, plan,
 };
 use tokio::sync::watch;
 
@@ -28,6 +28,7 @@ use crate::cni::AttachedEndpoint;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeSettings};
 use crate::snapshot::Published;
+use crate::sockets::{self, Ended};
 use crate::table;
 
 use agenda::{Agenda, Task};
@@ -49,6 +50,8 @@ pub struct Parts {
     pub published: watch::Receiver<Option<Published>>,
     /// What others may see.
     pub view: watch::Sender<Arc<View>>,
+    /// Who wants to know which backends ended.
+    pub ended: Ended,
     /// Endpoints of the journal.
     pub endpoints: Vec<AttachedEndpoint>,
     /// Frontends of the agent itself, for its self-test.
@@ -66,6 +69,7 @@ pub struct Reconciler {
     metrics: Arc<Metrics>,
     published: watch::Receiver<Option<Published>>,
     view: watch::Sender<Arc<View>>,
+    ended: Ended,
     endpoints: BTreeMap<Attachment, AttachedEndpoint>,
     /// Those whose device is gone or is another one: after a reboot, or when a namespace died without a DEL.
     absent: BTreeSet<Attachment>,
@@ -77,8 +81,8 @@ pub struct Reconciler {
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
-    /// Uplink and overlay device that this run's programs are attached to, and with them all Pods.
-    attached: Option<(u32, u32)>,
+    /// Overlay device and uplinks that this run's programs are attached to, and with them all Pods.
+    attached: Option<Vec<u32>>,
     agenda: Agenda,
 }
 
@@ -92,6 +96,7 @@ impl Reconciler {
             metrics,
             published,
             view,
+            ended,
             endpoints,
             own_services,
             audit_interval,
@@ -107,6 +112,7 @@ impl Reconciler {
             metrics,
             published,
             view,
+            ended,
             endpoints: endpoints.into_iter().map(|endpoint| (endpoint.attachment(), endpoint)).collect(),
             absent: BTreeSet::new(),
             own_services,
@@ -163,6 +169,7 @@ impl Reconciler {
 
     fn reconcile(&mut self) -> Result<(), ReconcileError> {
         let started = Instant::now();
+        self.metrics.reconcile_begun();
         let result = self.program();
         match &result {
             Ok(()) => self.metrics.reconciled(started.elapsed()),
@@ -182,13 +189,15 @@ impl Reconciler {
         self.resynchronise()?;
         self.node.prepare(&snapshot)?;
         self.look_for_devices()?;
-        let facts = self.node.facts(self.local_endpoints());
+        let facts = self.node.facts(&snapshot, self.local_endpoints());
+        let for_services = ServiceFacts::new(&snapshot, &facts);
         let (mut desired, mut found) = plan(&snapshot, &facts);
         if let Some(tables) = &self.recovered {
             desired = Desired::recover(tables, &desired);
         }
         self.add_own_services(&mut desired);
         found.extend(problems.iter().cloned());
+        found.extend(self.node.problems().iter().cloned());
         let (tables, unplaced) = self.layout.lay_out(&desired);
         found.extend(unplaced);
         self.write(&tables)?;
@@ -200,6 +209,7 @@ impl Reconciler {
             programmed: true,
             failing: None,
             pod_cidrs: snapshot.nodes.get(&facts.name).map_or_else(Vec::new, |node| node.pod_cidrs.clone()),
+            node_port_addresses: for_services.node_port_addresses.into_iter().collect(),
             desired,
             tables,
             problems: found,
@@ -234,6 +244,10 @@ impl Reconciler {
             steps.push(quilla_plan::diff::refresh());
         }
         table::apply(self.datapath.maps(), &steps)?;
+        let ended = sockets::ended(&steps);
+        if !ended.is_empty() && self.ended.send(ended).is_err() {
+            tracing::debug!("nobody ends sockets any more");
+        }
         if !steps.is_empty() {
             tracing::debug!(steps = steps.len(), rows = rows(&steps), "rows written");
         }
@@ -293,10 +307,11 @@ impl Reconciler {
     /// Puts this run's programs in the place of the previous run's, once the maps are right.
     fn attach_programs(&mut self) -> Result<(), ReconcileError> {
         let devices = self.node.ifindexes();
-        if self.attached == Some(devices) {
+        if self.attached.as_ref() == Some(&devices) {
             return Ok(());
         }
-        self.datapath.attach_uplink(self.node.uplink())?;
+        let uplinks = self.node.uplinks();
+        uplinks.iter().try_for_each(|uplink| self.datapath.attach_uplink(uplink))?;
         self.datapath.attach_overlay(self.node.overlay())?;
         self.datapath.attach_sockets(&self.cgroup)?;
         for endpoint in self.present() {
@@ -306,7 +321,7 @@ impl Reconciler {
                 attached => attached?,
             }
         }
-        let former = self.datapath.detach_others(self.node.uplink(), self.node.overlay())?;
+        let former = self.datapath.detach_others(&uplinks, self.node.overlay())?;
         if !former.is_empty() {
             tracing::info!(links = ?former, "programs of a former uplink or overlay device detached");
         }
@@ -327,11 +342,7 @@ impl Reconciler {
         let device = endpoint.host_ifname.clone();
         self.absent.remove(&key);
         self.endpoints.insert(key.clone(), endpoint.clone());
-        let attached = self.datapath.attach_pod(&device).map_err(ReconcileError::from);
-        let effective = attached
-            .and_then(|()| self.require_device(endpoint))
-            .and_then(|()| self.reconcile())
-            .and_then(|()| effective::require(&self.actual, endpoint));
+        let effective = self.make_effective(endpoint);
         if effective.is_err() {
             self.endpoints.remove(&key);
             self.absent.remove(&key);
@@ -341,6 +352,15 @@ impl Reconciler {
             }
         }
         effective
+    }
+
+    fn make_effective(&mut self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+        self.datapath.attach_pod(&endpoint.host_ifname)?;
+        failpoint!(ProgramsAttached, |error| ReconcileError::Missing { what: error.to_string() });
+        self.require_device(endpoint)?;
+        self.reconcile()?;
+        failpoint!(RowsWritten, |error| ReconcileError::Missing { what: error.to_string() });
+        effective::require(&self.actual, endpoint)
     }
 
     /// A row with a number that another device has, or none, would make the endpoint nobody's.
@@ -361,6 +381,7 @@ impl Reconciler {
             Ok(()) | Err(ReconcileError::NoSnapshot) => {}
             Err(error) => return Err(error),
         }
+        failpoint!(RowsRemoved, |error| ReconcileError::Missing { what: error.to_string() });
         Ok(self.datapath.detach_pod(&endpoint.host_ifname)?)
     }
 
@@ -403,7 +424,7 @@ impl Reconciler {
         match self.node.changed() {
             Ok(false) => {}
             Ok(true) => {
-                tracing::info!("uplink or overlay device changed");
+                tracing::info!("a device of the node or an address changed");
                 self.node.forget();
                 self.round();
             }

@@ -76,7 +76,7 @@ impl Datapath {
         self.attach_pair(POD, device)
     }
 
-    /// Attaches to the device that leads to the other nodes and the world.
+    /// Attaches to a device that leads to the other nodes or the world.
     pub fn attach_uplink(&self, device: &str) -> Result<()> {
         self.attach_pair(UPLINK, device)
     }
@@ -104,19 +104,16 @@ impl Datapath {
         self.detach_pair(POD, device)
     }
 
-    /// Detaches the programs of the uplink and of the overlay from every other device than these, where an agent with
+    /// Detaches the programs of the uplinks and of the overlay from every other device than these, where an agent with
     /// other options attached them; says which links went. Filters of clsact are not pinned and stay.
-    pub fn detach_others(&self, uplink: &str, overlay: &str) -> Result<Vec<String>> {
-        let pairs = [(UPLINK, uplink), (OVERLAY, overlay)];
-        let programs =
-            pairs.into_iter().flat_map(|(pair, device)| pair.map(|(program, _)| (program, device)));
-        let wanted: Vec<_> = programs.map(|(program, device)| (program, pin_name(program, device))).collect();
-        let other = |link: &LinkStatus| {
-            let of =
-                |program: &str| link.name.strip_prefix(program).is_some_and(|rest| rest.starts_with('-'));
-            wanted.iter().any(|(program, pin)| of(program) && link.name != *pin)
-        };
-        self.unpin_links(other)
+    pub fn detach_others(&self, uplinks: &[String], overlay: &str) -> Result<Vec<String>> {
+        let pins = |pair: Pair, device: &str| pair.map(|(program, _)| pin_name(program, device));
+        let mut wanted: Vec<_> = uplinks.iter().flat_map(|uplink| pins(UPLINK, uplink)).collect();
+        wanted.extend(pins(OVERLAY, overlay));
+        let programs = UPLINK.into_iter().chain(OVERLAY).map(|(program, _)| program);
+        let prefixes: Vec<_> = programs.map(|program| format!("{program}-")).collect();
+        let ours = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        self.unpin_links(|link| ours(&link.name) && !wanted.contains(&link.name))
     }
 
     /// Detaches the socket programs.

@@ -1,5 +1,6 @@
 //! What the rest of the agent may see of the reconciler's state.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -17,6 +18,8 @@ pub struct View {
     pub failing: Option<String>,
     /// What this node's Pods get their addresses from.
     pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of this node that serve node ports, and the health checks of load balancers.
+    pub node_port_addresses: Vec<IpAddr>,
     /// What the kernel should do.
     pub desired: Desired,
     /// With which rows.

@@ -4,6 +4,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::StreamExt;
 use kube::runtime::WatchStreamExt;
@@ -26,6 +27,11 @@ pub(super) trait Watch: Send + 'static {
 
     /// What the object means to this node; `None` if it is none of ours.
     fn read(object: &Self::Object, notes: &mut Notes) -> Option<Value>;
+
+    /// When that happened which changed the object, if it says so (S53).
+    fn trigger(_object: &Self::Object) -> Option<SystemTime> {
+        None
+    }
 }
 
 /// Collects what is wrong with one object.
@@ -69,6 +75,15 @@ impl Sink {
     ) -> Self {
         Self { updates, metrics, drain }
     }
+
+    /// Counts a change; objects that are only being listed anew are none.
+    fn count<W: Watch>(&self, event: &Event<W::Object>) {
+        match event {
+            Event::Apply(object) => self.metrics.changed(W::KIND, W::trigger(object)),
+            Event::Delete(_) | Event::InitDone => self.metrics.changed(W::KIND, None),
+            Event::Init | Event::InitApply(_) => {}
+        }
+    }
 }
 
 /// Watches until the agent drains. Errors are counted, logged and tried again with growing pauses.
@@ -78,7 +93,10 @@ pub(super) async fn run<W: Watch>(api: Api<W::Object>, config: watcher::Config, 
     loop {
         let Some(Some(event)) = sink.drain.run_until_cancelled(events.next()).await else { return };
         let update = match event {
-            Ok(event) => listing.received::<W>(event),
+            Ok(event) => {
+                sink.count::<W>(&event);
+                listing.received::<W>(event)
+            }
             Err(error) => {
                 sink.metrics.watch_restarted(W::KIND);
                 tracing::warn!(kind = W::KIND.name(), error = %error, "watch interrupted");

@@ -1,10 +1,12 @@
 //! Endpoint slices (S1, S5).
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1::{
     Endpoint as ApiEndpoint, EndpointHints, EndpointPort as ApiPort, EndpointSlice as ApiSlice,
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use quilla_model::address::parse_lenient;
 use quilla_model::endpoint::{DEFAULT_WEIGHT, MAX_WEIGHT};
@@ -15,6 +17,8 @@ use super::{Kind, Value, port};
 
 /// Says which Service a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// When the Pod or the Service changed that the slice was written for.
+const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// A slice with this label is of a headless Service.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
@@ -49,6 +53,11 @@ impl Watch for Watched {
             name,
         };
         Some(Value::EndpointSlice(Arc::new(slice)))
+    }
+
+    fn trigger(object: &ApiSlice) -> Option<SystemTime> {
+        let text = object.annotations().get(LAST_CHANGE)?;
+        text.parse::<Timestamp>().ok().map(SystemTime::from)
     }
 }
 
@@ -94,7 +103,10 @@ mod tests {
     use quilla_model::{EndpointSlice, Family, Reason};
     use serde_json::{Value as Json, json};
 
-    use super::Watched;
+    use std::time::{Duration, SystemTime};
+
+    use super::{LAST_CHANGE, Watched};
+    use crate::watch::driver::Watch;
     use crate::watch::driver::tests::read;
     use crate::watch::{Known, Value};
 
@@ -144,5 +156,17 @@ mod tests {
         assert_eq!((&*hints.zones[0], &*hints.nodes[0]), ("z1", "a"));
         let reasons: Vec<_> = known.problems.iter().map(|problem| problem.reason).collect();
         assert_eq!(reasons, [Reason::Malformed; 3], "a port and two endpoints");
+    }
+
+    #[test]
+    fn s53_a_slice_may_say_when_its_pod_changed() {
+        let slice = |value: &str| {
+            let metadata = json!({"name": "a", "annotations": {LAST_CHANGE: value}});
+            serde_json::from_value(json!({"metadata": metadata, "addressType": "IPv4", "endpoints": []}))
+                .unwrap()
+        };
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+        assert_eq!(Watched::trigger(&slice("1970-01-01T00:00:01.5Z")), Some(at));
+        assert_eq!(Watched::trigger(&slice("yesterday")), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Facts about devices, and exactly the addresses they should have.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -89,6 +90,12 @@ impl Netlink {
         let get = self.handle.address().get().set_link_index_filter(ifindex).execute();
         let messages = self.list("list the addresses of", name, get)?;
         Ok(messages.iter().filter_map(prefix).collect())
+    }
+
+    /// The addresses of every device, in order.
+    pub fn all_addresses(&self) -> Result<BTreeSet<IpAddr>> {
+        let messages = self.list("list", "addresses", self.handle.address().get().execute())?;
+        Ok(messages.iter().filter_map(prefix).map(|prefix| prefix.addr()).collect())
     }
 
     /// Gives `device` exactly `wanted`, each as a prefix of its own, beside the kernel's link-local addresses.

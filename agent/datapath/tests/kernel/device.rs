@@ -177,6 +177,17 @@ fn facts_of_the_uplink_are_found_by_its_default_route() {
 }
 
 #[test]
+fn the_addresses_of_all_devices_are_found() {
+    let namespace = Namespace::new();
+    namespace.ip("link add second type veth peer name far");
+    namespace.ip("addr add 192.0.2.9/24 dev second");
+    namespace.ip("addr add 198.51.100.7/32 dev lo");
+    let found = namespace.run(|| Netlink::open()?.all_addresses()).expect("addresses");
+    let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["127.0.0.1", "192.0.2.9", "198.51.100.7", "::1"]);
+}
+
+#[test]
 fn a_change_of_a_device_is_told() {
     let namespace = Namespace::new();
     let mut changes = namespace.run(DeviceChanges::open).expect("listen");

@@ -97,29 +97,38 @@ fn links_of_vanished_devices_are_pruned() {
     assert!(datapath.links().expect("links").is_empty());
 }
 
-/// The operator chose another uplink: the former one is a device like any other again, and the Pods' stay.
+/// The operator chose other uplinks: a former one is a device like any other again, and the Pods' stay.
 #[test]
 fn a_former_uplink_is_let_go() {
     let (bpffs, namespace) = (Bpffs::new(), Namespace::new());
     let datapath = bpffs.open();
-    for (near, far) in [("old.1", "far1"), ("new.1", "far2"), ("overlay", "far3"), ("pod", "far4")] {
-        namespace.quiet_pair(near, far);
+    for device in ["old.1", "new.1", "second", "overlay", "pod"] {
+        namespace.quiet_pair(device, &format!("far-{device}"));
     }
     namespace.run(|| {
         datapath.attach_uplink("old.1").expect("attach");
         datapath.attach_overlay("old.1").expect("attach");
         datapath.attach_uplink("new.1").expect("attach");
+        datapath.attach_uplink("second").expect("attach");
         datapath.attach_overlay("overlay").expect("attach");
         datapath.attach_pod("pod").expect("attach");
     });
-    let gone = datapath.detach_others("new.1", "overlay").expect("detach");
+    let uplinks = ["new.1", "second"].map(str::to_owned);
+    let gone = datapath.detach_others(&uplinks, "overlay").expect("detach");
     assert_eq!(gone, ["from_overlay-old:1", "from_uplink-old:1", "to_overlay-old:1", "to_uplink-old:1"]);
     let names: Vec<_> = datapath.links().expect("links").into_iter().map(|link| link.name).collect();
-    let kept =
-        ["from_overlay-overlay", "from_pod-pod", "from_uplink-new:1", "to_overlay-overlay", "to_pod-pod"];
-    assert_eq!(names[..5], kept);
-    assert_eq!(names[5..], ["to_uplink-new:1"]);
-    assert!(datapath.detach_others("new.1", "overlay").expect("detach again").is_empty());
+    let kept = [
+        "from_overlay-overlay",
+        "from_pod-pod",
+        "from_uplink-new:1",
+        "from_uplink-second",
+        "to_overlay-overlay",
+        "to_pod-pod",
+        "to_uplink-new:1",
+        "to_uplink-second",
+    ];
+    assert_eq!(names, kept);
+    assert!(datapath.detach_others(&uplinks, "overlay").expect("detach again").is_empty());
 }
 
 /// A device that has gone and come back under its name is another device: the old link is of no use.

@@ -1,0 +1,95 @@
+//! What an address is called in the cluster. Used by the queries that show addresses.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use quilla_abi::service::scope;
+use quilla_plan::{Desired, Frontend, FrontendKey, Target};
+
+use crate::reconcile::View;
+
+pub(super) struct Names<'a> {
+    node: &'a str,
+    desired: &'a Desired,
+    pods: HashMap<IpAddr, String>,
+    nodes: HashMap<IpAddr, &'a str>,
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn new(node: &'a str, view: &'a View) -> Self {
+        let mut pods = HashMap::new();
+        for endpoint in &view.endpoints {
+            let name = format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name);
+            pods.extend(endpoint.ipv4.map(|address| (IpAddr::V4(address), name.clone())));
+            pods.extend(endpoint.ipv6.map(|address| (IpAddr::V6(address), name)));
+        }
+        let mut nodes = HashMap::new();
+        for (name, tunnel) in &view.desired.tunnels {
+            nodes.extend(tunnel.ipv4.map(|address| (IpAddr::V4(address), name.as_str())));
+            nodes.extend(tunnel.ipv6.map(|address| (IpAddr::V6(address), name.as_str())));
+        }
+        Self { node, desired: &view.desired, pods, nodes }
+    }
+
+    /// A Pod of this node, or a node.
+    pub(super) fn host(&self, address: IpAddr) -> Option<String> {
+        if let Some(pod) = self.pods.get(&address) {
+            return Some(format!("pod {pod}"));
+        }
+        if self.desired.routes.get(&IpNet::from(address)) == Some(&Target::Host) {
+            return Some(format!("node {}", self.node));
+        }
+        self.nodes.get(&address).map(|name| format!("node {name}"))
+    }
+
+    /// Whether the address is a Pod's of that name: with its namespace, or without.
+    pub(super) fn is_pod(&self, address: IpAddr, name: &str) -> bool {
+        self.pods.get(&address).is_some_and(|full| is_named(full, name))
+    }
+
+    /// The Service and the port that has a frontend there.
+    pub(super) fn service(&self, end: SocketAddr, protocol: u8) -> Option<String> {
+        let key = |scope| FrontendKey { address: end.ip(), port: end.port(), protocol, scope };
+        let frontends = &self.desired.frontends;
+        let found = frontends.get(&key(scope::INTERNAL)).or_else(|| frontends.get(&key(scope::EXTERNAL)))?;
+        let name = owner(found);
+        let port = &found.set.port_name;
+        Some(if port.is_empty() { name } else { format!("{name}:{port}") })
+    }
+}
+
+/// What a frontend belongs to: `NAMESPACE/NAME` of a Service; of anything else, with its kind.
+pub(super) fn owner(frontend: &Frontend) -> String {
+    let owner = &frontend.set.owner;
+    match owner.kind {
+        "Service" => format!("{}/{}", owner.namespace, owner.name),
+        // What was found in the kernel has no name yet.
+        _ if owner.name.is_empty() => String::new(),
+        _ => owner.to_string(),
+    }
+}
+
+/// Whether `name` means the object: with its namespace, without, or with a port behind it.
+pub(super) fn is_named(full: &str, name: &str) -> bool {
+    let object = full.split(':').next().unwrap_or(full);
+    let bare = |text: &str| text.rsplit('/').next().map(str::to_owned);
+    [full, object].contains(&name)
+        || bare(full).is_some_and(|bare| bare == name)
+        || bare(object).is_some_and(|bare| bare == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_named;
+
+    #[test]
+    fn a_name_is_whole_or_without_its_namespace_or_port() {
+        for name in ["shop/web:http", "shop/web", "web:http", "web"] {
+            assert!(is_named("shop/web:http", name), "{name}");
+        }
+        for name in ["shop", "eb", "other/web", "web:https", "http", ""] {
+            assert!(!is_named("shop/web:http", name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Frontends and backends as the maps hold them, with the names of what they are. Called for `services` and `backends`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use quilla_abi::backend::Backend;
+use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag, scope};
+use quilla_datapath::{Maps, Result};
+use quilla_plan::family::AddressFamily;
+use quilla_plan::{Desired, FamilyTables, Frontend, FrontendKey, FrontendKind, Tables};
+use serde_json::{Value, json};
+
+use super::names::{Names, owner};
+use super::{address, protocol};
+
+pub(super) const SERVICES: &[&str] = &[
+    "service",
+    "port",
+    "address",
+    "protocol",
+    "type",
+    "scope",
+    "set",
+    "selection",
+    "affinity",
+    "slow_start",
+    "sources",
+    "when_empty",
+    "slots",
+    "backends",
+];
+pub(super) const BACKENDS: &[&str] =
+    &["id", "family", "address", "protocol", "endpoint", "services", "slots", "connections"];
+
+/// Ranges of client addresses, by the id of the set.
+type Ranges = BTreeMap<u32, Vec<String>>;
+
+/// What the maps say beside the tables of the plan.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    ranges: [Ranges; 2],
+    /// Open connections by backend id.
+    connections: [Vec<u32>; 2],
+}
+
+impl Extra {
+    pub(super) fn read(maps: &Maps) -> Result<Self> {
+        let mut ranges = [Ranges::new(), Ranges::new()];
+        maps.source_ranges_v4.for_each(|key, _| add_range(&mut ranges[0], key))?;
+        maps.source_ranges_v6.for_each(|key, _| add_range(&mut ranges[1], key))?;
+        let connections =
+            |rows: Vec<quilla_abi::load::Load>| rows.iter().map(|row| row.connections).collect();
+        let connections = [connections(maps.loads_v4.rows()?), connections(maps.loads_v6.rows()?)];
+        Ok(Self { ranges, connections })
+    }
+}
+
+fn add_range<A: AddressFamily>(ranges: &mut Ranges, key: &SourceRangeKey<A>) {
+    // The id counts as the first 32 bits of the prefix.
+    let range = format!("{}/{}", key.addr.to_ip(), key.prefix_len.saturating_sub(32));
+    ranges.entry(u32::from_be_bytes(key.id)).or_default().push(range);
+}
+
+/// One row per frontend; markers of addresses are none.
+pub(super) fn services(tables: &Tables, extra: &Extra, desired: &Desired) -> Vec<Value> {
+    let [v4, v6] = &extra.ranges;
+    frontends(&tables.v4, v4, desired).chain(frontends(&tables.v6, v6, desired)).collect()
+}
+
+fn frontends<A: AddressFamily>(
+    tables: &FamilyTables<A>,
+    ranges: &Ranges,
+    desired: &Desired,
+) -> impl Iterator<Item = Value> {
+    tables.services.iter().filter(|(key, _)| key.port.get() != 0).map(|(key, laid)| {
+        let found = desired.frontends.get(&frontend_key(key));
+        let members: BTreeSet<u32> = laid.slots.iter().copied().collect();
+        let member = |id: u32| {
+            let row = tables.backends.get(&id);
+            row.map_or_else(|| format!("?{id}"), |row| address(row.addr, row.port))
+        };
+        let row = &laid.row;
+        let restricted = row.flags & flag::SOURCE_RANGES != 0;
+        json!([
+            found.map(owner).filter(|name| !name.is_empty()),
+            found.map(|frontend| &frontend.set.port_name),
+            address(key.addr, key.port),
+            protocol(key.proto),
+            found.and_then(kind),
+            if key.scope == scope::EXTERNAL { "external" } else { "internal" },
+            row.id,
+            selection(row),
+            seconds(row.affinity_seconds),
+            seconds(row.slow_start_seconds),
+            restricted.then(|| ranges.get(&row.id).cloned().unwrap_or_default()),
+            when_empty(row),
+            row.slot_count,
+            members.into_iter().map(member).collect::<Vec<_>>(),
+        ])
+    })
+}
+
+fn frontend_key<A: AddressFamily>(key: &ServiceKey<A>) -> FrontendKey {
+    FrontendKey { address: key.addr.to_ip(), port: key.port.get(), protocol: key.proto, scope: key.scope }
+}
+
+fn kind(frontend: &Frontend) -> Option<&'static str> {
+    match frontend.kind {
+        FrontendKind::ClusterIp => Some("ClusterIP"),
+        FrontendKind::NodePort => Some("NodePort"),
+        FrontendKind::LoadBalancer => Some("LoadBalancer"),
+        FrontendKind::ExternalIp => Some("ExternalIP"),
+        FrontendKind::HostPort => Some("HostPort"),
+        FrontendKind::Unknown => None,
+    }
+}
+
+fn selection(row: &Service) -> &'static str {
+    if row.flags & flag::MAGLEV != 0 {
+        "maglev"
+    } else if row.flags & flag::LEAST_CONNECTIONS != 0 {
+        "least-connections"
+    } else {
+        "random"
+    }
+}
+
+fn seconds(count: u32) -> Option<String> {
+    (count > 0).then(|| format!("{count}s"))
+}
+
+fn when_empty(row: &Service) -> Option<&'static str> {
+    let drops = row.flags & flag::DROP_WHEN_EMPTY != 0;
+    (row.slot_count == 0).then_some(if drops { "drop" } else { "reject" })
+}
+
+/// One row per backend, selected or draining.
+pub(super) fn backends(tables: &Tables, extra: &Extra, names: &Names<'_>) -> Vec<Value> {
+    let [v4, v6] = &extra.connections;
+    of_family(&tables.v4, v4, names, "IPv4").chain(of_family(&tables.v6, v6, names, "IPv6")).collect()
+}
+
+/// Who uses a backend, and how much.
+#[derive(Default)]
+struct Use {
+    services: BTreeSet<String>,
+    slots: usize,
+    counted: bool,
+}
+
+fn of_family<A: AddressFamily>(
+    tables: &FamilyTables<A>,
+    connections: &[u32],
+    names: &Names<'_>,
+    family: &'static str,
+) -> impl Iterator<Item = Value> {
+    let mut uses: HashMap<u32, Use> = HashMap::new();
+    // Frontends with the same set share its slots.
+    let mut seen = BTreeSet::new();
+    for (key, laid) in &tables.services {
+        let end = SocketAddr::new(key.addr.to_ip(), key.port.get());
+        let service = names.service(end, key.proto);
+        let first = seen.insert(laid.row.id);
+        for id in laid.slots.iter() {
+            let of = uses.entry(*id).or_default();
+            of.slots += usize::from(first);
+            of.counted |= laid.row.flags & flag::LEAST_CONNECTIONS != 0;
+        }
+        for id in laid.slots.iter().collect::<BTreeSet<_>>() {
+            uses.entry(*id).or_default().services.extend(service.clone());
+        }
+    }
+    tables.backends.iter().map(move |(id, row)| {
+        let of = uses.remove(id).unwrap_or_default();
+        let counted = of.counted.then(|| connections.get(*id as usize).copied().unwrap_or(0));
+        backend(*id, row, &of, counted, names, family)
+    })
+}
+
+fn backend<A: AddressFamily>(
+    id: u32,
+    row: &Backend<A>,
+    of: &Use,
+    connections: Option<u32>,
+    names: &Names<'_>,
+    family: &'static str,
+) -> Value {
+    let ip: IpAddr = row.addr.to_ip();
+    json!([
+        id,
+        family,
+        address(row.addr, row.port),
+        protocol(row.proto),
+        names.host(ip),
+        of.services,
+        of.slots,
+        connections,
+    ])
+}
