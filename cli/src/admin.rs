@@ -6,15 +6,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Columns, and rows with a cell for each of them.
-#[derive(Debug, Deserialize, PartialEq)]
+#[derive(Debug, Default, Deserialize, PartialEq)]
 pub(crate) struct Answer {
     /// Names of the columns.
     pub(crate) columns: Vec<String>,
     /// The rows.
     pub(crate) rows: Vec<Vec<Value>>,
+    /// Rows that the agent left out.
+    #[serde(default)]
+    pub(crate) omitted: usize,
 }
 
 /// The agent answers at once or not at all.
@@ -54,16 +57,16 @@ pub(crate) enum AskError {
     NotRows,
 }
 
-/// The answer to a query.
-pub(crate) fn ask(socket: &Path, query: &str) -> Result<Answer, AskError> {
-    ask_within(TIMEOUT, socket, query)
+/// The answer to a question.
+pub(crate) fn ask(socket: &Path, question: &Value) -> Result<Answer, AskError> {
+    ask_within(TIMEOUT, socket, question)
 }
 
-fn ask_within(within: Duration, socket: &Path, query: &str) -> Result<Answer, AskError> {
+fn ask_within(within: Duration, socket: &Path, question: &Value) -> Result<Answer, AskError> {
     let failed = |operation| move |source| AskError::Io { operation, source };
     let mut stream = UnixStream::connect(socket).map_err(|source| AskError::Nobody { source })?;
     stream.set_read_timeout(Some(within)).map_err(failed("set a time-out"))?;
-    writeln!(stream, "{}", json!({ "query": query })).map_err(failed("send the query"))?;
+    writeln!(stream, "{question}").map_err(failed("send the query"))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(|source| match source.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent { within },
@@ -87,13 +90,15 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::time::Duration;
 
+    use serde_json::json;
+
     use super::{AskError, ask_within, understand};
 
     #[test]
     fn nobody_and_silence_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("admin.sock");
-        let ask = || ask_within(Duration::from_millis(20), &socket, "status").unwrap_err();
+        let ask = || ask_within(Duration::from_millis(20), &socket, &json!({"query": "status"})).unwrap_err();
         assert!(ask().to_string().contains("is quilla-agent running? see --socket"));
         let _silent = UnixListener::bind(&socket).unwrap();
         assert!(matches!(ask(), AskError::Silent { .. }));

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::{Value, json};
 
 /// Shows what the data plane of this node does.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ enum Output {
     Table,
     /// One JSON array for programs.
     Json,
+    /// The same as YAML.
+    Yaml,
 }
 
 /// The names are those of the agent's queries.
@@ -41,9 +44,9 @@ enum Output {
 enum Query {
     /// Whether the node works, in one line.
     Status,
-    /// Frontends and what stands behind each.
+    /// Addresses and ports of Services, who may use them, and the backends behind each.
     Services,
-    /// Endpoints of Services by id, with the slots that select them.
+    /// Endpoints of Services by id, with the Services and the slots that select them.
     Backends,
     /// Connections in the flow table.
     Flows(view::FlowFilter),
@@ -58,6 +61,14 @@ enum Query {
 }
 
 impl Query {
+    /// What the agent is asked.
+    fn question(&self) -> Value {
+        match self {
+            Self::Flows(filter) => json!({"query": self.name(), "filter": filter}),
+            _ => json!({"query": self.name()}),
+        }
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Status => "status",
@@ -84,12 +95,14 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let Cli { socket, output, query } = Cli::parse();
-    let ask =
-        |query| admin::ask(&socket, query).with_context(|| format!("ask the agent at {}", socket.display()));
-    let mut answer = ask(query.name())?;
+    let question = query.question();
+    let asked = admin::ask(&socket, &question);
+    let mut answer = asked.with_context(|| format!("ask the agent at {}", socket.display()))?;
     if let Query::Flows(filter) = &query {
-        let services = filter.service.as_ref().map(|_| ask(Query::Services.name())).transpose()?;
-        view::flows(&mut answer, filter, services.as_ref());
+        view::flows(&mut answer, filter);
+    }
+    if answer.omitted > 0 {
+        eprintln!("quilla: {} more are not listed; narrow the question", answer.omitted);
     }
     let text = match output {
         Output::Table => {
@@ -97,6 +110,7 @@ fn run() -> Result<()> {
             table::columns(&answer)
         }
         Output::Json => format!("{:#}\n", table::objects(answer)),
+        Output::Yaml => serde_saphyr::to_string(&table::objects(answer)).context("write YAML")?,
     };
     match stdout().lock().write_all(text.as_bytes()) {
         // Whoever read has seen enough: `quilla flows | head`.

@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::admin::Answer;
 
+/// How many items of a list a cell shows.
+const LIST: usize = 4;
+
 /// One line per row under a line of headings.
 pub(crate) fn columns(answer: &Answer) -> String {
     let headings = answer.columns.iter().map(|heading| heading.to_uppercase()).collect();
@@ -29,7 +32,7 @@ pub(crate) fn columns(answer: &Answer) -> String {
 
 /// An array with one object per row.
 pub(crate) fn objects(answer: Answer) -> Value {
-    let Answer { columns, rows } = answer;
+    let Answer { columns, rows, .. } = answer;
     let object = |row: Vec<Value>| Value::Object(columns.iter().cloned().zip(row).collect::<Map<_, _>>());
     rows.into_iter().map(object).collect()
 }
@@ -39,7 +42,20 @@ fn cell(value: &Value) -> String {
         Value::Null => "-".into(),
         Value::String(text) if text.is_empty() => "-".into(),
         Value::String(text) => text.clone(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
+        Value::Array(items) => list(items),
         other => other.to_string(),
+    }
+}
+
+/// The first few; the whole list is for programs.
+fn list(items: &[Value]) -> String {
+    let shown: Vec<_> = items.iter().take(LIST).map(cell).collect();
+    let more = items.len().saturating_sub(LIST);
+    match (shown.is_empty(), more) {
+        (true, _) => "-".into(),
+        (false, 0) => shown.join(","),
+        (false, more) => format!("{},+{more}", shown.join(",")),
     }
 }
 
@@ -53,12 +69,25 @@ mod tests {
     fn answer() -> Answer {
         let rows =
             vec![vec![json!("web"), json!(1)], vec![json!(null), json!(200)], vec![json!(""), json!(3)]];
-        Answer { columns: vec!["pod".into(), "id".into()], rows }
+        Answer { columns: vec!["pod".into(), "id".into()], rows, omitted: 0 }
     }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         assert_eq!(columns(&answer()), "POD  ID\nweb  1\n-    200\n-    3\n");
+    }
+
+    #[test]
+    fn lists_are_shortened_for_people_only() {
+        let rows = vec![
+            vec![json!([])],
+            vec![json!(["a", "b"])],
+            vec![json!([1, 2, 3, 4, 5, 6])],
+            vec![json!(true)],
+        ];
+        let answer = || Answer { columns: vec!["backends".into()], rows: rows.clone(), omitted: 0 };
+        assert_eq!(columns(&answer()), "BACKENDS\n-\na,b\n1,2,3,4,+2\nyes\n");
+        assert_eq!(objects(answer())[2], json!({"backends": [1, 2, 3, 4, 5, 6]}));
     }
 
     #[test]

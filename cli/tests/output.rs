@@ -1,27 +1,94 @@
-//! The program as a shell runs it: what becomes of output that nobody takes.
+//! The program as a shell runs it: what it prints of an agent's answers, and what becomes of output that nobody takes.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
 
-/// Asks an agent that answers after the program's standard output has been closed here.
-fn quilla(stdout: Stdio) -> Output {
+use serde_json::{Value, json};
+
+/// The program with these arguments, an agent's answer for it, and the question that the agent was asked.
+fn conversation(arguments: &str, answer: &Value, stdout: Stdio) -> (Output, Value) {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("admin.sock");
     let listener = UnixListener::bind(&socket).expect("listen");
     let mut command = Command::new(env!("CARGO_BIN_EXE_quilla"));
-    command.arg("--socket").arg(&socket).arg("nodes");
+    command.arg("--socket").arg(&socket).args(arguments.split(' '));
     let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("start");
-    drop(child.stdout.take());
+    // The answer comes after the reader has gone, where the reader is this process and does not want to read.
+    let reader = (arguments == "nodes").then(|| child.stdout.take());
+    drop(reader);
     let (mut stream, _) = listener.accept().expect("the question");
-    let mut byte = [0];
-    while byte != [b'\n'] {
-        stream.read_exact(&mut byte).expect("a line");
-    }
-    stream.write_all(br#"{"columns": ["node"], "rows": [["a"]]}"#).expect("answer");
+    let mut question = String::new();
+    BufReader::new(&stream).read_line(&mut question).expect("a line");
+    stream.write_all(answer.to_string().as_bytes()).expect("answer");
     drop(stream);
-    child.wait_with_output().expect("wait")
+    let output = child.wait_with_output().expect("wait");
+    (output, serde_json::from_str(&question).expect("a question"))
+}
+
+fn quilla(stdout: Stdio) -> Output {
+    conversation("nodes", &json!({"columns": ["node"], "rows": [["a"]]}), stdout).0
+}
+
+/// What the program prints for an answer.
+fn printed(arguments: &str, answer: &Value) -> String {
+    let (output, _) = conversation(arguments, answer, Stdio::piped());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn services() -> Value {
+    json!({
+        "columns": ["service", "port", "address", "scope", "selection", "affinity", "sources", "when_empty", "backends"],
+        "rows": [
+            ["Agent self-test", "", "192.0.0.8:7", "internal", "random", null, null, null, ["127.0.0.1:4321"]],
+            ["shop/web", "http", "10.96.0.1:80", "internal", "random", "10800s", null, null,
+             ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080", "10.0.0.5:8080"]],
+            ["shop/web", "http", "198.51.100.1:80", "external", "maglev", null, ["192.0.2.0/24"], "drop", []]
+        ],
+        "omitted": 0
+    })
+}
+
+#[test]
+fn services_for_people() {
+    let expected = "\
+SERVICE         PORT  ADDRESS          SCOPE     SELECTION  AFFINITY  SOURCES       WHEN_EMPTY  BACKENDS
+(quilla's own)  -     192.0.0.8:7      internal  random     -         -             -           127.0.0.1:4321
+shop/web        http  10.96.0.1:80     internal  random     10800s    -             -           \
+10.0.0.1:8080,10.0.0.2:8080,10.0.0.3:8080,10.0.0.4:8080,+1
+shop/web        http  198.51.100.1:80  external  maglev     -         192.0.2.0/24  drop        -
+";
+    assert_eq!(printed("services", &services()), expected);
+}
+
+#[test]
+fn services_for_programs() {
+    let printed: Value = serde_json::from_str(&printed("services -o json", &services())).expect("JSON");
+    assert_eq!(printed[1]["backends"].as_array().map(Vec::len), Some(5), "all of them");
+    assert_eq!(printed[0]["service"], "Agent self-test", "as the agent says");
+    assert_eq!(printed[2]["sources"], json!(["192.0.2.0/24"]));
+}
+
+#[test]
+fn flows_as_yaml_with_what_is_left_out() {
+    let rows = json!([["UDP", "10.0.0.2:9", 3], ["TCP", "[fd00::1]:9", 1]]);
+    let answer = json!({"columns": ["protocol", "source", "packets"], "rows": rows, "omitted": 7});
+    let (output, question) = conversation("flows --from 10.0.0.0/8 -o yaml", &answer, Stdio::piped());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "quilla: 7 more are not listed; narrow the question\n");
+    assert_eq!(question["filter"]["from"], "10.0.0.0/8");
+    let yaml = String::from_utf8(output.stdout).expect("text");
+    let expected = "\
+- packets: 1
+  protocol: TCP
+  source: \"[fd00::1]:9\"
+- packets: 3
+  protocol: UDP
+  source: 10.0.0.2:9
+";
+    assert_eq!(yaml, expected);
 }
 
 #[test]
