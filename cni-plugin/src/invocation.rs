@@ -151,8 +151,11 @@ fn parse_args(args: &str) -> Result<Args, CniError> {
     }
     let pod = match (namespace, name) {
         (Some(namespace), Some(name)) => Some(PodRef { namespace, name, uid }),
-        (None, None) => None,
-        _ => return Err(invalid("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME need each other".to_owned())),
+        // podman names its containers so; a name without a namespace is no Pod of the cluster.
+        (None, _) => None,
+        (Some(_), None) => {
+            return Err(invalid("CNI_ARGS: K8S_POD_NAMESPACE needs K8S_POD_NAME".to_owned()));
+        }
     };
     Ok(Args { pod, ips, mac })
 }
@@ -213,7 +216,8 @@ mod tests {
         assert_eq!(parse_args("").expect("valid"), Args::default());
         assert!(parse_args("X=y").is_err());
         assert!(parse_args("nonsense").is_err());
-        assert!(parse_args("K8S_POD_NAME=b").is_err());
+        assert!(parse_args("K8S_POD_NAMESPACE=a").is_err());
+        assert_eq!(parse_args("K8S_POD_NAME=b").expect("valid"), Args::default());
     }
 
     /// CNI-33: a wished address and Ethernet address.

@@ -19,7 +19,7 @@ use crate::node::{Node, Pod, addresses, plugin};
 const VERSION: &str = "1.0.0";
 
 /// A network of these plugins on the node, and the Pod's attachment to it.
-fn network(node: &Node, plugins: Value) -> Result<Network> {
+fn network(node: &Node, plugins: &Value) -> Result<Network> {
     let ours = plugin()?.parent().context("folder of the plugin")?.to_owned();
     let list = json!({ "cniVersion": VERSION, "name": "quilla", "plugins": plugins });
     Ok(Network::new(list, vec![ours, REFERENCE_PLUGINS.into()]).on_host(node.host.path()))
@@ -63,8 +63,8 @@ pub(crate) fn ours_first() -> Result<()> {
     let bandwidth = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
     let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
     // CHECK of Debian 12's `portmap` (1.1.1) looks for the rules of one family in the other, and always fails.
-    let checked = network(&node, json!([ours(&node), bandwidth, tuning]))?;
-    let network = network(&node, json!([ours(&node), portmap, bandwidth, tuning]))?;
+    let checked = network(&node, &json!([ours(&node), bandwidth, tuning]))?;
+    let network = network(&node, &json!([ours(&node), portmap, bandwidth, tuning]))?;
     let attachment = attachment(
         &pod,
         json!({
@@ -120,7 +120,7 @@ pub(crate) fn ours_after_another() -> Result<()> {
             "type": "host-local", "dataDir": node.files.path().join("addresses"),
             "ranges": [[{ "subnet": "10.78.0.0/24" }], [{ "subnet": "fd00:78::/64" }]],
         });
-        let main = network(&node, json!([{ "type": kind, "isGateway": true, "ipam": ipam }]))?;
+        let main = network(&node, &json!([{ "type": kind, "isGateway": true, "ipam": ipam }]))?;
         let attachment = attachment(&pod, json!({}));
         let theirs = main.add(&attachment)?;
 
@@ -163,7 +163,7 @@ pub(crate) fn a_list_with_ours_last() -> Result<()> {
         "type": "host-local", "dataDir": node.files.path().join("addresses"),
         "ranges": [[{ "subnet": "10.79.0.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }],
     });
-    let network = network(&node, json!([{ "type": "ptp", "ipam": ipam }, ours(&node)]))?;
+    let network = network(&node, &json!([{ "type": "ptp", "ipam": ipam }, ours(&node)]))?;
     let attachment = attachment(&pod, json!({}));
     let result = network.add(&attachment)?;
     network.check(&attachment, &result)?;

@@ -20,7 +20,7 @@ pub(crate) fn environment() -> Result<()> {
             "CNI_IFNAME",
             vec![None, Some(""), Some("."), Some(".."), Some("a/b"), Some("sixteen--letters"), Some("a:b")],
         ),
-        ("CNI_ARGS", vec![Some("X=y"), Some("nonsense"), Some("IgnoreUnknown=1;K8S_POD_NAME=a")]),
+        ("CNI_ARGS", vec![Some("X=y"), Some("nonsense"), Some("IgnoreUnknown=1;K8S_POD_NAMESPACE=a")]),
     ];
     for (name, values) in cases {
         for value in values {

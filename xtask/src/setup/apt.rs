@@ -11,8 +11,11 @@ use anyhow::{Context, Result, bail};
 use crate::process::{read, run};
 use crate::workspace::Workspace;
 
-/// The command that tests or demos run, and the package that brings it.
-const COMMANDS: [(&str, &str); 13] = [
+/// The command that tests or demos run, found in the path or by its own, and the package that brings it.
+const COMMANDS: [(&str, &str); 18] = [
+    ("/usr/lib/cni/host-local", "containernetworking-plugins"),
+    ("busybox", "busybox-static"),
+    ("containerd", "containerd"),
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("dnsmasq", "dnsmasq-base"),
@@ -24,6 +27,8 @@ const COMMANDS: [(&str, &str); 13] = [
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("pip3", "python3-pip"),
+    ("podman", "podman"),
+    ("runc", "runc"),
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
 ];
