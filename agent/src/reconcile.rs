@@ -20,7 +20,8 @@ use quilla_cni_protocol::{Attachment, PortMapping, Transport, failpoint};
 use quilla_datapath::{Datapath, DatapathError};
 use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
-    BackendKey, Desired, FrontendKey, HostPort, Layout, LocalEndpoint, ServiceFacts, Step, Tables, diff, plan,
+    BackendKey, Desired, FrontendKey, HostPort, Layout, LocalEndpoint, Planner, ServiceFacts, Step, Tables,
+    diff,
 };
 use tokio::sync::watch;
 
@@ -78,6 +79,7 @@ pub struct Reconciler {
     fallback: Option<Published>,
     /// What a previous run left whole in the maps. The fallback, which may be older, does not overrule it.
     recovered: Option<Arc<Tables>>,
+    planner: Planner,
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
@@ -105,6 +107,7 @@ impl Reconciler {
         let recovered = recovered::whole(datapath.opened(), &actual);
         Ok(Self {
             node: Node::new(node, actual.config.hash_seed),
+            planner: Planner::default(),
             layout: Layout::recover(&actual),
             actual,
             datapath,
@@ -191,7 +194,7 @@ impl Reconciler {
         self.look_for_devices()?;
         let facts = self.node.facts(&snapshot, self.local_endpoints());
         let for_services = ServiceFacts::new(&snapshot, &facts);
-        let (mut desired, mut found) = plan(&snapshot, &facts);
+        let (mut desired, mut found) = self.planner.plan(&snapshot, &facts);
         if let Some(tables) = &self.recovered {
             desired = Desired::recover(tables, &desired);
         }
@@ -241,6 +244,8 @@ impl Reconciler {
     fn write(&mut self, tables: &Arc<Tables>) -> Result<(), ReconcileError> {
         let mut steps = diff(&self.actual, tables);
         if self.unsure {
+            // What this run finds did not appear just now.
+            steps.retain(|step| !step.starts_loads());
             steps.push(quilla_plan::diff::refresh());
         }
         table::apply(self.datapath.maps(), &steps)?;

@@ -8,8 +8,9 @@ mod dump;
 use quilla_abi::Address;
 use quilla_abi::backend::Backend;
 use quilla_abi::endpoint::Endpoint;
+use quilla_abi::load::Load;
 use quilla_abi::route::{Route, RouteKey};
-use quilla_abi::service::{Service, ServiceKey};
+use quilla_abi::service::{Service, ServiceKey, SourceRangeKey};
 use quilla_datapath::{ArrayTable, Maps, Table};
 
 pub use apply::apply;
@@ -18,6 +19,8 @@ pub use dump::dump;
 /// The maps of one family.
 struct FamilyMaps<'a, A: Address> {
     services: &'a Table<ServiceKey<A>, Service>,
+    source_ranges: &'a Table<SourceRangeKey<A>, u32>,
+    loads: &'a ArrayTable<Load>,
     backends: &'a ArrayTable<Backend<A>>,
     backend_ids: &'a Table<Backend<A>, u32>,
     endpoints: &'a Table<A, Endpoint>,
@@ -27,6 +30,8 @@ struct FamilyMaps<'a, A: Address> {
 fn v4(maps: &Maps) -> FamilyMaps<'_, [u8; 4]> {
     FamilyMaps {
         services: &maps.services_v4,
+        source_ranges: &maps.source_ranges_v4,
+        loads: &maps.loads_v4,
         backends: &maps.backends_v4,
         backend_ids: &maps.backend_ids_v4,
         endpoints: &maps.endpoints_v4,
@@ -37,6 +42,8 @@ fn v4(maps: &Maps) -> FamilyMaps<'_, [u8; 4]> {
 fn v6(maps: &Maps) -> FamilyMaps<'_, [u8; 16]> {
     FamilyMaps {
         services: &maps.services_v6,
+        source_ranges: &maps.source_ranges_v6,
+        loads: &maps.loads_v6,
         backends: &maps.backends_v6,
         backend_ids: &maps.backend_ids_v6,
         endpoints: &maps.endpoints_v6,

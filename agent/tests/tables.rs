@@ -144,7 +144,7 @@ fn drift_is_found_and_repaired() {
         scope: scope::INTERNAL,
     };
     let rows = maps.datapath.maps();
-    rows.slots.set(tables.v4.services[&key].row.slot_base, &999).unwrap();
+    rows.slots.set(tables.v4.services[&key].slot_base, &999).unwrap();
     assert!(rows.services_v6.remove(tables.v6.services.keys().next().unwrap()).unwrap());
     assert!(rows.interfaces.remove(&7).unwrap());
     rows.node_slots.insert(&[9; 16], &77).unwrap();
@@ -169,7 +169,7 @@ fn the_generation_of_a_backend_ends_with_it() {
     let (new, _) = layout.lay_out(&desired(1, 1));
     maps.go(&old, &new);
     let generation = |id: &u32| maps.datapath.maps().epochs.get(epoch::BACKENDS_V4 + id).unwrap().unwrap();
-    for (id, backend) in &old.v4.backends {
+    for (id, backend) in old.v4.backends.iter() {
         let ended = !new.v4.backends.contains_key(id);
         assert_eq!(generation(id), if ended { 2 } else { 0 }, "{backend:?}");
     }

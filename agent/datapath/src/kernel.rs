@@ -4,6 +4,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::time::Duration;
 
 use crate::error::{DatapathError, Result};
 
@@ -54,6 +55,27 @@ pub fn ticks_per_second() -> Result<u32> {
     Ok(nearest_frequency(resolution.tv_nsec.unsigned_abs()))
 }
 
+/// The low 32 bits of `jiffies64`, as the programs read them; never 0, which rows take for no time at all.
+///
+/// The kernel advances them by the monotonic clock, from five minutes before they overflow (`INITIAL_JIFFIES`).
+pub fn jiffies() -> Result<u32> {
+    let hz = ticks_per_second()?;
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is valid for writes.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) } != 0 {
+        return Err(DatapathError::kernel("read", "the coarse clock", io::Error::last_os_error()));
+    }
+    let since_boot = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
+    Ok(ticks_at(since_boot, hz))
+}
+
+fn ticks_at(since_boot: Duration, hz: u32) -> u32 {
+    let ticks = since_boot.as_nanos() * u128::from(hz) / 1_000_000_000;
+    let start = 0_u32.wrapping_sub(300 * hz);
+    let low = u32::try_from(ticks & u128::from(u32::MAX)).unwrap_or(0);
+    start.wrapping_add(low).max(1)
+}
+
 fn nearest_frequency(tick_nanoseconds: u64) -> u32 {
     let measured = 1_000_000_000 / tick_nanoseconds.max(1);
     let distance = |frequency: u32| u64::from(frequency).abs_diff(measured);
@@ -70,6 +92,25 @@ mod tests {
         assert_eq!(Release::parse("5.10.0-32-amd64"), Some(Release(5, 10)));
         assert_eq!(Release::parse("rolling"), None);
         assert!(Release(6, 18) > Release::TCX && Release(5, 19) < Release::TCX);
+    }
+
+    #[test]
+    fn jiffies_start_five_minutes_before_they_overflow() {
+        assert_eq!(ticks_at(Duration::ZERO, 250), u32::MAX - 75_000 + 1);
+        assert_eq!(ticks_at(Duration::from_secs(300), 250), 1, "0 is no time");
+        assert_eq!(ticks_at(Duration::from_secs(301), 250), 250);
+    }
+
+    /// The kernel's own number, where it tells it.
+    #[test]
+    fn jiffies_are_those_of_the_kernel() {
+        let list = std::fs::read_to_string("/proc/timer_list").expect("this test needs root");
+        let before = jiffies().unwrap();
+        let told = list.lines().find_map(|line| line.strip_prefix("jiffies: ")).expect("a line of jiffies");
+        #[expect(clippy::cast_possible_truncation, reason = "the low half is asked for")]
+        let told = told.parse::<u64>().unwrap() as u32;
+        let apart = before.wrapping_sub(told).cast_signed().unsigned_abs();
+        assert!(apart < 60 * ticks_per_second().unwrap(), "{apart} ticks apart");
     }
 
     #[test]

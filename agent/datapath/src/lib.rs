@@ -22,6 +22,7 @@ mod testrun;
 
 pub use datapath::{Datapath, Options, Status};
 pub use error::{DatapathError, Result};
+pub use kernel::jiffies;
 pub use link::LinkStatus;
 pub use map::{ArrayTable, Counters, Maps, Sum, Table};
 pub use netlink::{ConnectedSocket, Device, DeviceChanges, Netlink, Overlay, PodRoute, Sockets};

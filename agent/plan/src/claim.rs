@@ -1,92 +1,91 @@
-//! Who has which address and port where several objects ask for the same. Called by [`crate::plan()`].
+//! Who has which address and port where several objects ask for the same. Called by [`crate::planner`].
 //!
-//! The more entitled kind of address has it, then the first owner by name. The loser is named in a problem and keeps
-//! everything else. Invariant: the result depends neither on the order of the plans nor on what was there before, so
-//! every node and every restart decides alike.
+//! The more entitled kind of address has it, then the first by name of its object. The loser is named in a problem and
+//! keeps everything else. Invariant: the result does not depend on what was there before, so every node and every
+//! restart decides alike.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use quilla_model::{ObjectRef, Problem, Reason};
+use quilla_model::{ObjectName, Problem, Reason, SharedMap};
 
-use crate::desired::{BackendSet, Desired, Frontend, FrontendKey, FrontendKind, SetKey};
-use crate::frontend::{ServicePlan, describe};
-use crate::maglev;
+use crate::desired::{Frontend, FrontendKey, FrontendKind};
+use crate::frontend::describe;
 
-/// Fills in what Services and host ports decide: everything of `desired` but nodes, routes and endpoints.
-pub(crate) fn merge<'a>(
-    desired: &mut Desired,
-    plans: impl Iterator<Item = &'a ServicePlan> + Clone,
-    problems: &mut Vec<Problem>,
-) {
-    let mut losers = Vec::new();
-    for plan in plans.clone() {
-        for (key, frontend) in &plan.frontends {
-            losers.extend(claim(&mut desired.frontends, *key, frontend));
-        }
-        desired.markers.extend(plan.markers.iter().copied());
-        desired.backends.extend_from_slice(&plan.backends);
-        desired.health_checks.extend(plan.health_check.clone());
+/// Who claims: Services come before Pods.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Owner {
+    /// A Service.
+    Service(ObjectName),
+    /// A Pod with host ports, and the number of its interface: a Pod of the same name may not be quite gone.
+    Pod(ObjectName, u32),
+}
+
+type Claimants = BTreeMap<(FrontendKind, Owner), Frontend>;
+
+/// The frontends that more than one object claims, each with all who do.
+#[derive(Debug, Default)]
+pub(crate) struct Claims(BTreeMap<FrontendKey, Claimants>);
+
+impl Claims {
+    /// Adds a claim. `incumbent` says who has the address now, if anybody has.
+    pub(crate) fn add(
+        &mut self,
+        key: FrontendKey,
+        (owner, frontend): (&Owner, &Frontend),
+        incumbent: impl FnOnce(&Frontend) -> Owner,
+        frontends: &mut SharedMap<FrontendKey, Frontend>,
+    ) {
+        let claim = ((frontend.kind, owner.clone()), frontend.clone());
+        let Some(first) = frontends.get(&key) else {
+            frontends.insert(key, claim.1);
+            return;
+        };
+        let claimants = self.0.entry(key).or_insert_with(|| {
+            let first_claim = ((first.kind, incumbent(first)), first.clone());
+            Claimants::from([first_claim])
+        });
+        claimants.insert(claim.0, claim.1);
+        settle(key, claimants, frontends);
     }
-    desired.backends.sort_unstable();
-    desired.backends.dedup();
-    desired.sets = plans.clone().flat_map(|plan| used_sets(plan, &desired.frontends)).collect();
-    let tables: Vec<u32> = plans.clone().flat_map(|plan| plan.maglev_members.iter().copied()).collect();
-    desired.maglev_density = maglev::density(&tables);
-    // Both scopes of an address, and all addresses of a node port, are lost together.
-    let conflicts: BTreeSet<_> =
-        losers.iter().map(|(key, loser)| conflict(*key, loser, &desired.frontends[key])).collect();
-    let mut found: Vec<_> = plans.flat_map(|plan| plan.problems.iter().cloned()).chain(conflicts).collect();
-    found.sort_unstable();
-    problems.append(&mut found);
-}
 
-/// Gives the address to whoever is entitled; returns who is not.
-fn claim(
-    frontends: &mut BTreeMap<FrontendKey, Frontend>,
-    key: FrontendKey,
-    frontend: &Frontend,
-) -> Option<(FrontendKey, Frontend)> {
-    match frontends.entry(key) {
-        Entry::Vacant(vacant) => {
-            vacant.insert(frontend.clone());
-            None
+    /// Takes a claim back.
+    pub(crate) fn remove(
+        &mut self,
+        key: FrontendKey,
+        owner: &Owner,
+        frontends: &mut SharedMap<FrontendKey, Frontend>,
+    ) {
+        let Some(claimants) = self.0.get_mut(&key) else {
+            frontends.remove(&key);
+            return;
+        };
+        claimants.retain(|(_, claimant), _| claimant != owner);
+        settle(key, claimants, frontends);
+        if claimants.len() < 2 {
+            self.0.remove(&key);
         }
-        Entry::Occupied(mut occupied) if precedence(frontend) < precedence(occupied.get()) => {
-            Some((key, occupied.insert(frontend.clone())))
-        }
-        Entry::Occupied(_) => Some((key, frontend.clone())),
+    }
+
+    /// One problem for each loser; both scopes of an address are lost together.
+    pub(crate) fn conflicts(&self) -> BTreeSet<Problem> {
+        let losers = |(key, claimants): (&FrontendKey, &Claimants)| {
+            let winner = claimants.values().next().map(|winner| winner.set.owner.clone());
+            let conflict = move |key: FrontendKey, loser: &Frontend| {
+                let owner = winner.as_ref().map_or_else(String::new, ToString::to_string);
+                let detail = format!("{} belongs to {owner}", describe(key, loser.kind));
+                Problem::new(loser.set.owner.clone(), Reason::Conflict, detail)
+            };
+            claimants.values().skip(1).map(|loser| conflict(*key, loser)).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(losers).collect()
     }
 }
 
-fn precedence(frontend: &Frontend) -> (FrontendKind, &ObjectRef) {
-    (frontend.kind, &frontend.set.owner)
-}
-
-fn conflict(key: FrontendKey, loser: &Frontend, owner: &Frontend) -> Problem {
-    let detail = format!("{} belongs to {}", describe(key, loser.kind), owner.set.owner);
-    Problem::new(loser.set.owner.clone(), Reason::Conflict, detail)
-}
-
-/// The sets that at least one frontend has.
-fn used_sets<'a>(
-    plan: &'a ServicePlan,
-    frontends: &BTreeMap<FrontendKey, Frontend>,
-) -> impl Iterator<Item = (Arc<SetKey>, Arc<BackendSet>)> + 'a {
-    let used = |key: &FrontendKey, frontend: &Frontend| {
-        frontends.get(key).is_some_and(|owner| owner.set == frontend.set)
-    };
-    let mut sets: Vec<&Arc<SetKey>> = plan
-        .frontends
-        .iter()
-        .filter(|(key, frontend)| used(key, frontend))
-        .map(|(_, frontend)| &frontend.set)
-        .collect();
-    sets.sort_unstable();
-    sets.dedup();
-    sets.into_iter().filter_map(|key| {
-        let (key, set) = plan.sets.get_key_value(key)?;
-        Some((Arc::clone(key), Arc::clone(set)))
-    })
+/// Gives the address to the first.
+fn settle(key: FrontendKey, claimants: &Claimants, frontends: &mut SharedMap<FrontendKey, Frontend>) {
+    match claimants.values().next() {
+        Some(winner) if frontends.get(&key) == Some(winner) => {}
+        Some(winner) => drop(frontends.insert(key, winner.clone())),
+        None => drop(frontends.remove(&key)),
+    }
 }

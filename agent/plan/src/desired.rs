@@ -2,14 +2,14 @@
 
 mod recover;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use quilla_abi::Mac;
 use quilla_abi::config::Config;
-use quilla_model::{Family, ObjectName, ObjectRef, TrafficPolicy};
+use quilla_model::{Family, ObjectName, ObjectRef, SharedMap, TrafficPolicy};
 
 use crate::facts::LocalEndpoint;
 use crate::maglev;
@@ -19,13 +19,13 @@ use crate::maglev;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
     /// Who answers on which address and port.
-    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    pub frontends: SharedMap<FrontendKey, Frontend>,
     /// What stands behind frontends; those of one port with the same backends share one.
-    pub sets: BTreeMap<Arc<SetKey>, Arc<BackendSet>>,
+    pub sets: SharedMap<Arc<SetKey>, Arc<BackendSet>>,
     /// Addresses that have frontends, whatever their ports (S22).
-    pub markers: BTreeSet<Marker>,
-    /// Every backend whose endpoint exists, selected or draining; sorted, without duplicates.
-    pub backends: Vec<BackendKey>,
+    pub markers: SharedMap<Marker, ()>,
+    /// Every backend whose endpoint exists, selected or draining, and how many plans have it.
+    pub backends: SharedMap<BackendKey, u32>,
     /// How many slots a Maglev table has for each member at least; the same on every node.
     pub maglev_density: u32,
     /// What the health check servers of load balancers answer (S40).
@@ -33,7 +33,7 @@ pub struct Desired {
     /// The other nodes' tunnel ends, by node name.
     pub tunnels: BTreeMap<String, Tunnel>,
     /// What each range of addresses is to this node.
-    pub routes: BTreeMap<IpNet, Target>,
+    pub routes: SharedMap<IpNet, Target>,
     /// Attached Pods by the ifindex of their host side.
     pub endpoints: BTreeMap<u32, LocalEndpoint>,
     /// The node's row.
@@ -54,9 +54,7 @@ impl Desired {
         let members = vec![Member { backend, weight: 1 }];
         self.sets.insert(Arc::clone(&set), Arc::new(BackendSet { members, ..BackendSet::default() }));
         self.frontends.insert(key, Frontend { set, kind: FrontendKind::ClusterIp, flags: 0 });
-        if let Err(position) = self.backends.binary_search(&backend) {
-            self.backends.insert(position, backend);
-        }
+        *self.backends.or_default(backend) += 1;
     }
 }
 

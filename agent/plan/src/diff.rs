@@ -1,29 +1,35 @@
 //! The steps from one state of the kernel to another, in an order that never shows half a change.
 //!
-//! Additions go from what is pointed at to what points: backends, slots, Services; nodes, routes. Removals go the other
-//! way. Epochs of what changed are bumped when the maps hold the new truth. Backend ids are the last thing to go: a run
-//! that dies between freeing a backend and starting its id's new generation leaves the id behind, and the next run
+//! Additions go from what is pointed at to what points: backends, slots, members and source ranges of sets, Services;
+//! nodes, routes. Removals go the other way, so that a restriction is there before the row that relies on it and goes
+//! after it. Epochs of what changed are bumped when the maps hold the new truth. Backend ids are the last thing to go: a
+//! run that dies between freeing a backend and starting its id's new generation leaves the id behind, and the next run
 //! starts that generation. Invariant: every prefix of the steps, and of the rows within a step, is consistent.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use quilla_abi::affinity::MemberKey;
 use quilla_abi::backend::Backend;
 use quilla_abi::endpoint::Endpoint;
 use quilla_abi::epoch;
 use quilla_abi::node::Node;
+use quilla_abi::route::{Route, RouteKey};
+use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag};
+use quilla_model::{Difference, SharedMap};
 
 use crate::family::AddressFamily;
-use crate::step::{FamilyStep, Step};
-use crate::tables::{FamilyTables, LaidService, Tables};
+use crate::step::{Appearance, FamilyStep, Step};
+use crate::tables::{FamilyTables, Tables};
 
 /// The steps from `old` to `new`; none if they are equal.
 pub fn diff(old: &Tables, new: &Tables) -> Vec<Step> {
     let mut steps = Vec::new();
-    let (v4, v6) = (FamilyChange::between(&old.v4, &new.v4), FamilyChange::between(&old.v6, &new.v6));
-    add_services(&mut steps, &v4, &v6);
-    remove_services(&mut steps, &v4, &v6);
+    let (v4, v6) = (FamilyChange::between(old, new), FamilyChange::between(old, new));
+    let sets = SetChange::between(old, new);
+    add_services(&mut steps, &sets, &v4, &v6);
+    remove_services(&mut steps, &sets, &v4, &v6);
     let mut bumps = BTreeSet::new();
     change_reachability(&mut steps, &mut bumps, (old, new), &v4, &v6);
     if old.config != new.config {
@@ -41,15 +47,30 @@ pub fn refresh() -> Step {
     Step::Bump(vec![epoch::GLOBAL])
 }
 
-fn add_services(steps: &mut Vec<Step>, v4: &FamilyChange<'_, [u8; 4]>, v6: &FamilyChange<'_, [u8; 16]>) {
+fn add_services(
+    steps: &mut Vec<Step>,
+    sets: &SetChange<'_>,
+    v4: &FamilyChange<'_, [u8; 4]>,
+    v6: &FamilyChange<'_, [u8; 16]>,
+) {
     steps.extend([v4.set_backends(), v6.set_backends()]);
     steps.extend([v4.set_backend_ids(), v6.set_backend_ids()]);
-    steps.push(Step::SetSlots(v4.slots().chain(v6.slots()).collect()));
+    steps.extend([v4.start_loads(), v6.start_loads()]);
+    steps.push(sets.set_slots());
+    steps.push(Step::SetMembers(sets.members.set_keys().collect()));
+    steps.extend([v4.set_source_ranges(), v6.set_source_ranges()]);
     steps.extend([v4.set_services(), v6.set_services()]);
 }
 
-fn remove_services(steps: &mut Vec<Step>, v4: &FamilyChange<'_, [u8; 4]>, v6: &FamilyChange<'_, [u8; 16]>) {
+fn remove_services(
+    steps: &mut Vec<Step>,
+    sets: &SetChange<'_>,
+    v4: &FamilyChange<'_, [u8; 4]>,
+    v6: &FamilyChange<'_, [u8; 16]>,
+) {
     steps.extend([v4.remove_services(), v6.remove_services()]);
+    steps.extend([v4.remove_source_ranges(), v6.remove_source_ranges()]);
+    steps.push(Step::RemoveMembers(sets.members.removed_keys().collect()));
     steps.extend([v4.free_backends(), v6.free_backends()]);
     steps.push(Step::Bump(v4.ended_generations().chain(v6.ended_generations()).collect()));
     steps.extend([v4.remove_backend_ids(), v6.remove_backend_ids()]);
@@ -120,6 +141,19 @@ impl<'a, K: Ord + Copy, V: PartialEq> Change<'a, K, V> {
         }
     }
 
+    /// Walks only what the maps do not share.
+    fn shared(old: &'a SharedMap<K, V>, new: &'a SharedMap<K, V>) -> Self {
+        let mut change = Self { set: Vec::new(), removed: Vec::new() };
+        for Difference { key, old, new } in old.difference(new) {
+            match (old, new) {
+                (Some(old), None) => change.removed.push((key, old)),
+                (old, Some(new)) => change.set.push((key, new, old)),
+                (None, None) => {}
+            }
+        }
+        change
+    }
+
     fn is_empty(&self) -> bool {
         self.set.is_empty() && self.removed.is_empty()
     }
@@ -131,12 +165,16 @@ impl<'a, K: Ord + Copy, V: PartialEq> Change<'a, K, V> {
         self.set.iter().map(|&(key, value, _)| (*key, value.clone()))
     }
 
+    fn set_keys(&self) -> impl Iterator<Item = K> {
+        self.set.iter().map(|&(key, ..)| *key)
+    }
+
     fn removed_keys(&self) -> impl Iterator<Item = K> {
         self.removed.iter().map(|&(key, _)| *key)
     }
 
     fn keys(&self) -> impl Iterator<Item = K> {
-        self.set.iter().map(|&(key, ..)| *key).chain(self.removed_keys())
+        self.set_keys().chain(self.removed_keys())
     }
 
     /// Every value that came or went.
@@ -146,25 +184,49 @@ impl<'a, K: Ord + Copy, V: PartialEq> Change<'a, K, V> {
     }
 }
 
+/// What differs between the maps that both families share.
+struct SetChange<'a> {
+    slots: Change<'a, u32, Arc<[u32]>>,
+    members: Change<'a, MemberKey, u32>,
+}
+
+impl<'a> SetChange<'a> {
+    fn between(old: &'a Tables, new: &'a Tables) -> Self {
+        Self {
+            slots: Change::shared(&old.slots, &new.slots),
+            members: Change::shared(&old.affinity_members, &new.affinity_members),
+        }
+    }
+
+    /// Ranges that no row names any more keep their contents.
+    fn set_slots(&self) -> Step {
+        let ranges = self.slots.set.iter();
+        Step::SetSlots(ranges.flat_map(|&(base, slots, _)| (*base..).zip(slots.iter().copied())).collect())
+    }
+}
+
 /// What differs between the maps of one family.
 struct FamilyChange<'a, A> {
     backends: Change<'a, u32, Backend<A>>,
     backend_ids: Change<'a, Backend<A>, u32>,
-    services: Change<'a, quilla_abi::service::ServiceKey<A>, LaidService>,
+    services: Change<'a, ServiceKey<A>, Service>,
+    source_ranges: Change<'a, SourceRangeKey<A>, u32>,
     endpoints: Change<'a, A, Endpoint>,
-    routes: Change<'a, quilla_abi::route::RouteKey<A>, quilla_abi::route::Route>,
-    old: &'a FamilyTables<A>,
-    new: &'a FamilyTables<A>,
+    routes: Change<'a, RouteKey<A>, Route>,
+    old: &'a Tables,
+    new: &'a Tables,
 }
 
 impl<'a, A: AddressFamily> FamilyChange<'a, A> {
-    fn between(old: &'a FamilyTables<A>, new: &'a FamilyTables<A>) -> Self {
+    fn between(old: &'a Tables, new: &'a Tables) -> Self {
+        let (of_old, of_new): (&FamilyTables<A>, &FamilyTables<A>) = (A::tables(old), A::tables(new));
         Self {
-            backends: Change::between(&old.backends, &new.backends),
-            backend_ids: Change::between(&old.backend_ids, &new.backend_ids),
-            services: Change::between(&old.services, &new.services),
-            endpoints: Change::between(&old.endpoints, &new.endpoints),
-            routes: Change::between(&old.routes, &new.routes),
+            backends: Change::shared(&of_old.backends, &of_new.backends),
+            backend_ids: Change::shared(&of_old.backend_ids, &of_new.backend_ids),
+            services: Change::shared(&of_old.services, &of_new.services),
+            source_ranges: Change::shared(&of_old.source_ranges, &of_new.source_ranges),
+            endpoints: Change::between(&of_old.endpoints, &of_new.endpoints),
+            routes: Change::shared(&of_old.routes, &of_new.routes),
             old,
             new,
         }
@@ -178,28 +240,45 @@ impl<'a, A: AddressFamily> FamilyChange<'a, A> {
         A::step(FamilyStep::SetBackendIds(self.backend_ids.set_rows().collect()))
     }
 
-    /// The slots of every set whose range or contents are not what they were, once for all its rows.
-    fn slots(&self) -> impl Iterator<Item = (u32, u32)> {
-        let known: BTreeMap<u32, &Arc<[u32]>> =
-            self.old.services.values().map(|laid| (laid.row.slot_base, &laid.slots)).collect();
-        let moved: BTreeMap<u32, &Arc<[u32]>> = self
-            .services
-            .set
-            .iter()
-            .map(|&(_, new, _)| (new.row.slot_base, &new.slots))
-            .filter(|(_, slots)| !slots.is_empty())
-            .filter(|(base, slots)| known.get(base) != Some(slots))
-            .collect();
-        moved.into_iter().flat_map(|(base, slots)| (base..).zip(slots.iter().copied()))
+    /// Backends that a set which looks at loads did not have before.
+    fn start_loads(&self) -> Step {
+        let mut appeared = BTreeMap::new();
+        for &(_, row, before) in self.services.set.iter().filter(|(_, row, _)| looks_at_loads(row)) {
+            let Some(slots) = self.new.slots_of(row) else { continue };
+            let before = before.filter(|before| looks_at_loads(before) && before.id == row.id);
+            let before = before.and_then(|before| self.old.slots_of(before)).unwrap_or_default();
+            if Arc::ptr_eq(&slots, &before) {
+                continue;
+            }
+            let before: BTreeSet<u32> = before.iter().copied().collect();
+            for &id in slots.iter().filter(|id| !before.contains(id)) {
+                let known = A::tables(self.old).backends.contains_key(&id);
+                appeared.insert(id, if known { Appearance::Again } else { Appearance::First });
+            }
+        }
+        A::step(FamilyStep::StartLoads(appeared.into_iter().collect()))
     }
 
+    fn set_source_ranges(&self) -> Step {
+        A::step(FamilyStep::SetSourceRanges(self.source_ranges.set_keys().collect()))
+    }
+
+    fn remove_source_ranges(&self) -> Step {
+        A::step(FamilyStep::RemoveSourceRanges(self.source_ranges.removed_keys().collect()))
+    }
+
+    /// Rows that only mark an address come before those that use it.
     fn set_services(&self) -> Step {
-        let rows = self.services.set.iter().map(|&(key, laid, _)| (*key, laid.row));
-        A::step(FamilyStep::SetServices(rows.collect()))
+        let mut rows: Vec<_> = self.services.set_rows().collect();
+        rows.sort_by_key(|(key, _)| key.port.get() != 0);
+        A::step(FamilyStep::SetServices(rows))
     }
 
+    /// And go after them.
     fn remove_services(&self) -> Step {
-        A::step(FamilyStep::RemoveServices(self.services.removed_keys().collect()))
+        let mut keys: Vec<_> = self.services.removed_keys().collect();
+        keys.sort_by_key(|key| key.port.get() == 0);
+        A::step(FamilyStep::RemoveServices(keys))
     }
 
     fn free_backends(&self) -> Step {
@@ -212,7 +291,7 @@ impl<'a, A: AddressFamily> FamilyChange<'a, A> {
         let replaced = self.backends.set.iter().filter(|(.., old)| old.is_some()).map(|&(id, ..)| *id);
         let renamed = self.backend_ids.set.iter().filter_map(|&(.., old)| old.copied());
         let named = self.backend_ids.removed.iter().map(|&(_, id)| *id).chain(renamed);
-        let orphaned = named.filter(|id| !self.new.backends.contains_key(id));
+        let orphaned = named.filter(|id| !A::tables(self.new).backends.contains_key(id));
         let ended: BTreeSet<u32> = self.backends.removed_keys().chain(replaced).chain(orphaned).collect();
         ended.into_iter().filter(|&id| id < epoch::MAX_BACKENDS).map(|id| A::GENERATIONS + id)
     }
@@ -236,4 +315,9 @@ impl<'a, A: AddressFamily> FamilyChange<'a, A> {
     fn remove_routes(&self) -> Step {
         A::step(FamilyStep::RemoveRoutes(self.routes.removed_keys().collect()))
     }
+}
+
+/// Whether the kernel asks how busy or how new the row's backends are.
+fn looks_at_loads(row: &Service) -> bool {
+    row.slow_start_seconds > 0 || row.flags & flag::LEAST_CONNECTIONS != 0
 }

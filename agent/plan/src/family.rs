@@ -22,6 +22,8 @@ pub trait AddressFamily: Address + Ord + Hash + Debug {
     fn to_ip(self) -> IpAddr;
     /// The family's part of the tables.
     fn tables(tables: &Tables) -> &FamilyTables<Self>;
+    /// The same to be changed.
+    fn tables_mut(tables: &mut Tables) -> &mut FamilyTables<Self>;
     /// A step on the family's maps.
     fn step(step: FamilyStep<Self>) -> Step;
 }
@@ -43,6 +45,10 @@ impl AddressFamily for [u8; 4] {
 
     fn tables(tables: &Tables) -> &FamilyTables<Self> {
         &tables.v4
+    }
+
+    fn tables_mut(tables: &mut Tables) -> &mut FamilyTables<Self> {
+        &mut tables.v4
     }
 
     fn step(step: FamilyStep<Self>) -> Step {
@@ -67,6 +73,10 @@ impl AddressFamily for [u8; 16] {
 
     fn tables(tables: &Tables) -> &FamilyTables<Self> {
         &tables.v6
+    }
+
+    fn tables_mut(tables: &mut Tables) -> &mut FamilyTables<Self> {
+        &mut tables.v6
     }
 
     fn step(step: FamilyStep<Self>) -> Step {

@@ -71,8 +71,12 @@ pub fn plan_service<'a>(
             served.add_to(&mut plan);
         }
     }
+    plan.leave_overlay_alone(facts);
     plan.backends.sort_unstable();
     plan.backends.dedup();
+    // What is wrong with an address is wrong with it in both scopes.
+    plan.problems.sort_unstable();
+    plan.problems.dedup();
     let outside = plan.frontends.keys().any(|key| key.scope == scope::EXTERNAL);
     plan.node_backends =
         outside && plan.backends.iter().any(|backend| facts.addresses.contains(&backend.address));
@@ -133,6 +137,26 @@ impl ServicePlan {
                 }
             }
         }
+    }
+}
+
+impl ServicePlan {
+    /// No frontend takes the port that other nodes' packets arrive at.
+    pub(crate) fn leave_overlay_alone(&mut self, facts: &ServiceFacts) {
+        let overlay = |key: &FrontendKey| {
+            let port = (key.port, key.protocol) == (facts.overlay_port, Protocol::Udp.number());
+            port && facts.addresses.contains(&key.address)
+        };
+        let mut problems = BTreeSet::new();
+        self.frontends.retain(|key, frontend| {
+            let taken = overlay(key);
+            if taken {
+                let detail = format!("{} belongs to the overlay", describe(*key, frontend.kind));
+                problems.insert(Problem::new(frontend.set.owner.clone(), Reason::Conflict, detail));
+            }
+            !taken
+        });
+        self.problems.extend(problems);
     }
 }
 

@@ -62,7 +62,7 @@ fn planned(services: Vec<Service>, slices: Vec<EndpointSlice>) -> (Desired, Vec<
 fn frontend<'a>(desired: &'a Desired, address: &str, port: u16) -> &'a Frontend {
     let address = address.parse::<std::net::IpAddr>().unwrap();
     let found = desired.frontends.iter().find(|(key, _)| key.address == address && key.port == port);
-    found.unwrap_or_else(|| panic!("{address} {port} in {:?}", desired.frontends.keys())).1
+    found.unwrap_or_else(|| panic!("{address} {port} in {:?}", desired.frontends)).1
 }
 
 fn set<'a>(desired: &'a Desired, address: &str, port: u16) -> &'a BackendSet {

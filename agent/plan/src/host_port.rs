@@ -40,6 +40,7 @@ pub fn plan_host_ports(endpoint: &LocalEndpoint, facts: &ServiceFacts) -> Servic
         }
     }
     plan.frontends = frontends;
+    plan.leave_overlay_alone(facts);
     plan.backends.sort_unstable();
     plan.backends.dedup();
     plan

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use quilla_abi::epoch;
 use quilla_model::{Family, ObjectName, ObjectRef, Reason, TrafficPolicy};
 
-use super::{Layout, MAX_SERVICES};
+use quilla_abi::map::capacity;
+
+use super::Layout;
+use super::set::usable;
 use crate::desired::{BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Member, SetKey};
 
 fn desired(frontends: u32, backends: u32) -> Desired {
@@ -13,8 +16,8 @@ fn desired(frontends: u32, backends: u32) -> Desired {
         port: 8080,
         protocol: 6,
     };
-    let backends: Vec<_> = (0..backends).map(backend).collect();
-    let members: Vec<_> = backends.iter().map(|&backend| Member { backend, weight: 1 }).collect();
+    let members: Vec<_> = (0..backends).map(backend).map(|backend| Member { backend, weight: 1 }).collect();
+    let backends = members.iter().map(|member| (member.backend, 1)).collect();
     let contents = Arc::new(BackendSet { members, ..BackendSet::default() });
     let frontend = |number: u32| {
         let address = IpAddr::V4((0x0a60_0000 + number).into());
@@ -36,16 +39,17 @@ fn desired(frontends: u32, backends: u32) -> Desired {
 
 #[test]
 fn what_finds_no_room_is_left_out_and_named_and_the_rest_works() {
-    let too_many = u32::try_from(MAX_SERVICES).unwrap() + 3;
+    let most = usable(capacity::SERVICES);
+    let too_many = u32::try_from(most).unwrap() + 3;
     let (tables, problems) = Layout::default().lay_out(&desired(too_many, 1));
-    assert_eq!(tables.v4.services.len(), MAX_SERVICES);
+    assert_eq!(tables.v4.services.len(), most);
     assert_eq!(problems.len(), 3);
     assert!(problems.iter().all(|problem| problem.reason == Reason::Capacity));
 
     let (tables, problems) = Layout::default().lay_out(&desired(1, epoch::MAX_BACKENDS + 8_000));
-    let laid = tables.v4.services.values().next().unwrap();
+    let row = tables.v4.services.values().next().unwrap();
     let ids = epoch::MAX_BACKENDS as usize - 1;
-    assert_eq!((laid.slots.len(), problems.len()), (ids, 1), "what has an id is served");
+    assert_eq!((tables.slots_of(row).unwrap().len(), problems.len()), (ids, 1), "what has an id is served");
 }
 
 #[test]

@@ -5,15 +5,17 @@
 //! ```
 //!
 //! [`plan()`] decides *what*: frontends with their sets of backends, routes, nodes; [`plan_service`] is the part of it that
-//! each Service has for itself. [`Layout`] decides *where*: ids, slot ranges,
-//! node slots, the same ones as before for whatever did not change. [`diff()`] decides *when*: an order in which no
-//! prefix shows a kernel reader half a change. Nothing here does I/O; the agent carries the steps out.
+//! each Service has for itself, and a [`Planner`] keeps it from round to round. [`Layout`] decides *where*: ids, slot
+//! ranges, node slots, the same ones as before for whatever did not change. [`diff()`] decides *when*: an order in which
+//! no prefix shows a kernel reader half a change. All of them look only at what two states do not share. Nothing here
+//! does I/O; the agent carries the steps out.
 #![forbid(unsafe_code)]
 
 mod address;
 mod candidate;
 pub mod choice;
 mod claim;
+mod count;
 pub mod desired;
 pub mod diff;
 pub mod facts;
@@ -24,6 +26,7 @@ pub mod host_port;
 pub mod layout;
 pub mod maglev;
 mod node_port;
+mod planner;
 pub mod pool;
 pub mod route;
 pub mod service_facts;
@@ -31,6 +34,8 @@ pub mod step;
 pub mod tables;
 pub mod tunnel;
 mod weight;
+
+use std::sync::Arc;
 
 use quilla_model::{Problem, Snapshot};
 
@@ -43,33 +48,14 @@ pub use facts::{HostPort, LocalEndpoint, NodeFacts, NodePortAddresses};
 pub use frontend::{ServicePlan, plan_service};
 pub use host_port::plan_host_ports;
 pub use layout::Layout;
+pub use planner::Planner;
 pub use service_facts::ServiceFacts;
-pub use step::{FamilyStep, Step};
-pub use tables::{FamilyTables, LaidService, Tables};
+pub use step::{Appearance, FamilyStep, Step};
+pub use tables::{FamilyTables, Tables};
 
 /// What this node's kernel should do, from what the cluster intends and what the node is.
 ///
-/// Total: whatever cannot be done is left out and said in the problems; the rest works.
+/// One round of a [`Planner`] that starts from nothing: for whoever plans once, and what its later rounds are held to.
 pub fn plan(snapshot: &Snapshot, facts: &NodeFacts) -> (Desired, Vec<Problem>) {
-    let mut problems = Vec::new();
-    let for_services = ServiceFacts::new(snapshot, facts);
-    let services = snapshot.services.values();
-    let plans: Vec<ServicePlan> = services
-        .map(|service| plan_service(service, snapshot.slices_of(&service.name), &for_services))
-        .chain(facts.endpoints.iter().map(|endpoint| plan_host_ports(endpoint, &for_services)))
-        .collect();
-    let mut desired = Desired {
-        tunnels: tunnel::plan(snapshot, facts, &mut problems),
-        endpoints: facts.endpoints.iter().map(|endpoint| (endpoint.ifindex, endpoint.clone())).collect(),
-        config: facts.config(snapshot),
-        ..Desired::default()
-    };
-    claim::merge(&mut desired, plans.iter(), &mut problems);
-    desired.routes = route::plan(snapshot, facts, &mut desired.markers, &mut problems);
-    (desired.config.frontend_port_min, desired.config.frontend_port_max) =
-        node_port::range(&desired.frontends, &for_services);
-    if plans.iter().any(|plan| plan.node_backends) {
-        desired.config.flags |= quilla_abi::config::flag::NODE_BACKENDS;
-    }
-    (desired, problems)
+    Planner::default().plan(&Arc::new(snapshot.clone()), facts)
 }

@@ -29,13 +29,45 @@ const DENSITIES: [u32; 7] = [FULL_DENSITY, 50, 25, 12, 6, 3, 1];
 /// All tables together may have this many slots: half of them, because a changed table is written beside the old one.
 const BUDGET: u64 = (capacity::SLOTS / 2) as u64;
 
-/// The density with which tables of so many members each fit the map.
-pub fn density(members: &[u32]) -> u32 {
-    let fits = |density: &u32| {
-        let mut sizes = members.iter().map(|&members| enough(members, *density).map(u64::from));
-        sizes.try_fold(0, |total, size| Some(total + size?)).is_some_and(|total| total <= BUDGET)
-    };
-    DENSITIES.into_iter().find(fits).unwrap_or(1)
+/// How many slots all tables together need, by density.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demand([Need; DENSITIES.len()]);
+
+/// What the tables need at one density.
+#[derive(Clone, Copy, Debug, Default)]
+struct Need {
+    slots: u64,
+    /// Tables that would be larger than the largest size.
+    oversized: usize,
+}
+
+impl Demand {
+    /// Tables of so many members each take the places of others, which were counted before.
+    pub fn replace(&mut self, old: &[u32], new: &[u32]) {
+        if old == new {
+            return;
+        }
+        for (need, density) in self.0.iter_mut().zip(DENSITIES) {
+            let (before, after) = (Need::of(old, density), Need::of(new, density));
+            need.slots = need.slots + after.slots - before.slots;
+            need.oversized = need.oversized + after.oversized - before.oversized;
+        }
+    }
+
+    /// The density with which all of them fit the map.
+    pub fn density(&self) -> u32 {
+        let fits = |need: &Need| need.oversized == 0 && need.slots <= BUDGET;
+        let fitting = self.0.iter().zip(DENSITIES).find(|(need, _)| fits(need));
+        fitting.map_or(1, |(_, density)| density)
+    }
+}
+
+impl Need {
+    fn of(tables: &[u32], density: u32) -> Self {
+        let sizes = tables.iter().map(|&members| enough(members, density));
+        let oversized = sizes.clone().filter(Option::is_none).count();
+        Self { slots: sizes.flatten().map(u64::from).sum(), oversized }
+    }
 }
 
 /// The number of slots for so many members; the largest there is if no size is large enough.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 
-use super::{BUDGET, DENSITIES, FULL_DENSITY, SIZES, density, size, table};
+use super::{BUDGET, DENSITIES, Demand, FULL_DENSITY, SIZES, size, table};
 use crate::desired::{BackendKey, Member};
 
 fn member(number: u32, weight: u8) -> Member {
@@ -45,7 +45,9 @@ fn sizes_are_primes_and_fit_the_members() {
 #[test]
 fn all_tables_together_fit_the_map() {
     let fits = |tables: &[u32]| {
-        let density = density(tables);
+        let mut demand = Demand::default();
+        demand.replace(&[], tables);
+        let density = demand.density();
         let slots: u64 = tables.iter().map(|members| u64::from(size(*members, density))).sum();
         assert!(slots <= BUDGET || density == 1, "{slots} slots of density {density}");
         density

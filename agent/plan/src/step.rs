@@ -1,12 +1,13 @@
 //! Steps of an apply: rows grouped by map, so that each is a few batch system calls. Made by [`crate::diff()`], carried
 //! out by the agent in the order given.
 
+use quilla_abi::affinity::MemberKey;
 use quilla_abi::backend::Backend;
 use quilla_abi::config::Config;
 use quilla_abi::endpoint::{Endpoint, Interface};
 use quilla_abi::node::{Node, UnderlayAddress};
 use quilla_abi::route::{Route, RouteKey};
-use quilla_abi::service::{Service, ServiceKey};
+use quilla_abi::service::{Service, ServiceKey, SourceRangeKey};
 
 /// A change of one map. The rows of one step may be written in any order; the steps may not be reordered.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,10 @@ pub enum Step {
     V6(FamilyStep<[u8; 16]>),
     /// `slots`: index and backend id.
     SetSlots(Vec<(u32, u32)>),
+    /// `affinity_members`, with the value 1
+    SetMembers(Vec<MemberKey>),
+    /// `affinity_members`
+    RemoveMembers(Vec<MemberKey>),
     /// `interfaces`
     SetInterfaces(Vec<(u32, Interface)>),
     /// `interfaces`
@@ -43,6 +48,12 @@ pub enum FamilyStep<A> {
     SetBackendIds(Vec<(Backend<A>, u32)>),
     /// `backend_ids_*`
     RemoveBackendIds(Vec<Backend<A>>),
+    /// `loads_*` by backend id: the backend appears now, for those who ask how new it is.
+    StartLoads(Vec<(u32, Appearance)>),
+    /// `source_ranges_*`, with the value 1
+    SetSourceRanges(Vec<SourceRangeKey<A>>),
+    /// `source_ranges_*`
+    RemoveSourceRanges(Vec<SourceRangeKey<A>>),
     /// `services_*`
     SetServices(Vec<(ServiceKey<A>, Service)>),
     /// `services_*`
@@ -57,6 +68,15 @@ pub enum FamilyStep<A> {
     RemoveRoutes(Vec<RouteKey<A>>),
 }
 
+/// How a backend comes to be among those that are chosen from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appearance {
+    /// Its id is new, so nobody is connected to it.
+    First,
+    /// It was there, and may have connections.
+    Again,
+}
+
 impl Step {
     /// The name of the map it changes.
     pub fn map(&self) -> &'static str {
@@ -65,6 +85,7 @@ impl Step {
             Self::V4(step) => step.map().0,
             Self::V6(step) => step.map().1,
             Self::SetSlots(_) => map::SLOTS,
+            Self::SetMembers(_) | Self::RemoveMembers(_) => map::AFFINITY_MEMBERS,
             Self::SetInterfaces(_) | Self::RemoveInterfaces(_) => map::INTERFACES,
             Self::SetNodes(_) => map::NODES,
             Self::SetNodeSlots(_) | Self::RemoveNodeSlots(_) => map::NODE_SLOTS,
@@ -73,12 +94,18 @@ impl Step {
         }
     }
 
+    /// Whether it says that backends appear.
+    pub fn starts_loads(&self) -> bool {
+        matches!(self, Self::V4(FamilyStep::StartLoads(_)) | Self::V6(FamilyStep::StartLoads(_)))
+    }
+
     /// How many rows it changes.
     pub fn rows(&self) -> usize {
         match self {
             Self::V4(step) => step.rows(),
             Self::V6(step) => step.rows(),
             Self::SetSlots(rows) => rows.len(),
+            Self::SetMembers(keys) | Self::RemoveMembers(keys) => keys.len(),
             Self::SetInterfaces(rows) => rows.len(),
             Self::RemoveInterfaces(keys) | Self::Bump(keys) => keys.len(),
             Self::SetNodes(rows) => rows.len(),
@@ -95,6 +122,10 @@ impl<A> FamilyStep<A> {
         match self {
             Self::SetBackends(_) => (map::BACKENDS_V4, map::BACKENDS_V6),
             Self::SetBackendIds(_) | Self::RemoveBackendIds(_) => (map::BACKEND_IDS_V4, map::BACKEND_IDS_V6),
+            Self::StartLoads(_) => (map::LOADS_V4, map::LOADS_V6),
+            Self::SetSourceRanges(_) | Self::RemoveSourceRanges(_) => {
+                (map::SOURCE_RANGES_V4, map::SOURCE_RANGES_V6)
+            }
             Self::SetServices(_) | Self::RemoveServices(_) => (map::SERVICES_V4, map::SERVICES_V6),
             Self::SetEndpoints(_) | Self::RemoveEndpoints(_) => (map::ENDPOINTS_V4, map::ENDPOINTS_V6),
             Self::SetRoutes(_) | Self::RemoveRoutes(_) => (map::ROUTES_V4, map::ROUTES_V6),
@@ -106,6 +137,8 @@ impl<A> FamilyStep<A> {
             Self::SetBackends(rows) => rows.len(),
             Self::SetBackendIds(rows) => rows.len(),
             Self::RemoveBackendIds(keys) => keys.len(),
+            Self::StartLoads(rows) => rows.len(),
+            Self::SetSourceRanges(keys) | Self::RemoveSourceRanges(keys) => keys.len(),
             Self::SetServices(rows) => rows.len(),
             Self::RemoveServices(keys) => keys.len(),
             Self::SetEndpoints(rows) => rows.len(),

@@ -47,7 +47,9 @@ pub(super) fn routes(node: &str, snapshot: &Snapshot, desired: &Desired) -> Vec<
         let reachable = desired.tunnels.contains_key(owner);
         reachable.then_some(PodRoute { destination: *destination, source })
     };
-    desired.routes.iter().filter_map(route).collect()
+    let mut routes: Vec<_> = desired.routes.iter().filter_map(route).collect();
+    routes.sort_unstable_by_key(|route| route.destination);
+    routes
 }
 
 #[cfg(test)]

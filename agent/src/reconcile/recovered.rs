@@ -9,9 +9,12 @@ use quilla_datapath::Opened;
 use quilla_plan::Tables;
 
 /// The maps that say what the cluster is.
-const CLUSTER: [&str; 11] = [
+const CLUSTER: [&str; 14] = [
     map::SERVICES_V4,
     map::SERVICES_V6,
+    map::SOURCE_RANGES_V4,
+    map::SOURCE_RANGES_V6,
+    map::AFFINITY_MEMBERS,
     map::SLOTS,
     map::BACKENDS_V4,
     map::BACKENDS_V6,

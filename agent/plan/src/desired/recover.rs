@@ -11,15 +11,15 @@ use ipnet::IpNet;
 use quilla_abi::backend::Backend;
 use quilla_abi::node::{Node, flag};
 use quilla_abi::route::{Route, RouteKey, kind};
-use quilla_abi::service::{self, ServiceKey};
-use quilla_model::{Family, ObjectName, ObjectRef, TrafficPolicy};
+use quilla_abi::service::{self, Service, ServiceKey};
+use quilla_model::{Family, ObjectName, ObjectRef, SharedMap, TrafficPolicy};
 
 use super::{
     BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Marker, Member, SetKey, Target,
     Tunnel,
 };
 use crate::family::AddressFamily;
-use crate::tables::{FamilyTables, LaidService, Tables};
+use crate::tables::{FamilyTables, Tables};
 
 impl Desired {
     /// Services, backends, nodes and routes of `tables`; endpoints, the node's row and names from `plan`. Rows have no
@@ -33,33 +33,38 @@ impl Desired {
             config: plan.config,
             ..Self::default()
         };
-        recovered.add_family(&tables.v4, plan, &tunnels);
-        recovered.add_family(&tables.v6, plan, &tunnels);
-        recovered.backends.sort_unstable();
-        recovered.backends.dedup();
+        recovered.add_family::<[u8; 4]>(tables, plan, &tunnels);
+        recovered.add_family::<[u8; 16]>(tables, plan, &tunnels);
         recovered.tunnels = tunnels.into_values().collect();
         recovered
     }
 
     fn add_family<A: AddressFamily>(
         &mut self,
-        tables: &FamilyTables<A>,
+        all: &Tables,
         plan: &Self,
         tunnels: &BTreeMap<u32, (String, Tunnel)>,
     ) {
-        self.backends.extend(tables.backend_ids.keys().map(backend));
+        let tables = A::tables(all);
+        self.backends.extend(tables.backend_ids.keys().map(|row| (backend(row), 1)));
         let mut names = SetNames::default();
-        for (row, laid) in &tables.services {
-            let key = frontend_key(row);
+        let ranges = source_ranges(tables);
+        for (key, row) in tables.services.sorted() {
+            let key = frontend_key(key);
             if key.port == 0 {
-                self.markers.insert(Marker { address: key.address, scope: key.scope });
+                self.markers.insert(Marker { address: key.address, scope: key.scope }, ());
                 continue;
             }
             let named = plan.frontends.get(&key);
-            let set = names.name(&key, laid, named);
-            self.sets.entry(Arc::clone(&set)).or_insert_with(|| Arc::new(found(laid, &tables.backends)));
+            let set = names.name(&key, row, named);
+            if !self.sets.contains_key(&set) {
+                let slots = all.slots_of(row).unwrap_or_default();
+                let source_ranges = ranges.get(&row.id).cloned().unwrap_or_default();
+                let content = BackendSet { source_ranges, ..found(row, &slots, &tables.backends) };
+                self.sets.insert(Arc::clone(&set), Arc::new(content));
+            }
             let kind = named.map_or(FrontendKind::Unknown, |named| named.kind);
-            self.frontends.insert(key, Frontend { set, kind, flags: laid.row.flags & FRONTEND_FLAGS });
+            self.frontends.insert(key, Frontend { set, kind, flags: row.flags & FRONTEND_FLAGS });
         }
         let route = |(key, row): (&RouteKey<A>, &Route)| Some((net(key)?, target(*row, tunnels)?));
         self.routes.extend(tables.routes.iter().filter_map(route));
@@ -78,33 +83,37 @@ struct SetNames {
 
 impl SetNames {
     /// The name that the planned frontend gives the set, unless another set has it.
-    fn name(&mut self, key: &FrontendKey, laid: &LaidService, named: Option<&Frontend>) -> Arc<SetKey> {
-        let id = laid.row.id;
+    fn name(&mut self, key: &FrontendKey, row: &Service, named: Option<&Frontend>) -> Arc<SetKey> {
+        let id = row.id;
         if let Some(known) = self.by_id.get(&id) {
             return Arc::clone(known);
         }
         let planned = named.map(|named| Arc::clone(&named.set)).filter(|set| !self.taken.contains(set));
-        let set = planned.unwrap_or_else(|| Arc::new(unknown(key, laid)));
+        let set = planned.unwrap_or_else(|| Arc::new(unknown(key, row)));
         self.taken.insert(Arc::clone(&set));
         self.by_id.insert(id, Arc::clone(&set));
         set
     }
 }
 
-fn unknown(key: &FrontendKey, laid: &LaidService) -> SetKey {
+fn unknown(key: &FrontendKey, row: &Service) -> SetKey {
     SetKey {
         owner: ObjectRef::new("Service", &ObjectName::new("", "unknown")),
-        port_name: laid.row.id.to_string(),
+        port_name: row.id.to_string(),
         protocol: key.protocol,
         family: Family::of(key.address),
         policy: TrafficPolicy::Cluster,
-        maglev: laid.row.flags & service::flag::MAGLEV != 0,
+        maglev: row.flags & service::flag::MAGLEV != 0,
     }
 }
 
 /// The set as its slots have it.
-fn found<A: AddressFamily>(laid: &LaidService, backends: &BTreeMap<u32, Backend<A>>) -> BackendSet {
-    let slots = laid.slots.iter().filter_map(|id| backends.get(id)).map(backend);
+fn found<A: AddressFamily>(
+    row: &Service,
+    slots: &[u32],
+    backends: &SharedMap<u32, Backend<A>>,
+) -> BackendSet {
+    let slots = slots.iter().filter_map(|id| backends.get(id)).map(backend);
     let mut counts: BTreeMap<BackendKey, u8> = BTreeMap::new();
     for backend in slots.clone() {
         let count = counts.entry(backend).or_default();
@@ -116,12 +125,27 @@ fn found<A: AddressFamily>(laid: &LaidService, backends: &BTreeMap<u32, Backend<
     let found = slots.filter_map(|backend| u32::try_from(index(backend)?).ok()).collect();
     BackendSet {
         found: Some(found),
-        flags: laid.row.flags & !FRONTEND_FLAGS,
-        affinity_seconds: laid.row.affinity_seconds,
-        slow_start_seconds: laid.row.slow_start_seconds,
+        flags: row.flags & !FRONTEND_FLAGS,
+        affinity_seconds: row.affinity_seconds,
+        slow_start_seconds: row.slow_start_seconds,
         source_ranges: Vec::new(),
         members,
     }
+}
+
+/// Who may use the sets, by their id; sorted.
+fn source_ranges<A: AddressFamily>(tables: &FamilyTables<A>) -> BTreeMap<u32, Vec<IpNet>> {
+    let mut ranges: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
+    for key in tables.source_ranges.keys() {
+        let prefix = key.prefix_len.checked_sub(32).and_then(|length| u8::try_from(length).ok());
+        if let Some(range) = prefix.and_then(|length| IpNet::new(key.addr.to_ip(), length).ok()) {
+            ranges.entry(u32::from_be_bytes(key.id)).or_default().push(range);
+        }
+    }
+    for ranges in ranges.values_mut() {
+        ranges.sort_unstable();
+    }
+    ranges
 }
 
 fn backend<A: AddressFamily>(row: &Backend<A>) -> BackendKey {
@@ -250,8 +274,8 @@ mod tests {
         Desired {
             frontends,
             sets,
-            markers: [Marker { address: [10, 96, 0, 1].into(), scope: 0 }].into(),
-            backends: backends.into(),
+            markers: [(Marker { address: [10, 96, 0, 1].into(), scope: 0 }, ())].into(),
+            backends: backends.map(|backend| (backend, 1)).into(),
             tunnels: BTreeMap::from([("two".into(), tunnel(2)), ("three".into(), tunnel(3))]),
             routes: routes.map(|(net, target)| (net.parse().unwrap(), target)).into(),
             endpoints: BTreeMap::from([endpoint(7)]),

@@ -1,7 +1,9 @@
 //! A layout from maps that a previous run of the agent left, or that somebody else wrote into. Called at start and after
 //! an apply that failed half-way.
 //!
-//! Invariant: no two things in the recovered layout share a number, whatever the maps said.
+//! The maps do not say which rows belong to one set: a set that is laid out for the first time takes the id and the
+//! range of the first of its frontends that has a row, and what nobody takes is given back. Invariant: no two things in
+//! the recovered layout share a number, whatever the maps said.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,81 +16,161 @@ use quilla_abi::node::UnderlayAddress;
 use quilla_abi::service::{Service, ServiceKey};
 
 use super::Layout;
+use super::frontend::{Crowded, is_marker};
+use super::row::service_key;
+use super::set::{Place, Sets};
+use crate::desired::{Desired, FrontendKey};
 use crate::family::AddressFamily;
 use crate::pool::{IdPool, RangePool};
-use crate::tables::{FamilyTables, LaidService, Tables};
+use crate::tables::{FamilyTables, Tables};
+
+/// What a previous run left and nobody has asked for yet.
+#[derive(Clone, Debug)]
+pub(super) struct Recovered {
+    tables: Arc<Tables>,
+    backends_v4: BTreeSet<u32>,
+    backends_v6: BTreeSet<u32>,
+    ids: BTreeSet<u32>,
+    /// Lengths of slot ranges by their first slot.
+    ranges: BTreeMap<u32, u32>,
+}
+
+impl Recovered {
+    /// The id of a backend.
+    pub(super) fn backend<A: AddressFamily>(&mut self, row: &Backend<A>) -> Option<u32> {
+        let id = *A::tables(&self.tables).backend_ids.get(row)?;
+        let v4 = A::GENERATIONS == epoch::BACKENDS_V4;
+        let left = if v4 { &mut self.backends_v4 } else { &mut self.backends_v6 };
+        left.remove(&id).then_some(id)
+    }
+
+    /// The place of a set with these frontends.
+    pub(super) fn set(&mut self, frontends: &[FrontendKey]) -> Option<Place> {
+        let rows = frontends.iter().filter_map(|key| self.row(key));
+        let row = rows.into_iter().find(|row| self.ids.contains(&row.id))?;
+        self.ids.remove(&row.id);
+        let slots = self.tables.slots_of(&row)?;
+        let kept = slots.is_empty() || self.ranges.remove(&row.slot_base).is_some();
+        Some(Place::recovered(&row, if kept { slots } else { [].into() }))
+    }
+
+    fn row(&self, key: &FrontendKey) -> Option<Service> {
+        let v4 = || self.tables.v4.services.get(&service_key(key)?);
+        let v6 = || self.tables.v6.services.get(&service_key(key)?);
+        v4().or_else(v6).copied()
+    }
+}
 
 impl Layout {
     /// The layout of maps as they were read back. Rows that contradict others have no place in it: the next layout
     /// replaces or removes them.
     pub fn recover(tables: &Tables) -> Self {
-        let mut recovery = Recovery { slots: RangePool::new(capacity::SLOTS), sets: BTreeMap::new() };
-        let known = Tables {
-            v4: recovery.family(&tables.v4),
-            v6: recovery.family(&tables.v6),
+        let mut recovery = Recovery::new(tables);
+        let (v4, v6) = (recovery.family(&tables.v4), recovery.family(&tables.v6));
+        let known = Arc::new(Tables {
+            v4,
+            v6,
+            slots: recovery.found.slots.clone(),
+            affinity_members: tables.affinity_members.clone(),
             interfaces: consistent_interfaces(&tables.interfaces),
             nodes: tables.nodes.range(1..).map(|(slot, row)| (*slot, *row)).collect(),
             node_slots: consistent_node_slots(tables),
             config: tables.config,
-        };
+        });
         let endpoint_ids = known.interfaces.values().map(|interface| interface.id).collect();
         let node_slots = tables.nodes.keys().chain(tables.node_slots.values()).copied().collect();
-        let service_ids = recovery.sets.keys().copied().collect();
         Self {
             age: 0,
-            service_ids: IdPool::new(1, u32::MAX, &service_ids),
+            desired: Desired::default(),
+            sets: Sets::new(),
+            crowded: Crowded::default(),
+            service_ids: IdPool::new(1, u32::MAX, &recovery.ids),
             slots: recovery.slots,
             backend_ids_v4: backend_pool(&tables.v4, &known.v4),
             backend_ids_v6: backend_pool(&tables.v6, &known.v6),
             endpoint_ids: IdPool::new(1, epoch::MAX_ENDPOINTS, &endpoint_ids),
             node_slots: IdPool::new(1, epoch::MAX_NODES, &node_slots),
-            tables: Arc::new(known),
+            recovered: Some(Recovered {
+                backends_v4: known.v4.backends.keys().copied().collect(),
+                backends_v6: known.v6.backends.keys().copied().collect(),
+                ids: recovery.ids,
+                ranges: recovery.ranges,
+                tables: Arc::clone(&known),
+            }),
+            tables: known,
+        }
+    }
+
+    /// Gives back what the first layout did not ask for.
+    pub(super) fn forget_recovered(&mut self) {
+        let Some(recovered) = self.recovered.take() else { return };
+        let Recovered { backends_v4, backends_v6, ids, ranges, .. } = recovered;
+        let pools = [
+            (&mut self.backend_ids_v4, backends_v4),
+            (&mut self.backend_ids_v6, backends_v6),
+            (&mut self.service_ids, ids),
+        ];
+        for (pool, ids) in pools {
+            for id in ids {
+                pool.give_back(id, self.age);
+            }
+        }
+        for (base, length) in ranges {
+            self.slots.give_back(base, length, self.age);
         }
     }
 }
 
 /// Collects what is taken while rows are checked.
-struct Recovery {
+struct Recovery<'a> {
+    found: &'a Tables,
     slots: RangePool,
-    /// Slot ranges by the id of their set.
-    sets: BTreeMap<u32, (u32, u32)>,
+    ids: BTreeSet<u32>,
+    ranges: BTreeMap<u32, u32>,
 }
 
-impl Recovery {
+impl<'a> Recovery<'a> {
+    fn new(found: &'a Tables) -> Self {
+        let slots = RangePool::new(capacity::SLOTS);
+        Self { found, slots, ids: BTreeSet::new(), ranges: BTreeMap::new() }
+    }
+
     /// The rows that agree with one another.
     fn family<A: AddressFamily>(&mut self, found: &FamilyTables<A>) -> FamilyTables<A> {
         let agrees =
-            |(row, id): &(&Backend<A>, &u32)| found.backends.get(id) == Some(row) && valid_backend(**id);
-        let backend_ids: BTreeMap<_, _> =
+            |(row, id): &(&Backend<A>, &u32)| found.backends.get(*id) == Some(*row) && valid_backend(**id);
+        let backend_ids: Vec<_> =
             found.backend_ids.iter().filter(agrees).map(|(row, id)| (*row, *id)).collect();
         FamilyTables {
             services: found
                 .services
-                .iter()
-                .filter(|(key, laid)| self.takes(key, laid))
-                .map(|(key, laid)| (*key, laid.clone()))
+                .sorted()
+                .into_iter()
+                .filter(|(key, row)| self.takes(key, row))
+                .map(|(key, row)| (*key, *row))
                 .collect(),
+            source_ranges: found.source_ranges.clone(),
             backends: backend_ids.iter().map(|(row, id)| (*id, *row)).collect(),
-            backend_ids,
+            backend_ids: backend_ids.into_iter().collect(),
             endpoints: found.endpoints.clone(),
             routes: found.routes.clone(),
         }
     }
 
-    /// A marker has nothing; rows of one set have the same id and the same slots.
-    fn takes<A>(&mut self, key: &ServiceKey<A>, laid: &LaidService) -> bool {
-        let Service { id, slot_base, slot_count, .. } = laid.row;
-        if key.port.get() == 0 || key.proto == 0 {
-            return (key.port.get(), key.proto) == (0, 0) && laid.row == Service::default();
+    /// Rows may share an id and a range, as the frontends of a set do.
+    fn takes<A>(&mut self, key: &ServiceKey<A>, row: &Service) -> bool {
+        if is_marker(key) {
+            return true;
         }
-        let complete = usize::try_from(slot_count).is_ok_and(|count| count == laid.slots.len());
-        if let Some(known) = self.sets.get(&id) {
-            return *known == (slot_base, slot_count);
-        }
-        let valid = id != 0 && id != u32::MAX;
-        let taken = complete && valid && (slot_count == 0 || self.slots.reserve(slot_base, slot_count));
+        let Service { id, slot_base, slot_count, .. } = *row;
+        let whole = self.found.slots_of(row).is_some() && id != 0 && id != u32::MAX;
+        let known = self.ranges.get(&slot_base) == Some(&slot_count);
+        let taken = whole && (slot_count == 0 || known || self.slots.reserve(slot_base, slot_count));
         if taken {
-            self.sets.insert(id, (slot_base, slot_count));
+            self.ids.insert(id);
+            if slot_count > 0 {
+                self.ranges.insert(slot_base, slot_count);
+            }
         }
         taken
     }
@@ -108,7 +190,7 @@ fn backend_pool<A: AddressFamily>(found: &FamilyTables<A>, known: &FamilyTables<
         .filter(|&id| valid_backend(id))
         .collect();
     let mut pool = IdPool::new(1, epoch::MAX_BACKENDS, &mentioned);
-    for &id in mentioned.iter().filter(|id| !known.backends.contains_key(id)) {
+    for &id in mentioned.iter().filter(|id| !known.backends.contains_key(*id)) {
         pool.give_back(id, 0);
     }
     pool

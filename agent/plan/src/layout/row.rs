@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use quilla_abi::Be16;
 use quilla_abi::address::v4_mapped;
@@ -10,13 +9,12 @@ use quilla_abi::backend::Backend;
 use quilla_abi::endpoint::{Endpoint, Interface, flag as endpoint_flag};
 use quilla_abi::node::{Node, UnderlayAddress, flag as node_flag};
 use quilla_abi::route::{Route, RouteKey, kind};
-use quilla_abi::service::{Service, ServiceKey};
+use quilla_abi::service::ServiceKey;
 use quilla_model::{ObjectRef, Problem, Reason};
 
 use crate::desired::{BackendKey, FrontendKey, Marker, Target, Tunnel};
 use crate::facts::LocalEndpoint;
 use crate::family::AddressFamily;
-use crate::tables::LaidService;
 
 pub(super) fn backend_row<A: AddressFamily>(key: &BackendKey) -> Option<Backend<A>> {
     let addr = A::from_ip(key.address)?;
@@ -28,10 +26,9 @@ pub(super) fn service_key<A: AddressFamily>(key: &FrontendKey) -> Option<Service
     Some(ServiceKey { addr, port: Be16::new(key.port), proto: key.protocol, scope: key.scope })
 }
 
-pub(super) fn marker_row<A: AddressFamily>(marker: &Marker) -> Option<(ServiceKey<A>, LaidService)> {
+pub(super) fn marker_key<A: AddressFamily>(marker: &Marker) -> Option<ServiceKey<A>> {
     let addr = A::from_ip(marker.address)?;
-    let key = ServiceKey { addr, port: Be16::new(0), proto: 0, scope: marker.scope };
-    Some((key, LaidService { row: Service::default(), slots: Arc::new([]) }))
+    Some(ServiceKey { addr, port: Be16::new(0), proto: 0, scope: marker.scope })
 }
 
 pub(super) fn interface_row(id: u32, endpoint: &LocalEndpoint) -> Interface {
@@ -67,27 +64,23 @@ pub(super) fn endpoint_rows<A: AddressFamily>(
     rows
 }
 
-pub(super) fn route_rows<A: AddressFamily>(
-    routes: &BTreeMap<ipnet::IpNet, Target>,
+pub(super) fn route_row<A: AddressFamily>(
+    net: &ipnet::IpNet,
+    target: &Target,
     node_slots: &BTreeMap<&str, u32>,
-) -> BTreeMap<RouteKey<A>, Route> {
-    let row = |(net, target): (&ipnet::IpNet, &Target)| {
-        let addr = A::from_ip(net.network())?;
-        let (kind, slot) = match target {
-            Target::LocalPods => (kind::LOCAL_PODS, 0),
-            // Slot 0 is always free: a node without a slot is dropped as unknown and does not leak to the world.
-            Target::RemotePods(node) => {
-                (kind::REMOTE_PODS, node_slots.get(node.as_str()).copied().unwrap_or(0))
-            }
-            Target::Host => (kind::HOST, 0),
-            Target::Services => (kind::SERVICES, 0),
-            Target::Native => (kind::NATIVE, 0),
-            Target::Unroutable => (kind::UNROUTABLE, 0),
-        };
-        let node_slot = u16::try_from(slot).ok()?;
-        Some((RouteKey { prefix_len: u32::from(net.prefix_len()), addr }, Route { kind, pad: 0, node_slot }))
+) -> Option<(RouteKey<A>, Route)> {
+    let addr = A::from_ip(net.network())?;
+    let (kind, slot) = match target {
+        Target::LocalPods => (kind::LOCAL_PODS, 0),
+        // Slot 0 is always free: a node without a slot is dropped as unknown and does not leak to the world.
+        Target::RemotePods(node) => (kind::REMOTE_PODS, node_slots.get(node.as_str()).copied().unwrap_or(0)),
+        Target::Host => (kind::HOST, 0),
+        Target::Services => (kind::SERVICES, 0),
+        Target::Native => (kind::NATIVE, 0),
+        Target::Unroutable => (kind::UNROUTABLE, 0),
     };
-    routes.iter().filter_map(row).collect()
+    let node_slot = u16::try_from(slot).ok()?;
+    Some((RouteKey { prefix_len: u32::from(net.prefix_len()), addr }, Route { kind, pad: 0, node_slot }))
 }
 
 pub(super) fn node_row(tunnel: &Tunnel) -> Node {

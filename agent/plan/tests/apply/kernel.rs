@@ -1,14 +1,18 @@
 //! A model of the kernel's maps: carries steps out row by row and checks after each row what a packet could see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hash;
+use std::sync::Arc;
 
+use quilla_abi::affinity::MemberKey;
 use quilla_abi::backend::Backend;
 use quilla_abi::config::Config;
 use quilla_abi::endpoint::{Endpoint, Interface};
 use quilla_abi::node::Node;
 use quilla_abi::route::{Route, RouteKey, kind};
-use quilla_abi::service::{Service, ServiceKey};
-use quilla_plan::{FamilyStep, FamilyTables, LaidService, Step, Tables};
+use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag};
+use quilla_model::SharedMap;
+use quilla_plan::{Appearance, FamilyStep, FamilyTables, Step, Tables};
 
 /// The maps, slots included.
 #[derive(Debug, Default)]
@@ -16,6 +20,7 @@ pub(crate) struct Kernel {
     pub(crate) v4: FamilyMaps<[u8; 4]>,
     pub(crate) v6: FamilyMaps<[u8; 16]>,
     slots: BTreeMap<u32, u32>,
+    members: BTreeSet<MemberKey>,
     interfaces: BTreeMap<u32, Interface>,
     nodes: BTreeMap<u32, Node>,
     node_slots: BTreeMap<[u8; 16], u32>,
@@ -28,6 +33,9 @@ pub(crate) struct FamilyMaps<A> {
     pub(crate) services: BTreeMap<ServiceKey<A>, Service>,
     pub(crate) backends: BTreeMap<u32, Backend<A>>,
     pub(crate) backend_ids: BTreeMap<Backend<A>, u32>,
+    /// Backends that were said to appear, and how often for the first time and again.
+    pub(crate) loads: BTreeMap<u32, (u32, u32)>,
+    source_ranges: BTreeSet<SourceRangeKey<A>>,
     endpoints: BTreeMap<A, Endpoint>,
     routes: BTreeMap<RouteKey<A>, Route>,
 }
@@ -38,6 +46,8 @@ impl<A> Default for FamilyMaps<A> {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             backend_ids: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
             endpoints: BTreeMap::new(),
             routes: BTreeMap::new(),
         }
@@ -63,9 +73,14 @@ impl Kernel {
 
     /// The maps as the agent would read them back.
     pub(crate) fn dump(&self) -> Tables {
+        let mut slots = SharedMap::new();
+        self.v4.add_ranges(&self.slots, &mut slots);
+        self.v6.add_ranges(&self.slots, &mut slots);
         Tables {
-            v4: self.v4.dump(&self.slots),
-            v6: self.v6.dump(&self.slots),
+            v4: self.v4.dump(),
+            v6: self.v6.dump(),
+            slots,
+            affinity_members: self.members.iter().map(|key| (*key, 1)).collect(),
             interfaces: self.interfaces.clone(),
             nodes: self.nodes.clone(),
             node_slots: self.node_slots.clone(),
@@ -82,6 +97,8 @@ impl Kernel {
                 assert!(!self.v4.names(index) && !self.v6.names(index), "slot {index} is in use");
                 self.slots.insert(index, id);
             }
+            Step::SetMembers(keys) => drop(self.members.insert(keys[row])),
+            Step::RemoveMembers(keys) => drop(self.members.remove(&keys[row])),
             Step::SetInterfaces(rows) => drop(self.interfaces.insert(rows[row].0, rows[row].1)),
             Step::RemoveInterfaces(keys) => drop(self.interfaces.remove(&keys[row])),
             Step::SetNodes(rows) => set_or_free(&mut self.nodes, rows[row]),
@@ -94,8 +111,8 @@ impl Kernel {
 
     fn check(&self, step: &Step, row: usize) {
         let at = format!("after row {row} of {}", step.map());
-        self.v4.check(&self.slots, &self.nodes, &at);
-        self.v6.check(&self.slots, &self.nodes, &at);
+        self.v4.check(self, &at);
+        self.v6.check(self, &at);
         for (address, slot) in &self.node_slots {
             assert!(self.nodes.contains_key(slot), "{at}: {address:?} names the free node slot {slot}");
         }
@@ -110,7 +127,7 @@ fn set_or_free<V: Default + PartialEq>(map: &mut BTreeMap<u32, V>, (index, row):
     }
 }
 
-impl<A: quilla_abi::Address + Ord> FamilyMaps<A> {
+impl<A: quilla_abi::Address + Ord + Hash> FamilyMaps<A> {
     fn names(&self, slot: u32) -> bool {
         self.services.values().any(|row| (row.slot_base..row.slot_base + row.slot_count).contains(&slot))
     }
@@ -120,6 +137,15 @@ impl<A: quilla_abi::Address + Ord> FamilyMaps<A> {
             FamilyStep::SetBackends(rows) => set_or_free(&mut self.backends, rows[row]),
             FamilyStep::SetBackendIds(rows) => drop(self.backend_ids.insert(rows[row].0, rows[row].1)),
             FamilyStep::RemoveBackendIds(keys) => drop(self.backend_ids.remove(&keys[row])),
+            FamilyStep::StartLoads(rows) => {
+                let (first, again) = self.loads.entry(rows[row].0).or_default();
+                match rows[row].1 {
+                    Appearance::First => *first += 1,
+                    Appearance::Again => *again += 1,
+                }
+            }
+            FamilyStep::SetSourceRanges(keys) => drop(self.source_ranges.insert(keys[row])),
+            FamilyStep::RemoveSourceRanges(keys) => drop(self.source_ranges.remove(&keys[row])),
             FamilyStep::SetServices(rows) => drop(self.services.insert(rows[row].0, rows[row].1)),
             FamilyStep::RemoveServices(keys) => drop(self.services.remove(&keys[row])),
             FamilyStep::SetEndpoints(rows) => drop(self.endpoints.insert(rows[row].0, rows[row].1)),
@@ -129,36 +155,47 @@ impl<A: quilla_abi::Address + Ord> FamilyMaps<A> {
         }
     }
 
-    fn check(&self, slots: &BTreeMap<u32, u32>, nodes: &BTreeMap<u32, Node>, at: &str) {
+    fn check(&self, kernel: &Kernel, at: &str) {
         for (key, row) in &self.services {
             for index in row.slot_base..row.slot_base + row.slot_count {
-                let id = slots
-                    .get(&index)
-                    .unwrap_or_else(|| panic!("{at}: {key:?} names the unwritten slot {index}"));
+                let id = kernel.slots.get(&index);
+                let id = id.unwrap_or_else(|| panic!("{at}: {key:?} names the unwritten slot {index}"));
                 assert!(
                     self.backends.contains_key(id),
                     "{at}: {key:?} slot {index} names the free backend {id}"
                 );
+                let member = MemberKey { service: row.id, backend: *id };
+                let known = row.affinity_seconds == 0 || kernel.members.contains(&member);
+                assert!(known, "{at}: {key:?} chooses {id}, which is no member");
             }
+            let guarded = row.flags & flag::SOURCE_RANGES != 0;
+            let ranged = || self.source_ranges.iter().any(|range| range.id == row.id.to_be_bytes());
+            assert!(!guarded || ranged(), "{at}: {key:?} is open before its source ranges are there");
         }
         for route in
             self.routes.values().filter(|route| route.kind == kind::REMOTE_PODS && route.node_slot != 0)
         {
-            assert!(nodes.contains_key(&u32::from(route.node_slot)), "{at}: a route names a free node slot");
+            let known = kernel.nodes.contains_key(&u32::from(route.node_slot));
+            assert!(known, "{at}: a route names a free node slot");
         }
     }
 
-    fn dump(&self, slots: &BTreeMap<u32, u32>) -> FamilyTables<A> {
-        let laid = |row: &Service| LaidService {
-            row: *row,
-            slots: (row.slot_base..row.slot_base + row.slot_count).map(|index| slots[&index]).collect(),
-        };
+    fn add_ranges(&self, slots: &BTreeMap<u32, u32>, ranges: &mut SharedMap<u32, Arc<[u32]>>) {
+        for row in self.services.values().filter(|row| row.slot_count > 0) {
+            let indices = row.slot_base..row.slot_base + row.slot_count;
+            ranges.insert(row.slot_base, indices.map(|index| slots[&index]).collect());
+        }
+    }
+
+    fn dump(&self) -> FamilyTables<A> {
+        let shared = |(key, value): (&ServiceKey<A>, &Service)| (*key, *value);
         FamilyTables {
-            services: self.services.iter().map(|(key, row)| (*key, laid(row))).collect(),
-            backends: self.backends.clone(),
-            backend_ids: self.backend_ids.clone(),
+            services: self.services.iter().map(shared).collect(),
+            source_ranges: self.source_ranges.iter().map(|key| (*key, 1)).collect(),
+            backends: self.backends.iter().map(|(id, row)| (*id, *row)).collect(),
+            backend_ids: self.backend_ids.iter().map(|(row, id)| (*row, *id)).collect(),
             endpoints: self.endpoints.clone(),
-            routes: self.routes.clone(),
+            routes: self.routes.iter().map(|(key, row)| (*key, *row)).collect(),
         }
     }
 }

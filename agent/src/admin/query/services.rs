@@ -7,7 +7,7 @@ use quilla_abi::backend::Backend;
 use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag, scope};
 use quilla_datapath::{Maps, Result};
 use quilla_plan::family::AddressFamily;
-use quilla_plan::{Desired, FamilyTables, Frontend, FrontendKey, FrontendKind, Tables};
+use quilla_plan::{Desired, Frontend, FrontendKey, FrontendKind, Tables};
 use serde_json::{Value, json};
 
 use super::names::{Names, owner};
@@ -64,22 +64,20 @@ fn add_range<A: AddressFamily>(ranges: &mut Ranges, key: &SourceRangeKey<A>) {
 /// One row per frontend; markers of addresses are none.
 pub(super) fn services(tables: &Tables, extra: &Extra, desired: &Desired) -> Vec<Value> {
     let [v4, v6] = &extra.ranges;
-    frontends(&tables.v4, v4, desired).chain(frontends(&tables.v6, v6, desired)).collect()
+    let v4 = frontends::<[u8; 4]>(tables, v4, desired);
+    v4.into_iter().chain(frontends::<[u8; 16]>(tables, v6, desired)).collect()
 }
 
-fn frontends<A: AddressFamily>(
-    tables: &FamilyTables<A>,
-    ranges: &Ranges,
-    desired: &Desired,
-) -> impl Iterator<Item = Value> {
-    tables.services.iter().filter(|(key, _)| key.port.get() != 0).map(|(key, laid)| {
+fn frontends<A: AddressFamily>(all: &Tables, ranges: &Ranges, desired: &Desired) -> Vec<Value> {
+    let tables = A::tables(all);
+    let rows = tables.services.sorted().into_iter().filter(|(key, _)| key.port.get() != 0);
+    let value = |(key, row): (&ServiceKey<A>, &Service)| {
         let found = desired.frontends.get(&frontend_key(key));
-        let members: BTreeSet<u32> = laid.slots.iter().copied().collect();
+        let members: BTreeSet<u32> = all.slots_of(row).unwrap_or_default().iter().copied().collect();
         let member = |id: u32| {
             let row = tables.backends.get(&id);
             row.map_or_else(|| format!("?{id}"), |row| address(row.addr, row.port))
         };
-        let row = &laid.row;
         let restricted = row.flags & flag::SOURCE_RANGES != 0;
         json!([
             found.map(owner).filter(|name| !name.is_empty()),
@@ -97,7 +95,8 @@ fn frontends<A: AddressFamily>(
             row.slot_count,
             members.into_iter().map(member).collect::<Vec<_>>(),
         ])
-    })
+    };
+    rows.map(value).collect()
 }
 
 fn frontend_key<A: AddressFamily>(key: &ServiceKey<A>) -> FrontendKey {
@@ -137,7 +136,8 @@ fn when_empty(row: &Service) -> Option<&'static str> {
 /// One row per backend, selected or draining.
 pub(super) fn backends(tables: &Tables, extra: &Extra, names: &Names<'_>) -> Vec<Value> {
     let [v4, v6] = &extra.connections;
-    of_family(&tables.v4, v4, names, "IPv4").chain(of_family(&tables.v6, v6, names, "IPv6")).collect()
+    let v4 = of_family::<[u8; 4]>(tables, v4, names, "IPv4");
+    v4.into_iter().chain(of_family::<[u8; 16]>(tables, v6, names, "IPv6")).collect()
 }
 
 /// Who uses a backend, and how much.
@@ -149,32 +149,35 @@ struct Use {
 }
 
 fn of_family<A: AddressFamily>(
-    tables: &FamilyTables<A>,
+    all: &Tables,
     connections: &[u32],
     names: &Names<'_>,
     family: &'static str,
-) -> impl Iterator<Item = Value> {
+) -> Vec<Value> {
+    let tables = A::tables(all);
     let mut uses: HashMap<u32, Use> = HashMap::new();
     // Frontends with the same set share its slots.
     let mut seen = BTreeSet::new();
-    for (key, laid) in &tables.services {
+    for (key, row) in tables.services.iter() {
+        let slots = all.slots_of(row).unwrap_or_default();
         let end = SocketAddr::new(key.addr.to_ip(), key.port.get());
         let service = names.service(end, key.proto);
-        let first = seen.insert(laid.row.id);
-        for id in laid.slots.iter() {
+        let first = seen.insert(row.id);
+        for id in slots.iter() {
             let of = uses.entry(*id).or_default();
             of.slots += usize::from(first);
-            of.counted |= laid.row.flags & flag::LEAST_CONNECTIONS != 0;
+            of.counted |= row.flags & flag::LEAST_CONNECTIONS != 0;
         }
-        for id in laid.slots.iter().collect::<BTreeSet<_>>() {
+        for id in slots.iter().collect::<BTreeSet<_>>() {
             uses.entry(*id).or_default().services.extend(service.clone());
         }
     }
-    tables.backends.iter().map(move |(id, row)| {
+    let value = |(id, row): (&u32, &Backend<A>)| {
         let of = uses.remove(id).unwrap_or_default();
         let counted = of.counted.then(|| connections.get(*id as usize).copied().unwrap_or(0));
         backend(*id, row, &of, counted, names, family)
-    })
+    };
+    tables.backends.sorted().into_iter().map(value).collect()
 }
 
 fn backend<A: AddressFamily>(

@@ -1,0 +1,243 @@
+//! Ids and slot ranges of sets of backends. Called by the layout, once backends have their ids.
+//!
+//! Invariant: a set that is placed has all its slots; one that finds no room is not placed at all, and none of its
+//! frontends has a row.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use quilla_abi::affinity::MemberKey;
+use quilla_abi::map::capacity;
+use quilla_abi::service::{Service, SourceRangeKey};
+
+use super::Layout;
+use super::backend::id_of;
+use crate::desired::{BackendSet, Desired, FrontendKey, SetKey};
+use crate::family::AddressFamily;
+use crate::tables::Tables;
+
+/// All sets that frontends name or that are desired.
+pub(super) type Sets = BTreeMap<Arc<SetKey>, Set>;
+
+/// A set, as far as it is laid out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Set {
+    /// Its frontends, sorted.
+    frontends: Vec<FrontendKey>,
+    place: Option<Place>,
+}
+
+/// Where a set is.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    id: u32,
+    slot_base: u32,
+    slots: Arc<[u32]>,
+    /// Backend ids in `affinity_members`, sorted.
+    members: Vec<u32>,
+    /// What is in `source_ranges_*`.
+    source_ranges: Vec<IpNet>,
+}
+
+/// New rows are written before old ones are removed, so no map may be quite full.
+pub(super) const fn usable(capacity: u32) -> usize {
+    (capacity - capacity / 16) as usize
+}
+
+impl Set {
+    pub(super) fn frontends(&self) -> &[FrontendKey] {
+        &self.frontends
+    }
+
+    pub(super) fn add_frontend(&mut self, key: FrontendKey) {
+        if let Err(position) = self.frontends.binary_search(&key) {
+            self.frontends.insert(position, key);
+        }
+    }
+
+    pub(super) fn remove_frontend(&mut self, key: &FrontendKey) {
+        if let Ok(position) = self.frontends.binary_search(key) {
+            self.frontends.remove(position);
+        }
+    }
+
+    /// The row of a frontend with these flags; `None` while the set has no place.
+    pub(super) fn row(&self, set: &BackendSet, flags: u32) -> Option<Service> {
+        let place = self.place.as_ref()?;
+        Some(Service {
+            id: place.id,
+            slot_base: place.slot_base,
+            slot_count: u32::try_from(place.slots.len()).ok()?,
+            affinity_seconds: set.affinity_seconds,
+            slow_start_seconds: set.slow_start_seconds,
+            flags: set.flags | flags,
+        })
+    }
+}
+
+impl Layout {
+    /// Places sets that came or changed and takes back the places of those that went. The sets that were looked at.
+    pub(super) fn place_sets(&mut self, desired: &Desired, tables: &mut Tables) -> BTreeSet<Arc<SetKey>> {
+        let mut changed = std::mem::take(&mut self.crowded.sets);
+        let differences = self.desired.sets.difference(&desired.sets);
+        changed.extend(differences.iter().map(|change| Arc::clone(change.key)));
+        if self.desired.maglev_density != desired.maglev_density {
+            changed.extend(desired.sets.keys().filter(|key| key.maglev).map(Arc::clone));
+        }
+        for key in &changed {
+            let mut set = self.sets.remove(key).unwrap_or_default();
+            let whole = if let Some(content) = desired.sets.get(key) {
+                self.place_set(&mut set, key, content, desired.maglev_density, tables)
+            } else {
+                self.remove_place(set.place.take(), tables);
+                true
+            };
+            if !whole {
+                self.crowded.sets.insert(Arc::clone(key));
+            }
+            if set.place.is_some() || !set.frontends.is_empty() {
+                self.sets.insert(Arc::clone(key), set);
+            }
+        }
+        changed
+    }
+
+    /// The same place if the slots are the same; else the same id and a new range. Whether all of it found room.
+    fn place_set(
+        &mut self,
+        set: &mut Set,
+        key: &SetKey,
+        content: &BackendSet,
+        density: u32,
+        tables: &mut Tables,
+    ) -> bool {
+        let ids: Vec<Option<u32>> =
+            content.members.iter().map(|member| id_of(&member.backend, tables)).collect();
+        let indices = content.slots(key.maglev, density);
+        let slots: Vec<u32> = indices.iter().filter_map(|&index| ids.get(index as usize).copied()?).collect();
+        let complete = slots.len() == indices.len();
+        let old = set.place.take().or_else(|| self.recovered.as_mut()?.set(&set.frontends));
+        let Some(mut place) = self.move_set(old, slots, tables) else { return false };
+        let ids: Vec<u32> = ids.into_iter().flatten().collect();
+        let members = set_members(&mut place, if content.affinity_seconds > 0 { &ids } else { &[] }, tables);
+        let ranges = set_source_ranges(&mut place, &content.source_ranges, tables);
+        set.place = Some(place);
+        complete && members && ranges
+    }
+
+    /// `None` if there is no room; the old place is given back in any case, unless it is kept.
+    fn move_set(&mut self, old: Option<Place>, slots: Vec<u32>, tables: &mut Tables) -> Option<Place> {
+        if let Some(old) = old.as_ref().filter(|old| *old.slots == *slots) {
+            let place = old.clone();
+            if !place.slots.is_empty() {
+                tables.slots.insert(place.slot_base, Arc::clone(&place.slots));
+            }
+            return Some(place);
+        }
+        let count = u32::try_from(slots.len()).ok();
+        let slot_base = match count {
+            Some(0) => Some(0),
+            Some(count) => self.slots.take(count),
+            None => None,
+        };
+        let id = old.as_ref().map(|old| old.id).or_else(|| self.service_ids.take());
+        let (Some(slot_base), Some(id)) = (slot_base, id) else {
+            self.remove_place(old, tables);
+            return None;
+        };
+        let (mut members, mut source_ranges) = (Vec::new(), Vec::new());
+        if let Some(old) = old {
+            self.give_back_slots(&old, tables);
+            (members, source_ranges) = (old.members, old.source_ranges);
+        }
+        let slots: Arc<[u32]> = slots.into();
+        if !slots.is_empty() {
+            tables.slots.insert(slot_base, Arc::clone(&slots));
+        }
+        Some(Place { id, slot_base, slots, members, source_ranges })
+    }
+
+    fn remove_place(&mut self, place: Option<Place>, tables: &mut Tables) {
+        let Some(mut place) = place else { return };
+        self.give_back_slots(&place, tables);
+        self.service_ids.give_back(place.id, self.age);
+        set_members(&mut place, &[], tables);
+        set_source_ranges(&mut place, &[], tables);
+    }
+
+    fn give_back_slots(&mut self, place: &Place, tables: &mut Tables) {
+        if let Ok(count @ 1..) = u32::try_from(place.slots.len()) {
+            tables.slots.remove(&place.slot_base);
+            self.slots.give_back(place.slot_base, count, self.age);
+        }
+    }
+}
+
+impl Place {
+    /// The place that a row of a previous run names.
+    pub(super) fn recovered(row: &Service, slots: Arc<[u32]>) -> Self {
+        Self { id: row.id, slot_base: row.slot_base, slots, members: Vec::new(), source_ranges: Vec::new() }
+    }
+}
+
+/// Whether they found room. Without members a client's last backend is never used again, which is no affinity.
+fn set_members(place: &mut Place, ids: &[u32], tables: &mut Tables) -> bool {
+    let wanted: BTreeSet<u32> = ids.iter().copied().collect();
+    let members = &mut tables.affinity_members;
+    let key = |backend| MemberKey { service: place.id, backend };
+    for &gone in place.members.iter().filter(|id| !wanted.contains(id)) {
+        members.remove(&key(gone));
+    }
+    let new: Vec<u32> =
+        wanted.iter().copied().filter(|id| place.members.binary_search(id).is_err()).collect();
+    let room = members.len() + new.len() <= usable(capacity::AFFINITY_MEMBERS);
+    if room {
+        members.extend(new.into_iter().map(|id| (key(id), 1)));
+        place.members = wanted.into_iter().collect();
+    } else {
+        place.members.retain(|id| wanted.contains(id));
+    }
+    room
+}
+
+/// Whether they found room. Rows that ask for ranges that are not there let nobody in.
+fn set_source_ranges(place: &mut Place, wanted: &[IpNet], tables: &mut Tables) -> bool {
+    let gone: Vec<IpNet> = place.source_ranges.extract_if(.., |range| !wanted.contains(range)).collect();
+    for range in &gone {
+        remove_source_range::<[u8; 4]>(place.id, range, tables);
+        remove_source_range::<[u8; 16]>(place.id, range, tables);
+    }
+    let new: Vec<IpNet> =
+        wanted.iter().copied().filter(|range| !place.source_ranges.contains(range)).collect();
+    for range in new {
+        let placed = add_source_range::<[u8; 4]>(place.id, &range, tables)
+            || add_source_range::<[u8; 16]>(place.id, &range, tables);
+        if !placed {
+            return false;
+        }
+        place.source_ranges.push(range);
+    }
+    true
+}
+
+fn add_source_range<A: AddressFamily>(id: u32, range: &IpNet, tables: &mut Tables) -> bool {
+    let ranges = &mut A::tables_mut(tables).source_ranges;
+    let room = ranges.len() < usable(capacity::SOURCE_RANGES);
+    let key = source_range::<A>(id, range).filter(|_| room);
+    key.is_some_and(|key| {
+        ranges.insert(key, 1);
+        true
+    })
+}
+
+fn remove_source_range<A: AddressFamily>(id: u32, range: &IpNet, tables: &mut Tables) {
+    if let Some(key) = source_range::<A>(id, range) {
+        A::tables_mut(tables).source_ranges.remove(&key);
+    }
+}
+
+fn source_range<A: AddressFamily>(id: u32, range: &IpNet) -> Option<SourceRangeKey<A>> {
+    let addr = A::from_ip(range.network())?;
+    Some(SourceRangeKey { prefix_len: 32 + u32::from(range.prefix_len()), id: id.to_be_bytes(), addr })
+}
