@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use quilla_datapath::netlink::DeviceChanges;
 use quilla_datapath::{Datapath, DatapathError};
@@ -37,8 +36,6 @@ use crate::{
 
 /// How long the apiserver may take before the last-known snapshot is used.
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
-/// How long an address rests between two Pods.
-const ADDRESS_COOL_DOWN: Duration = Duration::from_secs(30);
 /// How long a stopping agent may wait for the device watch.
 const DEVICE_WAIT: Duration = Duration::from_millis(250);
 /// How often records of DELs are looked for.
@@ -306,7 +303,7 @@ fn cni_config(
         record_dir: options.state_dir.join("cni"),
         pools,
         mtu,
-        cool_down: ADDRESS_COOL_DOWN,
+        cool_down: Duration::from_secs(options.address_cool_down),
         record_interval: RECORD_INTERVAL,
     }
 }
@@ -375,35 +372,13 @@ async fn follow_pools(
     drain: CancellationToken,
 ) {
     while let Some(Ok(())) = drain.run_until_cancelled(view.changed()).await {
-        let current = pools_of(&view.borrow_and_update().pod_cidrs);
+        let current: Pools = view.borrow_and_update().pod_cidrs.iter().copied().collect();
         pools.send_if_modified(|known| {
-            let changed = current.is_some() && *known != current;
+            let changed = !current.is_empty() && known.as_ref() != Some(&current);
             if changed {
-                *known = current;
+                *known = Some(current);
             }
             changed
         });
-    }
-}
-
-/// The first Pod CIDR of each family.
-fn pools_of(cidrs: &[IpNet]) -> Option<Pools> {
-    let ipv4 = cidrs.iter().find_map(|cidr| if let IpNet::V4(net) = cidr { Some(*net) } else { None });
-    let ipv6 = cidrs.iter().find_map(|cidr| if let IpNet::V6(net) = cidr { Some(*net) } else { None });
-    (ipv4.is_some() || ipv6.is_some()).then_some(Pools { ipv4, ipv6 })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::pools_of;
-
-    #[test]
-    fn pools_are_the_first_pod_cidr_of_each_family() {
-        assert_eq!(pools_of(&[]), None, "no addresses before the node has a Pod CIDR");
-        let cidrs = ["fd00:244::/64", "10.244.0.0/24", "10.244.1.0/24"].map(|cidr| cidr.parse().unwrap());
-        let pools = pools_of(&cidrs).unwrap();
-        assert_eq!(pools.ipv4, Some("10.244.0.0/24".parse().unwrap()));
-        assert_eq!(pools.ipv6, Some("fd00:244::/64".parse().unwrap()));
-        assert_eq!(pools_of(&cidrs[..1]).unwrap().ipv4, None, "single-stack");
     }
 }

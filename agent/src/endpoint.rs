@@ -1,5 +1,11 @@
 //! What the CNI server asks of the data path, carried out by the reconciler.
 
+use std::error::Error;
+use std::net::IpAddr;
+
+use quilla_cni_protocol::is_host_ifname;
+use quilla_datapath::netlink::Netlink;
+
 use crate::cni::{AttachError, AttachedEndpoint, Attacher};
 use crate::reconcile::{Command, Handle, ReconcileError};
 
@@ -27,6 +33,17 @@ impl Attacher for Endpoints {
         let gone = Box::new(endpoint.clone());
         let done = self.reconciler.ask(|answer| Command::Detach(gone, answer)).await;
         done.map_err(|error| refusal("detach", endpoint, error))
+    }
+
+    async fn routes(&self) -> Result<Vec<(String, IpAddr)>, AttachError> {
+        let listed = tokio::task::spawn_blocking(|| Netlink::open()?.routes_to_hosts()).await;
+        let failed = |source: Box<dyn Error + Send + Sync>| AttachError::Failed {
+            operation: "list",
+            object: "routes to endpoints".into(),
+            source,
+        };
+        let routes = listed.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
+        Ok(routes.into_iter().filter(|(device, _)| is_host_ifname(device)).collect())
     }
 
     async fn check(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {

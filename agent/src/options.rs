@@ -95,6 +95,10 @@ pub struct Options {
     /// A range outside the cluster that Pods reach with their own address; may be given again.
     #[arg(long, env = "QUILLA_NATIVE_CIDRS", value_delimiter = ',')]
     pub native_cidr: Vec<IpNet>,
+    /// Seconds for which a Pod's address rests before another Pod may get it.
+    #[arg(long, env = "QUILLA_ADDRESS_COOL_DOWN", default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub address_cool_down: u64,
     /// Seconds between two comparisons of the maps with the plan.
     #[arg(long, env = "QUILLA_AUDIT_INTERVAL", hide = true, default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..=3600))]

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cni;
 mod environment;
 mod memory;
 mod packets;
@@ -29,6 +30,8 @@ struct Cli {
 enum Case {
     /// Nanoseconds and helper calls of an established packet on each path
     Packets(packets::Options),
+    /// Start to exit of the CNI plugin, alone and in a crowd, beside the reference plugins
+    Cni(cni::Options),
     /// Memory of the agent and of its maps, and the time until the kernel is programmed
     Memory(memory::Options),
     /// Sizes of this build's binaries
@@ -48,6 +51,10 @@ fn run(case: &Case) -> Result<()> {
         Case::Packets(options) => {
             enter()?;
             packets::measure(options)
+        }
+        Case::Cni(options) => {
+            enter()?;
+            cni::measure(options)
         }
         Case::Memory(options) => {
             enter()?;

@@ -154,7 +154,7 @@ pub(crate) fn the_agent_is_asked_before_the_answer() -> Result<()> {
 /// A cluster of one family.
 pub(crate) fn one_family_only() -> Result<()> {
     let cases =
-        [(Pools { ipv6: None, ..pools() }, "10.1.7.2"), (Pools { ipv4: None, ..pools() }, "fd00:1:7::2")];
+        [(Pools { ipv6: vec![], ..pools() }, "10.1.7.2"), (Pools { ipv4: vec![], ..pools() }, "fd00:1:7::2")];
     for (pools, expected) in cases {
         let mut node = Node::without_agent("one-family")?;
         node.agent = Some(Agent::start(node.files.path(), Some(pools), node.recorder.clone())?);

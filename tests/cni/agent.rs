@@ -1,6 +1,6 @@
 //! The agent's CNI server in this process, with a recorder as its data path.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -84,6 +84,10 @@ impl Attacher for Recorder {
         Ok(())
     }
 
+    async fn routes(&self) -> Result<Vec<(String, IpAddr)>, AttachError> {
+        Ok(Vec::new())
+    }
+
     async fn check(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {
         self.answer(Call::Check(endpoint.clone())).await
     }
@@ -92,8 +96,8 @@ impl Attacher for Recorder {
 /// The pools most tests use.
 pub(crate) fn pools() -> Pools {
     Pools {
-        ipv4: ipnet::Ipv4Net::new(Ipv4Addr::new(10, 1, 7, 0), 24).ok(),
-        ipv6: ipnet::Ipv6Net::new(Ipv6Addr::new(0xfd00, 1, 7, 0, 0, 0, 0, 0), 64).ok(),
+        ipv4: vec![ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 7, 0), 24)],
+        ipv6: vec![ipnet::Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 1, 7, 0, 0, 0, 0, 0), 64)],
     }
 }
 

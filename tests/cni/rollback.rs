@@ -149,7 +149,7 @@ pub(crate) fn plugin_killed() -> Result<()> {
 /// No free address is a passing condition (CNI-3), and passes.
 pub(crate) fn pool_exhausted() -> Result<()> {
     let mut node = Node::without_agent("exhausted")?;
-    let tiny = Pools { ipv4: "10.1.7.0/30".parse().ok(), ..pools() };
+    let tiny = Pools { ipv4: vec!["10.1.7.0/30".parse()?], ..pools() };
     node.agent = Some(Agent::start(node.files.path(), Some(tiny), node.recorder.clone())?);
     let (only, late) = (node.pod("only")?, node.pod("late")?);
     let first = node.add(&only)?;

@@ -62,16 +62,21 @@ impl Netns {
 
     /// Runs `work` on a thread of its own that is inside.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let file = File::open(&self.path).with_context(|| format!("open {}", self.path.display()))?;
-        thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                    .with_context(|| format!("enter {}", self.name))?;
-                Ok(work())
-            });
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        run_inside(&self.path, work)
     }
+}
+
+/// Runs `work` on a thread of its own that is in the network namespace of `path`.
+pub fn run_inside<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("enter {}", path.display()))?;
+            Ok(work())
+        });
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// A command that will run in the network namespace of `path`.

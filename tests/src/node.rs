@@ -100,8 +100,14 @@ impl Node {
 
     /// Starts the agent, which may have run before.
     pub fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_with(&[])
+    }
+
+    /// The same, with more arguments.
+    pub fn start_agent_with(&mut self, arguments: &[&str]) -> Result<()> {
         let program = binary::path("quilla-agent")?;
-        let command = self.command(&program.to_string_lossy());
+        let mut command = self.command(&program.to_string_lossy());
+        command.args(arguments);
         self.start_agent_as(command)
     }
 

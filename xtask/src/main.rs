@@ -64,7 +64,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure an optimised build: `packets`, `memory`, `sizes`
+    /// Measure an optimised build: `packets`, `memory`, `cni`, `sizes`
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,

@@ -18,6 +18,9 @@ pub trait Attacher: Send + Sync + 'static {
     /// moves when its rows go; their entries are the kernel's to evict. The link may be gone already.
     fn detach(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
 
+    /// Single addresses that the kernel routes to host sides, by the name of the device.
+    fn routes(&self) -> impl Future<Output = Result<Vec<(String, IpAddr)>, AttachError>> + Send;
+
     /// Whether the endpoint is still effective.
     fn check(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
 }

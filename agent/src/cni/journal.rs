@@ -1,7 +1,8 @@
 //! The memory of the CNI server across crashes: an append-only file of checked lines, rewritten whole now and then.
 //!
-//! A line that was acknowledged is on disk. A torn or damaged end is cut off, because nothing after it was
-//! acknowledged; damage followed by intact lines is refused, because forgetting a line could give an address twice.
+//! A line that was acknowledged is on disk. A torn end is cut off, because nothing after it was acknowledged. Of a file
+//! that is damaged elsewhere every intact line is kept, and the file itself under another name: what a lost line said,
+//! the kernel's routes know (see `store`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -13,8 +14,8 @@ use crate::cni::AttachedEndpoint;
 use crate::cni::ipam::Seconds;
 use quilla_cni_protocol::{Attachment, failpoint};
 
-/// Format of the file; another is refused.
-const FORMAT: u32 = 1;
+/// Format of the file; a later one is refused. Format 1 had times of the wall clock.
+const FORMAT: u32 = 2;
 
 const FILE: &str = "endpoints.journal";
 
@@ -56,14 +57,6 @@ pub enum JournalError {
         /// Why not.
         source: io::Error,
     },
-    /// A damaged line has intact ones after it.
-    #[error("journal {} is damaged at line {line} and intact after it; refusing to forget addresses", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-    },
     /// An intact line says something this version does not know.
     #[error("journal {} has an unknown record at line {line}", path.display())]
     Unknown {
@@ -74,11 +67,13 @@ pub enum JournalError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// Written by another version.
-    #[error("journal {} does not start as format {FORMAT}", path.display())]
+    /// Written by a later version.
+    #[error("journal {} has format {format}, known are 1 to {FORMAT}", path.display())]
     Format {
         /// Which file.
         path: PathBuf,
+        /// Its own word.
+        format: u32,
     },
     /// An earlier write failed and could not be taken back, and the file was not rewritten.
     #[error("journal {} is unusable since an earlier failed write", path.display())]
@@ -92,17 +87,23 @@ pub enum JournalError {
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
-    file: File,
+    /// None until a file could be written.
+    file: Option<File>,
     length: u64,
     lines: usize,
     poisoned: bool,
 }
 
-/// What a file says, and how much of its end had to be cut off.
+/// What a file says, and what it says no more.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Recovered {
     pub(super) records: Vec<Record>,
+    /// Length of the torn end.
     pub(super) cut_bytes: usize,
+    /// Lines before it that are not intact.
+    pub(super) damaged_lines: usize,
+    /// Whether its times are those of this format.
+    pub(super) has_times: bool,
 }
 
 impl Journal {
@@ -114,6 +115,17 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Recovered::default()),
             Err(error) => Err(io_error("read", &path)(error)),
         }
+    }
+
+    /// Keeps a damaged file for the operator.
+    pub(super) fn set_aside(dir: &Path) -> Result<(), JournalError> {
+        let (path, aside) = (dir.join(FILE), dir.join(format!("{FILE}.damaged")));
+        fs::copy(&path, &aside).map(drop).map_err(io_error("copy to", &aside))
+    }
+
+    /// One that takes no line until it is rewritten.
+    pub(super) fn unwritten(dir: &Path) -> Self {
+        Self { path: dir.join(FILE), file: None, length: 0, lines: 0, poisoned: true }
     }
 
     /// Replaces the file by one with these records, and opens it.
@@ -133,18 +145,18 @@ impl Journal {
         fs::rename(&aside, &path).map_err(io_error("rename to", &path))?;
         failpoint!(JournalReplaced, io_error("rename to", &path));
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))?;
-        Ok(Self { path, file, length: bytes.len() as u64, lines: records.len(), poisoned: false })
+        Ok(Self { path, file: Some(file), length: bytes.len() as u64, lines: records.len(), poisoned: false })
     }
 
     /// Adds a record. A failed write is taken back, so that no later line follows half of this one.
     pub(super) fn append(&mut self, record: &Record, durability: Durability) -> Result<(), JournalError> {
-        if self.poisoned {
+        let Some(file) = self.file.as_mut().filter(|_| !self.poisoned) else {
             return Err(JournalError::Poisoned { path: self.path.clone() });
-        }
+        };
         failpoint!(JournalAppending, io_error("append to", &self.path));
         let bytes = line(record);
-        if let Err(error) = self.file.write_all(&bytes) {
-            self.poisoned = self.take_back().is_err();
+        if let Err(error) = file.write_all(&bytes) {
+            self.poisoned = take_back(file, self.length).is_err();
             return Err(io_error("append to", &self.path)(error));
         }
         failpoint!(JournalAppended, |error| {
@@ -152,7 +164,7 @@ impl Journal {
             io_error("sync", &self.path)(error)
         });
         if durability == Durability::Machine
-            && let Err(error) = self.file.sync_data()
+            && let Err(error) = file.sync_data()
         {
             // After a failed sync nobody knows what is on disk.
             self.poisoned = true;
@@ -180,13 +192,13 @@ impl Journal {
     /// Writes to `target` from now on.
     #[cfg(test)]
     pub(super) fn divert(&mut self, target: &str) {
-        self.file = OpenOptions::new().write(true).open(target).expect("opens");
+        self.file = Some(OpenOptions::new().write(true).open(target).expect("opens"));
     }
+}
 
-    fn take_back(&mut self) -> io::Result<()> {
-        self.file.set_len(self.length)?;
-        self.file.seek(SeekFrom::Start(self.length)).map(drop)
-    }
+fn take_back(file: &mut File, length: u64) -> io::Result<()> {
+    file.set_len(length)?;
+    file.seek(SeekFrom::Start(length)).map(drop)
 }
 
 /// A checksum, a blank, the record, the end.
@@ -197,38 +209,40 @@ fn line(record: &Record) -> Vec<u8> {
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Recovered, JournalError> {
-    let mut records = Vec::new();
-    let mut intact_bytes = 0;
+    let mut recovered = Recovered::default();
+    let mut format = None;
+    // Not known yet whether it is the end.
+    let (mut suspect_lines, mut suspect_bytes) = (0, 0);
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let Some(json) = intact(line) else { break };
-        let record = serde_json::from_slice(json).map_err(|source| JournalError::Unknown {
-            path: path.into(),
-            line: index + 1,
-            source,
-        })?;
-        records.push(record);
-        intact_bytes += line.len();
-    }
-    let rest = &bytes[intact_bytes..];
-    if holds_intact_line(rest) {
-        return Err(JournalError::Damaged { path: path.into(), line: records.len() + 1 });
-    }
-    match records.first() {
-        Some(Record::Journal { format: FORMAT }) => {
-            records.remove(0);
-            Ok(Recovered { records, cut_bytes: rest.len() })
+        let Some(json) = intact_end(line) else {
+            (suspect_lines, suspect_bytes) = (suspect_lines + 1, suspect_bytes + line.len());
+            continue;
+        };
+        // A line that is intact only from its middle on has lost the end of the line before it.
+        suspect_lines += usize::from(json.len() + 10 < line.len());
+        recovered.damaged_lines += suspect_lines;
+        (suspect_lines, suspect_bytes) = (0, 0);
+        let unknown = |source| JournalError::Unknown { path: path.into(), line: index + 1, source };
+        match serde_json::from_slice(json).map_err(unknown)? {
+            Record::Journal { format: found } => format = Some(found),
+            record => recovered.records.push(record),
         }
-        None if bytes.is_empty() => Ok(Recovered::default()),
-        _ => Err(JournalError::Format { path: path.into() }),
     }
+    if let Some(format) = format.filter(|format| !(1..=FORMAT).contains(format)) {
+        return Err(JournalError::Format { path: path.into(), format });
+    }
+    recovered.cut_bytes = suspect_bytes;
+    recovered.has_times = format == Some(FORMAT);
+    if format.is_none() && !bytes.is_empty() {
+        // Its first line is lost.
+        recovered.damaged_lines = recovered.damaged_lines.max(1);
+    }
+    Ok(recovered)
 }
 
-/// Whether damage is followed by something that was acknowledged: a line may also be intact from its middle on, when it
-/// is the end of the line before it that was damaged.
-fn holds_intact_line(damaged: &[u8]) -> bool {
-    damaged
-        .split_inclusive(|byte| *byte == b'\n')
-        .any(|line| (0..line.len()).any(|start| intact(&line[start..]).is_some()))
+/// The record at the end of a line, which is all of the line unless the line before it has lost its end.
+fn intact_end(line: &[u8]) -> Option<&[u8]> {
+    (0..line.len()).find_map(|start| intact(&line[start..]))
 }
 
 /// The record's text, when the line is complete and its checksum right.
@@ -278,39 +292,56 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let bytes = written(dir.path());
         let header = bytes.iter().position(|byte| *byte == b'\n').expect("has lines") + 1;
-        for end in header..=bytes.len() {
+        for end in 1..=bytes.len() {
             let recovered = parse(dir.path(), &bytes[..end]).expect("recovers");
-            let complete = bytes[header..end].split_inclusive(|byte| *byte == b'\n');
+            let complete = bytes[header.min(end)..end].split_inclusive(|byte| *byte == b'\n');
             let complete = complete.filter(|line| line.ends_with(b"\n")).count();
             assert_eq!(recovered.records.len(), complete, "cut at {end}");
-        }
-        for end in 1..header {
-            assert!(
-                matches!(parse(dir.path(), &bytes[..end]), Err(JournalError::Format { .. })),
-                "cut at {end}"
-            );
+            assert_eq!(recovered.damaged_lines, usize::from(end < header), "cut at {end}");
         }
     }
 
-    /// CNI-30: a flipped byte is either cut off with the end or refused, never believed.
+    /// CNI-30: a flipped byte costs the line it is in, or the end of the file; it is seen, and never believed.
     #[test]
     fn damage_at_every_byte() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let bytes = written(dir.path());
-        let last_line =
-            bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').expect("has lines") + 1;
         for index in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[index] ^= 0x15;
-            match parse(dir.path(), &damaged) {
-                Ok(recovered) => {
-                    assert!(index >= last_line, "damage at {index} went unseen");
-                    assert_eq!(recovered.records, (1..5).map(record).collect::<Vec<_>>());
-                }
-                Err(JournalError::Damaged { .. }) => assert!(index < last_line),
-                Err(other) => panic!("damage at {index}: {other}"),
-            }
+            let recovered = parse(dir.path(), &damaged).expect("recovers");
+            let line = bytes[..index].split(|byte| *byte == b'\n').count() - 1;
+            let expected: Vec<_> = (1..6).filter(|last| usize::from(*last) != line).map(record).collect();
+            assert_eq!(recovered.records, expected, "damage at {index}");
+            assert!(recovered.damaged_lines > 0 || recovered.cut_bytes > 0, "damage at {index} went unseen");
+            assert_eq!(recovered.has_times, line != 0, "damage at {index}");
         }
+    }
+
+    /// CNI-30: what is no journal at all is recovered as nothing, and seen.
+    #[test]
+    fn garbage_is_damage() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        for garbage in [&b"\0\0\0\0garbage\n"[..], b"\xff", b"\n\n\n", b"{}\n"] {
+            let recovered = parse(dir.path(), garbage).expect("recovers");
+            assert!(recovered.records.is_empty() && recovered.damaged_lines > 0, "{garbage:?}");
+        }
+    }
+
+    /// A file of the version before is read; one of a later version is not, because what it says might be lost.
+    #[test]
+    fn formats() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = |format| [super::line(&Record::Journal { format }), super::line(&record(1))].concat();
+        let old = parse(dir.path(), &file(1)).expect("is known");
+        assert!(!old.has_times && old.records == [record(1)] && old.damaged_lines == 0);
+        assert!(parse(dir.path(), &file(2)).expect("is this one").has_times);
+        assert!(matches!(parse(dir.path(), &file(3)), Err(JournalError::Format { format: 3, .. })));
+        let unknown = br#"{"record":"married"}"#;
+        let unknown = format!("{:08x} {}\n", crc32fast::hash(unknown), String::from_utf8_lossy(unknown));
+        let error =
+            parse(dir.path(), &[file(2), unknown.into_bytes()].concat()).expect_err("is of a later version");
+        assert!(matches!(error, JournalError::Unknown { line: 3, .. }), "{error}");
     }
 
     /// After a failed sync nobody knows what is on disk, so nothing is added to it.
@@ -327,13 +358,5 @@ mod tests {
             let refused = journal.append(&record(2), Durability::Machine).expect_err("refuses");
             assert!(matches!(refused, JournalError::Poisoned { .. }), "{target}: {refused}");
         }
-    }
-
-    #[test]
-    fn garbage_is_refused_with_the_file_named() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        fs::write(dir.path().join(FILE), b"\0\0\0\0garbage\n").expect("writes");
-        let error = Journal::recover(dir.path()).expect_err("refused");
-        assert!(error.to_string().contains(FILE), "{error}");
     }
 }

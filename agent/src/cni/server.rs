@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::cni::lock::AttachmentLocks;
-use crate::cni::session::{attach_refusal, describe, refusal, serve};
+use crate::cni::session::{attach_refusal, describe, serve};
 use crate::cni::store::{Entry, Store};
 use crate::cni::{AttachedEndpoint, Attacher, Pools, StoreError};
 
@@ -77,8 +77,14 @@ impl<A: Attacher> CniServer<A> {
             config;
         let opened = task::spawn_blocking(move || Store::open(&state_dir, cool_down)).await;
         let mut store = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        if let Some(pools) = *pools.borrow() {
+        if let Some(pools) = &*pools.borrow() {
             store.set_pools(pools);
+        }
+        match attacher.routes().await {
+            Ok(routes) => store.set_routes(&routes),
+            Err(error) => {
+                tracing::warn!(error = %describe(&error), "look for endpoints that the journal lacks");
+            }
         }
         let listener = listen(&socket)?;
         failpoint!(Listening, |source| CniServerError::Socket {
@@ -204,7 +210,19 @@ impl<A: Attacher> Shared<A> {
             failpoint!(EndpointDetached);
         }
         let key = attachment.clone();
-        self.with_store(move |store| store.release(&key)).await.map_err(|error| refusal(&error))
+        self.with_store(move |store| store.release(&key)).await;
+        Ok(())
+    }
+
+    /// Does what could not be done before: full disks get empty, devices that nobody knows go.
+    async fn settle(&self) {
+        let (settled, strangers) = self.with_store(|store| (store.settle(), store.has_strangers())).await;
+        if let Err(error) = settled {
+            tracing::warn!(error = %describe(&error), "write the cni journal");
+        }
+        if strangers && let Ok(routes) = self.attacher.routes().await {
+            self.with_store(move |store| store.set_routes(&routes)).await;
+        }
     }
 
     /// Carries out the DEL of an attachment that is only on record. The caller holds its lock.
@@ -272,9 +290,9 @@ async fn run<A: Attacher>(
                 }
             },
             Ok(()) = pools.changed() => {
-                let current = *pools.borrow_and_update();
+                let current = pools.borrow_and_update().clone();
                 if let Some(pools) = current {
-                    shared.with_store(move |store| store.set_pools(pools)).await;
+                    shared.with_store(move |store| store.set_pools(&pools)).await;
                 }
             }
             Some(ended) = sessions.join_next() => report(ended),
@@ -292,6 +310,7 @@ async fn consume_regularly<A: Attacher>(shared: Arc<Shared<A>>, period: Duration
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while drain.run_until_cancelled(ticks.tick()).await.is_some() {
         shared.consume_records().await;
+        shared.settle().await;
     }
 }
 

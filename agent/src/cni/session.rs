@@ -138,7 +138,9 @@ impl<A: Attacher> Session<A> {
         let (attachment, mtu) = (new.attachment.clone(), self.shared.mtu());
         let reserve = move |store: &mut Store| {
             Ok(match store.reserve(new)? {
-                Entry::Reserved(endpoint) => Response::Reserved(store.reservation(&endpoint, mtu)?),
+                Entry::Reserved(endpoint) | Entry::Released(endpoint) => {
+                    Response::Reserved(store.reservation(&endpoint, mtu)?)
+                }
                 Entry::Attached(endpoint) => Response::Attached(store.reservation(&endpoint, mtu)?),
             })
         };
@@ -239,9 +241,8 @@ pub(super) fn refusal(error: &StoreError) -> CniError {
         | StoreError::NotReserved { .. }
         | StoreError::NameTaken { .. }
         | StoreError::AddressTaken { .. }
-        | StoreError::PortTaken { .. } => {
-            CniError::new(ErrorCode::AGENT_REFUSED, "agent refused", details)
-        }
+        | StoreError::AddressUnusable { .. }
+        | StoreError::PortTaken { .. } => CniError::new(ErrorCode::AGENT_REFUSED, "agent refused", details),
     }
 }
 

@@ -1,21 +1,24 @@
 //! Who holds which address: the decisions of the CNI server, in memory and in the journal. Called by sessions under one
 //! lock; nothing here waits. The journal has a change before anybody hears of it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use quilla_cni_protocol::{
-    Attachment, EndpointSummary, Given, Lease, MacAddress, PodRef, PortMapping, Reservation, Wanted, failpoint,
+    Attachment, EndpointSummary, Given, Lease, MacAddress, PodRef, PortMapping, Reservation, Wanted,
+    failpoint,
 };
 
-use crate::cni::{AttachedEndpoint, Origin};
 use crate::cni::ipam::{Addresses, Ipam, IpamError, Pools, Seconds};
-use crate::cni::journal::{Durability, Journal, JournalError, Record};
+use crate::cni::journal::{Durability, Journal, JournalError, Record, Recovered};
+use crate::cni::{AttachedEndpoint, Origin};
 
 /// Why the store refused.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +70,12 @@ pub enum StoreError {
         /// Its holder.
         holder: Attachment,
     },
+    /// No Pod of this node can have the wished address.
+    #[error("address {address} is no usable address of the node's pod cidrs")]
+    AddressUnusable {
+        /// Which.
+        address: IpAddr,
+    },
     /// Two Pods want one port of the node.
     #[error("host port {port} is held by pod {pod} ({holder})")]
     PortTaken {
@@ -92,13 +101,15 @@ pub enum Entry {
     Reserved(AttachedEndpoint),
     /// The data path has it.
     Attached(AttachedEndpoint),
+    /// Nobody has it any more, and the journal could not be told yet: its addresses stay held.
+    Released(AttachedEndpoint),
 }
 
 impl Entry {
     /// Whichever it is.
     pub const fn endpoint(&self) -> &AttachedEndpoint {
         match self {
-            Self::Reserved(endpoint) | Self::Attached(endpoint) => endpoint,
+            Self::Reserved(endpoint) | Self::Attached(endpoint) | Self::Released(endpoint) => endpoint,
         }
     }
 }
@@ -120,6 +131,10 @@ pub(super) struct Store {
     journal: Journal,
     ipam: Ipam,
     entries: BTreeMap<Attachment, Entry>,
+    /// Who has which host side.
+    devices: HashMap<String, Attachment>,
+    /// Addresses that the kernel routes to host sides of which the journal knows nothing.
+    strangers: HashMap<String, Vec<IpAddr>>,
     /// Held as long as the store, so that no second agent writes the journal.
     _lock: File,
 }
@@ -135,37 +150,70 @@ impl Store {
         if recovered.cut_bytes > 0 {
             tracing::warn!(bytes = recovered.cut_bytes, "cut a torn end off the cni journal");
         }
-        let mut ipam = Ipam::new(cool_down);
-        let mut entries = BTreeMap::new();
-        for record in recovered.records {
-            replay(&mut ipam, &mut entries, record);
+        if recovered.damaged_lines > 0 {
+            tracing::error!(
+                lines = recovered.damaged_lines,
+                "cni journal is damaged; what is intact is used"
+            );
+            // Where that cannot be written, neither can a new one, and the damaged one stays.
+            let kept = Journal::set_aside(dir);
+            kept.unwrap_or_else(|error| tracing::warn!(error = %error, "keep the damaged cni journal"));
         }
-        let now = now();
-        entries.retain(|_, entry| {
-            if let Entry::Reserved(endpoint) = &*entry {
-                endpoint.addresses().for_each(|address| ipam.release(address, now));
-            }
-            matches!(entry, Entry::Attached(_))
+        let Replay { ipam, entries } = Replay::of(recovered, cool_down, now());
+        let journal = Journal::rewrite(dir, &snapshot(&ipam, &entries)).unwrap_or_else(|error| {
+            tracing::error!(error = %error, "write the cni journal; until it can be written nothing is given");
+            Journal::unwritten(dir)
         });
-        let journal = Journal::rewrite(dir, &snapshot(&ipam, &entries))?;
-        Ok(Self { dir: dir.into(), journal, ipam, entries, _lock: lock })
+        let device =
+            |(key, entry): (&Attachment, &Entry)| (entry.endpoint().host_ifname.clone(), key.clone());
+        let devices = entries.iter().map(device).collect();
+        let strangers = HashMap::new();
+        Ok(Self { dir: dir.into(), journal, ipam, entries, devices, strangers, _lock: lock })
+    }
+
+    /// Takes what the kernel routes to host sides: an address of one that the journal does not know was given once, by a
+    /// line that is lost, and is nobody else's while that device is there.
+    pub(super) fn set_routes(&mut self, routes: &[(String, IpAddr)]) {
+        for (_, addresses) in std::mem::take(&mut self.strangers) {
+            let gone =
+                addresses.into_iter().filter(|address| !routes.iter().any(|(_, kept)| kept == address));
+            gone.collect::<Vec<_>>().into_iter().for_each(|address| self.ipam.release(address, now()));
+        }
+        let known: HashSet<IpAddr> =
+            self.entries.values().flat_map(|entry| entry.endpoint().addresses()).collect();
+        for (device, address) in routes {
+            if !self.devices.contains_key(device) && !known.contains(address) {
+                self.ipam.hold(*address);
+                self.strangers.entry(device.clone()).or_default().push(*address);
+            }
+        }
+    }
+
+    /// Whether the kernel's routes are to be looked at again.
+    pub(super) fn has_strangers(&self) -> bool {
+        !self.strangers.is_empty()
     }
 
     /// Takes the node's Pod CIDRs.
-    pub(super) fn set_pools(&mut self, pools: Pools) {
+    pub(super) fn set_pools(&mut self, pools: &Pools) {
         self.ipam.set_pools(pools);
     }
 
     /// Whether an ADD could be served now.
     pub(super) fn ready(&mut self) -> Result<(), StoreError> {
+        self.settle()?;
         Ok(self.ipam.ready(now())?)
     }
 
     /// Addresses for an attachment: new ones, or those it has.
     pub(super) fn reserve(&mut self, new: NewAttachment) -> Result<Entry, StoreError> {
+        if let Some(Entry::Released(_)) = self.entries.get(&new.attachment) {
+            self.settle()?;
+        }
         if let Some(entry) = self.entries.get(&new.attachment) {
             return Ok(entry.clone());
         }
+        self.forget_stranger(&new.attachment.host_ifname());
         let endpoint = self.new_endpoint(new)?;
         let attachment = endpoint.attachment();
         let record = Record::Reserved { endpoint: endpoint.clone() };
@@ -174,6 +222,7 @@ impl Store {
             return Err(error);
         }
         let entry = Entry::Reserved(endpoint);
+        self.devices.insert(entry.endpoint().host_ifname.clone(), attachment.clone());
         self.entries.insert(attachment, entry.clone());
         Ok(entry)
     }
@@ -198,12 +247,12 @@ impl Store {
                 claimed = Some(addresses);
             }
         }
-        if let Some(other) = self.entries.values().find(|entry| entry.endpoint().host_ifname == host_ifname) {
-            return Err(StoreError::NameTaken { attachment, other: other.endpoint().attachment() });
+        if let Some(other) = self.devices.get(&host_ifname) {
+            return Err(StoreError::NameTaken { attachment, other: other.clone() });
         }
         let addresses = match claimed {
             Some(claimed) => self.claim(&claimed)?,
-            None => self.ipam.allocate(&ips, now())?,
+            None => self.ipam.allocate(&ips, now()).map_err(|error| self.refused(error))?,
         };
         let pod = pod.unwrap_or(PodRef { namespace: String::new(), name: String::new(), uid: None });
         Ok(AttachedEndpoint {
@@ -226,10 +275,28 @@ impl Store {
         })
     }
 
+    /// Who has a wished address is worth to be said.
+    fn refused(&self, error: IpamError) -> StoreError {
+        let holder = |address| {
+            let mut all = self.entries.iter();
+            all.find(|(_, entry)| entry.endpoint().addresses().any(|held| held == address))
+                .map(|(key, _)| key)
+        };
+        match error {
+            IpamError::Unusable(address) => StoreError::AddressUnusable { address },
+            IpamError::Held(address) => match holder(address) {
+                Some(holder) => StoreError::AddressTaken { address, holder: holder.clone() },
+                None => error.into(),
+            },
+            IpamError::NoPools | IpamError::Exhausted(_) => error.into(),
+        }
+    }
+
     /// No two Pods of the node share a port, reserved ones included.
     fn require_free_ports(&self, wanted: &[PortMapping]) -> Result<(), StoreError> {
         for endpoint in self.entries.values().map(Entry::endpoint) {
-            let taken = wanted.iter().find(|port| endpoint.host_ports.iter().any(|held| held.conflicts(port)));
+            let taken =
+                wanted.iter().find(|port| endpoint.host_ports.iter().any(|held| held.conflicts(port)));
             if let Some(port) = taken {
                 return Err(StoreError::PortTaken {
                     port: *port,
@@ -281,14 +348,46 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets an attachment; its addresses cool down. Nothing to do for an unknown one.
-    pub(super) fn release(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
-        let Some(entry) = self.entries.get(attachment) else { return Ok(()) };
-        let (addresses, at) = (entry.endpoint().addresses(), now());
+    /// Forgets an attachment; its addresses cool down. Nothing to do for an unknown one. Where the journal cannot be
+    /// written the addresses stay held until it can, so that DEL succeeds on a full disk and nothing is given twice.
+    pub(super) fn release(&mut self, attachment: &Attachment) {
+        self.forget_stranger(&attachment.host_ifname());
+        let Some(entry) = self.entries.get(attachment) else { return };
+        let endpoint = entry.endpoint().clone();
+        self.entries.insert(attachment.clone(), Entry::Released(endpoint));
+        if let Err(error) = self.write_release(attachment) {
+            tracing::warn!(attachment = %attachment, error = %error, "write a release to the cni journal later");
+        }
+    }
+
+    /// Tells the journal what it could not be told.
+    pub(super) fn settle(&mut self) -> Result<(), StoreError> {
+        if self.journal.poisoned() {
+            self.rewrite()?;
+        }
+        let released = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Released(_)));
+        let released: Vec<Attachment> = released.map(|(key, _)| key.clone()).collect();
+        released.iter().try_for_each(|attachment| self.write_release(attachment))
+    }
+
+    fn write_release(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+        let at = now();
         self.append(&Record::Released { attachment: attachment.clone(), at }, Durability::Machine)?;
-        addresses.for_each(|address| self.ipam.release(address, at));
-        self.entries.remove(attachment);
+        self.forget(attachment, at);
         Ok(())
+    }
+
+    fn forget(&mut self, attachment: &Attachment, at: Seconds) {
+        if let Some(entry) = self.entries.remove(attachment) {
+            entry.endpoint().addresses().for_each(|address| self.ipam.release(address, at));
+            self.devices.remove(&entry.endpoint().host_ifname);
+        }
+    }
+
+    fn forget_stranger(&mut self, device: &str) {
+        for address in self.strangers.remove(device).into_iter().flatten() {
+            self.ipam.release(address, now());
+        }
     }
 
     /// What is known of an attachment.
@@ -312,7 +411,7 @@ impl Store {
     pub(super) fn attached(&self) -> Vec<AttachedEndpoint> {
         let attached = |entry: &Entry| match entry {
             Entry::Attached(endpoint) => Some(endpoint.clone()),
-            Entry::Reserved(_) => None,
+            Entry::Reserved(_) | Entry::Released(_) => None,
         };
         self.entries.values().filter_map(attached).collect()
     }
@@ -362,49 +461,95 @@ impl Store {
     /// Writes a record, and before it the whole file anew once most of its lines are history or its end is in doubt.
     fn append(&mut self, record: &Record, durability: Durability) -> Result<(), StoreError> {
         let mostly_history =
-            self.journal.lines() > 256 + 2 * (self.entries.len() + self.ipam.cooling().count());
+            self.journal.lines() > 256 + 2 * (self.entries.len() + self.ipam.cooling_count());
         if mostly_history || self.journal.poisoned() {
-            self.journal = Journal::rewrite(&self.dir, &snapshot(&self.ipam, &self.entries))?;
+            self.rewrite()?;
         }
         Ok(self.journal.append(record, durability)?)
+    }
+
+    fn rewrite(&mut self) -> Result<(), StoreError> {
+        self.journal = Journal::rewrite(&self.dir, &snapshot(&self.ipam, &self.entries))?;
+        Ok(())
     }
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("lock");
-    let file = File::create(&path).map_err(io_error("create", &path))?;
+    // The directory itself: nothing need be written for it.
+    let file = File::open(dir).map_err(io_error("open", dir))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: dir.into() }),
-        Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
+        Err(TryLockError::Error(source)) => Err(io_error("lock", dir)(source)),
     }
 }
 
-fn replay(ipam: &mut Ipam, entries: &mut BTreeMap<Attachment, Entry>, record: Record) {
-    match record {
-        Record::Journal { .. } => {}
-        Record::Reserved { endpoint } => {
-            endpoint.addresses().for_each(|address| ipam.hold(address));
-            entries.insert(endpoint.attachment(), Entry::Reserved(endpoint));
+/// What the lines of a journal come to.
+struct Replay {
+    ipam: Ipam,
+    entries: BTreeMap<Attachment, Entry>,
+}
+
+impl Replay {
+    /// Reservations that were never attached are given back: their plugins' connections ended with the last agent.
+    fn of(recovered: Recovered, cool_down: Duration, now: Seconds) -> Self {
+        let mut replay = Self { ipam: Ipam::new(cool_down), entries: BTreeMap::new() };
+        for record in recovered.records {
+            replay.take(record, |at| match at {
+                _ if !recovered.has_times => now,
+                // Before the machine last started, so at least that long ago.
+                at if at > now => 0,
+                at => at,
+            });
         }
-        Record::Attached { endpoint } => {
-            endpoint.addresses().for_each(|address| ipam.hold(address));
-            entries.insert(endpoint.attachment(), Entry::Attached(endpoint));
-        }
-        Record::Released { attachment, at } => {
-            if let Some(entry) = entries.remove(&attachment) {
-                entry.endpoint().addresses().for_each(|address| ipam.release(address, at));
+        let Self { ipam, entries } = &mut replay;
+        entries.retain(|_, entry| {
+            if let Entry::Reserved(endpoint) = &*entry {
+                endpoint.addresses().for_each(|address| ipam.release(address, now));
             }
+            matches!(entry, Entry::Attached(_))
+        });
+        replay
+    }
+
+    fn take(&mut self, record: Record, time: impl Fn(Seconds) -> Seconds) {
+        match record {
+            Record::Journal { .. } => {}
+            Record::Reserved { endpoint } => self.hold(&endpoint.clone(), Entry::Reserved(endpoint)),
+            Record::Attached { endpoint } => self.hold(&endpoint.clone(), Entry::Attached(endpoint)),
+            Record::Released { attachment, at } => self.release(&attachment, time(at)),
+            Record::Cooling { address, at } => self.ipam.release(address, time(at)),
         }
-        Record::Cooling { address, at } => ipam.release(address, at),
+    }
+
+    fn hold(&mut self, endpoint: &AttachedEndpoint, entry: Entry) {
+        let key = endpoint.attachment();
+        let shares = |other: &AttachedEndpoint| {
+            other.addresses().any(|held| endpoint.addresses().any(|own| own == held))
+        };
+        let former = self.entries.iter().find(|(other, entry)| **other != key && shares(entry.endpoint()));
+        // It was released before: that line is lost, or this one would not be.
+        if let Some(former) = former.map(|(key, _)| key.clone()) {
+            self.release(&former, 0);
+        }
+        endpoint.addresses().for_each(|address| self.ipam.hold(address));
+        self.entries.insert(key, entry);
+    }
+
+    fn release(&mut self, attachment: &Attachment, at: Seconds) {
+        if let Some(entry) = self.entries.remove(attachment) {
+            entry.endpoint().addresses().for_each(|address| self.ipam.release(address, at));
+        }
     }
 }
 
 fn snapshot(ipam: &Ipam, entries: &BTreeMap<Attachment, Entry>) -> Vec<Record> {
     let cooling = ipam.cooling().map(|(address, at)| Record::Cooling { address, at });
+    // One that is released stays what it was until its own line says otherwise.
     let held = entries.values().cloned().map(|entry| match entry {
         Entry::Reserved(endpoint) => Record::Reserved { endpoint },
-        Entry::Attached(endpoint) => Record::Attached { endpoint },
+        Entry::Released(endpoint) if endpoint.host_ifindex == 0 => Record::Reserved { endpoint },
+        Entry::Attached(endpoint) | Entry::Released(endpoint) => Record::Attached { endpoint },
     });
     cooling.chain(held).collect()
 }
@@ -424,7 +569,7 @@ fn local_mac(attachment: &Attachment, side: Side) -> [u8; 6] {
 }
 
 fn now() -> Seconds {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -1,6 +1,7 @@
 //! The conversation with a plugin that misbehaves or vanishes, over a real socket. What a plugin that behaves gets is
 //! tested with the real one in `tests/cni`.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,13 +28,17 @@ impl Attacher for Agreeable {
         Ok(())
     }
 
+    async fn routes(&self) -> Result<Vec<(String, IpAddr)>, AttachError> {
+        Ok(Vec::new())
+    }
+
     async fn check(&self, _: &AttachedEndpoint) -> Result<(), AttachError> {
         Ok(())
     }
 }
 
 async fn start(dir: &Path) -> CniServer<Agreeable> {
-    let pools = Pools { ipv4: "10.0.0.0/24".parse().ok(), ipv6: None };
+    let pools = Pools { ipv4: vec!["10.0.0.0/24".parse().expect("valid")], ipv6: vec![] };
     let config = CniServerConfig {
         socket: dir.join("run/cni.sock"),
         state_dir: dir.join("state"),

@@ -40,6 +40,12 @@ pub fn host_ifname(container_id: &str, ifname: &str) -> String {
     name
 }
 
+/// Whether [`host_ifname`] makes such names.
+pub fn is_host_ifname(name: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'v').contains(&byte);
+    name.strip_prefix("quil").is_some_and(|rest| rest.len() == 11 && rest.bytes().all(digit))
+}
+
 const fn fnv1a(hash: u64, byte: u8) -> u64 {
     (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3)
 }
@@ -74,7 +80,7 @@ pub fn validate_ifname(text: &str) -> bool {
 mod tests {
     use std::collections::HashSet;
 
-    use super::{host_ifname, validate_container_id, validate_ifname};
+    use super::{host_ifname, is_host_ifname, validate_container_id, validate_ifname};
 
     #[test]
     fn host_name_is_stable_short_and_distinct() {
@@ -82,6 +88,8 @@ mod tests {
         let names: HashSet<_> = (0..10_000).map(|id| host_ifname(&format!("c{id}"), "eth0")).collect();
         assert_eq!(names.len(), 10_000);
         assert!(names.iter().all(|name| validate_ifname(name) && name.len() == 15));
+        assert!(names.iter().all(|name| is_host_ifname(name)));
+        assert!(["quilla_vxlan", "quilla", "eth0"].iter().all(|name| !is_host_ifname(name)));
         // The pair is hashed, not its concatenation.
         assert_ne!(host_ifname("a", "beth0"), host_ifname("ab", "eth0"));
     }

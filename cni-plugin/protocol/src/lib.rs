@@ -16,7 +16,7 @@ mod version;
 mod wanted;
 
 pub use attachment::{
-    Attachment, host_ifname, validate_container_id, validate_ifname, validate_network_name,
+    Attachment, host_ifname, is_host_ifname, validate_container_id, validate_ifname, validate_network_name,
 };
 pub use config::{NetworkConfig, ValidAttachment};
 pub use error::{CniError, ErrorCode};

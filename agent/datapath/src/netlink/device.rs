@@ -1,6 +1,6 @@
 //! Facts about devices, and exactly the addresses they should have.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -40,10 +40,10 @@ impl Netlink {
         Ok(Some(device))
     }
 
-    /// The names of all devices.
-    pub fn device_names(&self) -> Result<Vec<String>> {
+    /// The names of all devices by their numbers.
+    pub fn device_names(&self) -> Result<BTreeMap<u32, String>> {
         let links = self.list("list", "devices", self.handle.link().get().execute())?;
-        Ok(links.iter().map(|link| describe(link).name).collect())
+        Ok(links.iter().map(describe).map(|device| (device.ifindex, device.name)).collect())
     }
 
     /// The device of the default route, of IPv4 first: the uplink of a node whose operator names none.

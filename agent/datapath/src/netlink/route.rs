@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+};
 
 use crate::error::{DatapathError, Result};
 use crate::netlink::{Netlink, is};
@@ -70,6 +72,23 @@ impl Netlink {
             changes.written += 1;
         }
         Ok(changes)
+    }
+
+    /// Addresses with a route of their own out of a device of this namespace, and the device's name.
+    pub fn routes_to_hosts(&self) -> Result<Vec<(String, IpAddr)>> {
+        let names = self.device_names()?;
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let single = if family == AddressFamily::Inet { 32 } else { 128 };
+            for route in self.routes(family)? {
+                let device = via(&route).0.and_then(|ifindex| names.get(&ifindex));
+                let address =
+                    destination(&route).filter(|net| net.prefix_len() == single).map(|net| net.addr());
+                let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
+                found.extend(device.cloned().zip(address).filter(|_| main));
+            }
+        }
+        Ok(found)
     }
 
     fn remove_route(&self, route: RouteMessage) -> Result<bool> {

@@ -12,7 +12,8 @@ use crate::cni::Pools;
 
 fn open(dir: &Path) -> Store {
     let mut store = Store::open(dir, Duration::ZERO).expect("opens");
-    store.set_pools(Pools { ipv4: "10.0.0.0/24".parse().ok(), ipv6: "fd00::/120".parse().ok() });
+    let nets = ["10.0.0.0/24", "fd00::/120"].map(|net| net.parse::<ipnet::IpNet>().expect("valid"));
+    store.set_pools(&nets.into_iter().collect::<Pools>());
     store
 }
 
@@ -71,7 +72,7 @@ fn released_addresses_come_last_after_a_restart() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let mut store = open(dir.path());
     let first = attach(&mut store, 1);
-    store.release(&attachment(1)).expect("releases");
+    store.release(&attachment(1));
     drop(store);
     let mut store = open(dir.path());
     let others: HashSet<_> = (2..254).map(|id| attach(&mut store, id)).collect();
@@ -116,7 +117,7 @@ fn the_journal_is_rewritten() {
     let mut store = open(dir.path());
     for round in 0..500 {
         attach(&mut store, round);
-        store.release(&attachment(round)).expect("releases");
+        store.release(&attachment(round));
     }
     drop(store);
     let lines = fs::read_to_string(dir.path().join("endpoints.journal")).expect("reads").lines().count();
@@ -135,7 +136,7 @@ fn a_failed_write_is_got_over() {
         let endpoint = store.candidate(&attachment(2), 7, 9).expect("is reserved");
         store.journal.divert(target);
         assert!(matches!(store.commit(endpoint), Err(StoreError::Journal(_))), "{target}");
-        store.release(&attachment(2)).expect("writes the file anew");
+        store.release(&attachment(2));
         let third = attach(&mut store, 3);
         drop(store);
 
@@ -144,4 +145,136 @@ fn a_failed_write_is_got_over() {
             attached.iter().filter_map(|endpoint| endpoint.ipv4).map(|ip| ip.to_string()).collect();
         assert_eq!(addresses, [first, third], "{target}");
     }
+}
+
+/// CNI-18, CNI-30: a release that cannot be written succeeds; its addresses stay held until it is written, also when the
+/// agent dies in between.
+#[test]
+fn a_release_without_a_disk_is_made_up_for() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let state = dir.path().join("state");
+    let away = dir.path().join("away");
+    let mut store = open(&state);
+    let first = attach(&mut store, 1);
+    store.journal.divert("/dev/full");
+    fs::rename(&state, &away).expect("renames");
+    store.release(&attachment(1));
+    assert!(matches!(store.entry(&attachment(1)), Some(Entry::Released(_))));
+    assert!(store.ready().is_err() && store.reserve(new(2)).is_err(), "nothing is given that is not written");
+    assert!(store.attached().is_empty() && store.stray_addresses().is_empty());
+
+    fs::rename(&away, &state).expect("renames");
+    store.settle().expect("writes");
+    assert_eq!(store.entry(&attachment(1)), None);
+    assert_ne!(attach(&mut store, 2), first);
+    drop(store);
+    assert_eq!(open(&state).attached().len(), 1);
+}
+
+/// CNI-30: an agent that cannot write its journal keeps what it says and gives nothing.
+#[test]
+fn a_journal_that_cannot_be_written_is_read() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    attach(&mut open(dir.path()), 1);
+    // Where the new file is to be written there is a directory.
+    fs::create_dir(dir.path().join("endpoints.journal.new")).expect("makes it");
+    let mut store = open(dir.path());
+    assert_eq!(store.attached().len(), 1);
+    assert!(store.ready().is_err() && store.reserve(new(2)).is_err());
+    assert!(store.stray_addresses().is_empty());
+    fs::remove_dir(dir.path().join("endpoints.journal.new")).expect("removes it");
+    store.ready().expect("writes");
+    attach(&mut store, 2);
+}
+
+/// CNI-30: of a damaged journal what is intact counts; what is lost, the kernel's routes know, and no address of a Pod
+/// that is there is given to another.
+#[test]
+fn a_damaged_journal_gives_nothing_twice() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = open(dir.path());
+    let given: Vec<_> = (1..5).map(|id| attach(&mut store, id)).collect();
+    drop(store);
+    let path = dir.path().join("endpoints.journal");
+    let whole = fs::read_to_string(&path).expect("reads");
+    let routes: Vec<_> = (1..5)
+        .map(|id| (attachment(id).host_ifname(), given[id - 1].parse().expect("is an address")))
+        .collect();
+    for lost in 1..5 {
+        let name = format!("\"c{lost}\"");
+        let kept = whole.lines().map(|line| if line.contains(&name) { "damaged" } else { line });
+        fs::write(&path, kept.collect::<Vec<_>>().join("\n") + "\n").expect("writes");
+        let mut store = open(dir.path());
+        assert_eq!(store.attached().len(), 3, "{lost}");
+        store.set_routes(&routes);
+        let next = attach(&mut store, 10);
+        assert!(!given.contains(&next), "{next} twice");
+        // Its own DEL gives it back, and so does the end of its device.
+        assert!(store.has_strangers());
+        if lost % 2 == 0 {
+            store.release(&attachment(lost));
+        } else {
+            store.set_routes(&[]);
+        }
+        assert!(!store.has_strangers() && store.stray_addresses().is_empty());
+    }
+    assert!(dir.path().join("endpoints.journal.damaged").exists());
+}
+
+/// CNI-30: when the line of a release is lost, the later holder of the address is the true one.
+#[test]
+fn a_lost_release_leaves_one_holder() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = Store::open(dir.path(), Duration::ZERO).expect("opens");
+    store.set_pools(&Pools { ipv4: vec!["10.0.0.0/30".parse().expect("valid")], ipv6: vec![] });
+    attach(&mut store, 1);
+    store.release(&attachment(1));
+    attach(&mut store, 2);
+    drop(store);
+    let path = dir.path().join("endpoints.journal");
+    let whole = fs::read_to_string(&path).expect("reads");
+    let kept: Vec<_> = whole.lines().filter(|line| !line.contains("released")).collect();
+    fs::write(&path, kept.join("\n") + "\n").expect("writes");
+    let attached = open(dir.path()).attached();
+    assert_eq!(attached.iter().map(|endpoint| endpoint.container_id.as_str()).collect::<Vec<_>>(), ["c2"]);
+}
+
+/// What the version before wrote: times of the wall clock, which say nothing here.
+#[test]
+fn the_journal_of_the_version_before() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = open(dir.path());
+    attach(&mut store, 1);
+    let cooling = attach(&mut store, 2);
+    store.release(&attachment(2));
+    drop(store);
+    let path = dir.path().join("endpoints.journal");
+    let whole = fs::read_to_string(&path).expect("reads");
+    let line = |json: &str| format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+    let old = whole.lines().skip(1).map(|text| line(&text[9..].replace("\"at\":", "\"at\":1700000000")));
+    let old: String =
+        std::iter::once(line(r#"{"record":"journal","format":1}"#)).chain(old).collect::<Vec<_>>().concat();
+    fs::write(&path, old).expect("writes");
+    let mut store = Store::open(dir.path(), Duration::from_hours(1)).expect("opens");
+    assert_eq!(store.attached().len(), 1);
+    store.set_pools(&Pools { ipv4: vec!["10.0.0.0/30".parse().expect("valid")], ipv6: vec![] });
+    assert!(store.ready().is_err(), "{cooling} cools down from now on, whenever it was released");
+}
+
+/// A wished address that somebody has: the holder is named, and nothing is taken.
+#[test]
+fn a_wished_address_is_refused_with_its_holder() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = open(dir.path());
+    let taken = attach(&mut store, 1);
+    let wish = |id, address: &str| {
+        let ips = vec![address.parse().expect("valid")];
+        NewAttachment { wanted: Wanted { ips, ..Wanted::default() }, ..new(id) }
+    };
+    let error = store.reserve(wish(2, &taken)).expect_err("is taken");
+    assert!(matches!(&error, StoreError::AddressTaken { holder, .. } if *holder == attachment(1)), "{error}");
+    let error = store.reserve(wish(2, "192.0.2.1")).expect_err("is not ours");
+    assert!(matches!(error, StoreError::AddressUnusable { .. }), "{error}");
+    assert!(store.stray_addresses().is_empty());
+    store.reserve(wish(2, "10.0.0.200")).expect("is free");
 }
