@@ -113,6 +113,7 @@ fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
     entry.ingress = from.ingress;
     entry.forward = to.forward;
     entry.action = to.action;
+    entry.mtu = to.mtu;
     if entry.flags & flag::REPLY == 0 {
         entry.twin_scope = to.scope;
     }

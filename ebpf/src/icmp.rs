@@ -6,7 +6,7 @@
 //! long as its backend is the same, also when its way must be computed anew: errors do not wait for the next packet.
 
 use quilla_abi::DropReason;
-use quilla_abi::flow::{Flow, FlowKey, dep, flag};
+use quilla_abi::flow::{Flow, FlowKey, action, dep, flag};
 use quilla_ebpf_core::embedded::{self, Embedded};
 use quilla_ebpf_core::headers::Message;
 use quilla_ebpf_core::protocol::ip;
@@ -63,8 +63,8 @@ fn parse<F: Pipeline>(
     embedded::parse::<F, Skb>(&skb, headers, embedded)
 }
 
-/// Sends the error where the flow's packets go, and finds what the embedded packet was before translation. If the reporter is the far end itself, it appears under the address by
-/// which the receiver knows it.
+/// Sends the error where the flow's packets go, and finds what the embedded packet was before translation. If the
+/// reporter is the far end itself, or nobody to the receiver, it appears under the address that the receiver knows.
 #[inline(never)]
 fn follow<F: Pipeline>(
     headers: &Headers<F::Addr>,
@@ -80,12 +80,20 @@ fn follow<F: Pipeline>(
     scratch.flow.forward = entry.forward;
     scratch.flow.flags = entry.flags & flag::ROUTED;
     scratch.out.dst = entry.rewrite.dst;
-    if headers.key.src == embedded.key.dst {
+    if headers.key.src == embedded.key.dst || hides_reporters(entry) {
         scratch.out.src = entry.rewrite.src;
     }
     if connection::set_rewrite::<F>(&mut scratch.flow.rewrite, &headers.key, &scratch.out) {
         scratch.flow.flags |= flag::REWRITE;
     }
+}
+
+/// Whether the receiver can take an error only from the address that it knows: inside addresses mean nothing in the
+/// world, and another node takes from the overlay only what seems to come from our Pods (E20).
+#[inline(always)]
+fn hides_reporters<A>(entry: &Flow<A>) -> bool {
+    let lent = entry.flags & (flag::SNAT | flag::REPLY) == flag::SNAT;
+    entry.action == action::UPLINK || (entry.action == action::OVERLAY && lent)
 }
 
 /// Writes `new` into the embedded packet and corrects all sums that cover it, the outer ICMP one included.

@@ -111,7 +111,11 @@ impl Skb {
     /// Writes an address at `offset`.
     #[inline(always)]
     pub(crate) fn write_address<A: Address>(self, offset: u32, address: &A) -> Result<(), DropReason> {
-        self.write(offset, *address)
+        let place = self.at::<A>(offset).ok_or(DropReason::Internal)?;
+        // Not by value: a copy on the stack is one too many.
+        // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
+        unsafe { *place = *address };
+        Ok(())
     }
 
     /// Writes bytes at `offset`.

@@ -8,14 +8,16 @@ use quilla_abi::node::UnderlayAddress;
 use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::connection::opens;
 use quilla_ebpf_core::headers::{self, Message};
-use quilla_ebpf_core::{Family, Headers, V4, V6};
+use quilla_ebpf_core::protocol::{ETHERNET, ip};
+use quilla_ebpf_core::{Family, Frame, Headers, V4, V6};
 
+use crate::answer::Back;
 use crate::flow::Claim;
 use crate::maps::Maps;
 use crate::packet::Skb;
 use crate::scratch::{Choice, Memory, Scratch};
 use crate::verdict::{Exit, Outcome, Verdict};
-use crate::{encap, flow, fragment, helper, icmp, nat, service};
+use crate::{answer, encap, flow, fragment, helper, icmp, nat, service};
 
 /// Where the slow path leads.
 #[derive(Clone, Copy)]

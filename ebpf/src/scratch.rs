@@ -20,11 +20,12 @@ pub(crate) struct Side {
     pub(crate) ingress: Ingress,
     /// What knowing it depends on.
     pub(crate) dep: Dep,
+    /// The largest packet that fits the way to it; 0 = any.
+    pub(crate) mtu: u16,
     /// [`action`] that sends to it.
     pub(crate) action: u8,
     /// [`scope`] in which its packets are seen.
     pub(crate) scope: u8,
-    pub(crate) pad: [u8; 2],
 }
 
 impl Side {

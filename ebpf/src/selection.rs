@@ -58,22 +58,22 @@ fn recall<F: Maps>(choice: &mut Choice<F::Addr>) -> bool {
     true
 }
 
-/// The backend id for a hash; 0 if there is none.
+/// The backend id in a slot; 0 if there is none.
 #[inline(always)]
-fn at(service: &Service, hash: u32) -> u32 {
-    selection::slot(service, hash).and_then(|slot| helper::row(&SLOTS, slot)).map_or(0, |id| *id)
+fn at(slot: Option<u32>) -> u32 {
+    slot.and_then(|slot| helper::row(&SLOTS, slot)).map_or(0, |id| *id)
 }
 
 /// One slot by the hash; of two the less busy one, where connections are counted; not a backend that just appeared,
 /// while it is spared.
 #[inline(never)]
 fn pick<F: Maps>(service: &Service, hash: u32) -> u32 {
-    let first = at(service, hash);
+    let first = at(selection::slot(service, hash));
     let counts = service.flags & flag::LEAST_CONNECTIONS != 0;
     if !counts && service.slow_start_seconds == 0 {
         return first;
     }
-    let second = at(service, selection::again(hash));
+    let second = at(selection::other_slot(service, hash));
     let swap = counts && load::open::<F>(second) < load::open::<F>(first);
     let (best, other) = if swap { (second, first) } else { (first, second) };
     if is_spared::<F>(service, best, hash) { other } else { best }

@@ -4,8 +4,10 @@ use anyhow::Result;
 use quilla_abi::counter::helper;
 use quilla_tests::packet::{Packet, tcp};
 
+use crate::outside::balance;
 use crate::rig::{
-    DEVICE_A, FROM_OTHER_NODE, Family, Hook, OTHER_VTEP, Rig, SNAT_MIN, VTEP, Who, from_a, from_b, namespace,
+    DEVICE_A, FROM_OTHER_NODE, Family, Hook, OTHER_VTEP, Rig, SNAT_MIN, TCP, VTEP, Who, from_a, from_b,
+    namespace,
 };
 
 pub(crate) fn an_established_packet_costs_one_lookup() -> Result<()> {
@@ -13,7 +15,9 @@ pub(crate) fn an_established_packet_costs_one_lookup() -> Result<()> {
     netns.run(|| {
         for family in Family::BOTH {
             let mut rig = Rig::load(&format!("cost-{family:?}"), true)?;
-            for (way, hook, packet) in ways(&mut rig, family) {
+            let mut all = ways(&mut rig, family);
+            all.extend(outside(&mut rig, family)?);
+            for (way, hook, packet) in all {
                 let counts = rig.helpers(hook, &packet);
                 let count = |kind| counts.get(&kind).copied().unwrap_or_default();
                 assert_eq!(count(helper::LOOKUP_FLOW), 1, "{family:?} {way}: {counts:?}");
@@ -65,6 +69,40 @@ fn ways(rig: &mut Rig, family: Family) -> Vec<(&'static str, Hook, Packet)> {
         rig.run(*hook, packet);
     }
     ways
+}
+
+/// The same for clients in the world, with each kind of backend behind the Service.
+fn outside(rig: &mut Rig, family: Family) -> Result<Vec<(&'static str, Hook, Packet)>> {
+    let mut config = Rig::config();
+    config.flags |= quilla_abi::config::flag::NODE_BACKENDS;
+    rig.datapath.maps().config.set(0, &config)?;
+    let client = family.at(Who::World, SNAT_MIN + 40);
+    let [gateway, host] = [Who::Gateway, Who::Host].map(|who| family.at(who, client.port()));
+    let mut ways = Vec::new();
+    for (port, way, who, peer) in [
+        (81, "world to Pod", Who::PodB, client),
+        (82, "world to another node", Who::Remote, gateway),
+        (83, "world to this node", Who::Host, client),
+        (84, "world to world", Who::OtherNode, host),
+    ] {
+        let (vip, backend) = (family.at(Who::Vip(1), port), family.at(who, 9000 + port));
+        balance(rig, vip, TCP, &[backend])?;
+        let answer = Packet::tcp(backend, peer);
+        let (hook, answer) = match who {
+            Who::PodB => (Hook::FromPodB, from_b(answer)),
+            Who::Remote => (FROM_OTHER_NODE, answer.macs(OTHER_VTEP, VTEP)),
+            Who::Host => (Hook::ToUplink(0), answer),
+            _ => (Hook::FromUplink, answer),
+        };
+        ways.push((way, Hook::FromUplink, Packet::tcp(client, vip)));
+        ways.push(("its answer", hook, answer));
+    }
+    for (_, hook, packet) in &ways {
+        let first = rig.run(*hook, &packet.clone().flags(tcp::SYN));
+        assert!(first.reason.is_none(), "{first:?}");
+        rig.run(*hook, packet);
+    }
+    Ok(ways)
 }
 
 /// What is not ours costs no lookup at all.

@@ -238,7 +238,8 @@ pub(crate) fn gone_backends() -> Result<()> {
             rig.bump(first + id)?;
         }
         for _ in 0..2 {
-            rig.run(Hook::FromPodA, &from_a(stream.clone())).dropped(DropReason::BackendGone);
+            let seen = rig.run(Hook::FromPodA, &from_a(stream.clone()));
+            assert_eq!(seen.reason, Some(DropReason::BackendGone));
         }
         let expected = datagram.clone().between(client, other).ttl(63);
         rig.run(Hook::FromPodA, &from_a(datagram.clone())).to_pod_b(&expected);

@@ -8,10 +8,14 @@
 //! resolved in its socket; and a row that user space replaces while a program reads it, because nothing can stop a
 //! program between two instructions.
 
+mod answers;
+mod choice;
 mod cost;
+mod edges;
 mod headers;
 mod life;
 mod nat;
+mod outside;
 mod rig;
 mod silence;
 mod sockets;
@@ -20,7 +24,23 @@ mod ways;
 
 fn main() -> std::process::ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
+        answers::refused,
+        answers::dead_connections,
+        answers::too_big,
+        answers::not_without_end,
+        choice::affinity,
+        choice::members_only,
+        choice::source_ranges,
+        choice::maglev,
+        choice::least_connections,
+        choice::slow_start,
         cost::an_established_packet_costs_one_lookup,
+        edges::nobody,
+        edges::strangers,
+        edges::no_endpoints,
+        edges::fragments,
+        edges::errors_from_backends,
+        edges::errors_about_answers,
         headers::lies_are_dropped,
         headers::truncation_at_every_byte,
         headers::options_and_extensions,
@@ -43,6 +63,17 @@ fn main() -> std::process::ExitCode {
         nat::masquerade_under_a_new_name,
         nat::errors_about_translated_flows,
         nat::errors_about_stale_flows,
+        outside::local_pods,
+        outside::other_nodes,
+        outside::this_node,
+        outside::the_world,
+        outside::two_uplinks,
+        outside::two_frontends,
+        outside::exhausted_ports,
+        outside::forged_clients,
+        outside::lost_entries,
+        outside::lost_datagram_entries,
+        outside::gone_backends,
         silence::late_answers,
         silence::one_way_masquerade,
         silence::recovered_ports,

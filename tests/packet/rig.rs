@@ -1,5 +1,7 @@
 //! The loaded programs with one small cluster in their maps: two Pods, another node, six Services.
 
+mod frontend;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -46,6 +48,13 @@ pub(crate) const OTHER_VTEP: [u8; 6] = [2, 0, 0, 0, 3, 2];
 pub(crate) const SNAT_MIN: u16 = 61_000;
 pub(crate) const SNAT_MAX: u16 = 61_999;
 
+/// Rows of the drop counters; those of the forward counters follow.
+const DROP_ROWS: usize = quilla_abi::drop_reason::COUNT as usize;
+const ANSWERED: usize = DROP_ROWS + counter::path::ANSWERED as usize;
+
+/// First of the ports that Services may have on the node's addresses.
+pub(crate) const NODE_PORT: u16 = 30_000;
+
 /// Whom an address belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Who {
@@ -62,6 +71,8 @@ pub(crate) enum Who {
     World,
     /// The n-th Service address.
     Service(u8),
+    /// The n-th address of a load balancer: no address of a node.
+    Vip(u8),
 }
 
 /// Every story is told twice.
@@ -85,6 +96,7 @@ impl Family {
             Who::OtherNode => ("192.168.77.2".into(), "fd00:77::2".into()),
             Who::World => ("203.0.113.9".into(), "2001:db8::9".into()),
             Who::Service(n) => (format!("10.96.0.{n}"), format!("fd00:96::{n}")),
+            Who::Vip(n) => (format!("192.0.2.{n}"), format!("2001:db8:7::{n}")),
         };
         let text: String = if self == Self::V4 { v4 } else { v6 };
         text.parse().expect("an address")
@@ -118,7 +130,9 @@ pub(crate) enum Hook {
     FromOverlay([u8; 4]),
     ToOverlay,
     FromUplink,
-    /// By the given device into the stack, and now out.
+    /// A second uplink, which lends Pod B's device its number.
+    FromOtherUplink,
+    /// By the given device, 0 for the node's own packets into the stack, and now out.
     ToUplink(u32),
 }
 
@@ -132,7 +146,7 @@ impl Hook {
             Self::ToPodA => program::TO_POD,
             Self::FromOverlay(_) => program::FROM_OVERLAY,
             Self::ToOverlay => program::TO_OVERLAY,
-            Self::FromUplink => program::FROM_UPLINK,
+            Self::FromUplink | Self::FromOtherUplink => program::FROM_UPLINK,
             Self::ToUplink(_) => program::TO_UPLINK,
         }
     }
@@ -140,7 +154,7 @@ impl Hook {
     fn context(self) -> TestContext {
         let ifindex = match self {
             Self::FromPodA | Self::ToPodA => DEVICE_A,
-            Self::FromPodB => DEVICE_B,
+            Self::FromPodB | Self::FromOtherUplink => DEVICE_B,
             Self::FromOverlay(_) | Self::ToOverlay => OVERLAY,
             Self::FromUplink | Self::ToUplink(_) => UPLINK,
         };
@@ -176,6 +190,13 @@ impl Seen {
         assert_frames_eq!(&self.input, &self.packet);
     }
 
+    /// Dropped, and its sender is told: the packet became the answer.
+    #[track_caller]
+    pub(crate) fn answered(&self, reason: DropReason, ifindex: u32, expected: &Packet) {
+        assert_eq!(self.reason, Some(reason), "{self:?}");
+        self.went(counter::path::ANSWERED, REDIRECT, ifindex, expected);
+    }
+
     /// Not ours: untouched, and others may look at it.
     #[track_caller]
     pub(crate) fn passed(&self) {
@@ -208,6 +229,12 @@ impl Seen {
     pub(crate) fn to_other_node(&self, expected: &Packet) {
         assert_eq!(self.cb[trace::NODE_SLOT], SLOT);
         self.went(counter::path::OVERLAY, REDIRECT, OVERLAY, &expected.clone().macs(VTEP, OTHER_VTEP));
+    }
+
+    /// Out of the uplink, to a next hop that the kernel finds.
+    #[track_caller]
+    pub(crate) fn to_world(&self, expected: &Packet) {
+        self.went(counter::path::UPLINK, REDIRECT, UPLINK, expected);
     }
 
     #[track_caller]
@@ -279,14 +306,33 @@ impl Rig {
             .filter(|&row| before[row] != after[row])
             .map(|row| (row, after[row].0 - before[row].0, after[row].1 - before[row].1))
             .collect();
-        // Bytes are counted at the end; nothing here grows a frame.
-        let [(row, 1, bytes)] = moved[..] else { panic!("counters moved: {moved:?}") };
-        assert_eq!(bytes, packet.len() as u64, "row {row}");
-        let reason = u8::try_from(row).ok().and_then(DropReason::from_number);
-        let path = if row >= 256 { u32::try_from(row - 256).expect("a path") } else { 0 };
-        assert_eq!(cb[trace::PATH], path, "the trace tells the same");
-        assert_eq!((cb[trace::VERDICT] >> 8 & 0xff) as usize, if path == 0 { row } else { 0 });
+        // A drop is counted as it came, everything else as it goes. An answer is both.
+        let (reason, path) = match moved[..] {
+            [(row, 1, bytes)] if row < DROP_ROWS && bytes == frame.len() as u64 => (row, 0),
+            [(row, 1, bytes)] if bytes == packet.len() as u64 => (0, row - DROP_ROWS),
+            [(row, 1, dropped), (ANSWERED, 1, bytes)]
+                if dropped == frame.len() as u64 && bytes == packet.len() as u64 =>
+            {
+                (row, ANSWERED - DROP_ROWS)
+            }
+            _ => panic!("counters moved: {moved:?}"),
+        };
+        let traced = (cb[trace::VERDICT] >> 8 & 0xff, cb[trace::PATH]);
+        assert_eq!((traced.0 as usize, traced.1 as usize), (reason, path), "the trace tells the same");
+        let reason = u8::try_from(reason).ok().and_then(DropReason::from_number);
+        let path = u32::try_from(path).expect("a path");
         Seen { input: frame.to_vec(), verdict, packet, cb, reason, path }
+    }
+
+    /// The same frame many times, without a look at the counters; how often it was not simply dropped.
+    pub(crate) fn flood(&mut self, hook: Hook, packet: &Packet, times: u32) -> Result<u32> {
+        let runner = self.runners.get_mut(hook.program()).expect("a tc program");
+        let (frame, context) = (packet.build(), hook.context());
+        let mut answered = 0;
+        for _ in 0..times {
+            answered += u32::from(runner.run(&frame, &context)?.verdict != SHOT);
+        }
+        Ok(answered)
     }
 
     /// Drops by reason, then forwards by path, as (packets, bytes).
@@ -375,6 +421,8 @@ impl Rig {
             ("fd00:244:0:1::1", 128, kind::HOST, 0),
             ("192.168.77.1", 32, kind::HOST, 0),
             ("fd00:77::1", 128, kind::HOST, 0),
+            ("192.0.2.0", 27, kind::SERVICES, 0),
+            ("2001:db8:7::", 64, kind::SERVICES, 0),
         ];
         let maps = self.datapath.maps();
         for (prefix, prefix_len, kind, node_slot) in rows {
@@ -407,7 +455,8 @@ impl Rig {
             gateway_ipv6: v6(Family::V6.ip(Who::Gateway)),
             vtep_mac: VTEP,
             overlay_port: config::OVERLAY_PORT,
-            frontend_port_min: 1,
+            frontend_port_min: NODE_PORT,
+            frontend_port_max: NODE_PORT + 99,
             ..Config::default()
         }
     }

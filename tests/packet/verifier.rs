@@ -14,7 +14,7 @@ fn budget(name: &str) -> u32 {
         program::CLOCK => 100,
         program::SOCK_RELEASE => 500,
         name if program::SOCK_ADDR.contains(&name) => 4_500,
-        _ => 70_000,
+        _ => 80_000,
     }
 }
 

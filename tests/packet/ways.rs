@@ -66,7 +66,7 @@ pub(crate) fn services() -> Result<()> {
         seen.to_pod_a(&answer.between(family.at(Who::Service(15), 80), client).ttl(63));
         // S20: nobody behind it.
         let sent = Packet::tcp(client, family.at(Who::Service(16), 80)).flags(tcp::SYN);
-        rig.run(Hook::FromPodA, &from_a(sent)).dropped(DropReason::NoBackend);
+        assert_eq!(rig.run(Hook::FromPodA, &from_a(sent)).reason, Some(DropReason::NoBackend));
         Ok(())
     })
 }

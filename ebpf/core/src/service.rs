@@ -19,10 +19,17 @@ pub fn slot(service: &Service, hash: u32) -> Option<u32> {
     Some(service.slot_base.wrapping_add(offset as u32))
 }
 
-/// Another hash of the same tuple, for a second choice that does not follow from the first.
+/// Another slot for the same hash, if there is another one, as likely as any.
 #[inline(always)]
-pub fn again(hash: u32) -> u32 {
-    jhash(&[hash], AGAIN)
+pub fn other_slot(service: &Service, hash: u32) -> Option<u32> {
+    let count = service.slot_count;
+    let first = slot(service, hash)?.wrapping_sub(service.slot_base);
+    let step = (u64::from(jhash(&[hash], AGAIN)) * u64::from(count.wrapping_sub(1))) >> 32;
+    let mut offset = first.wrapping_add(1).wrapping_add(step as u32);
+    if offset >= count {
+        offset = offset.wrapping_sub(count);
+    }
+    Some(service.slot_base.wrapping_add(offset))
 }
 
 /// Whether a backend of this age (ticks) is spared this connection: over its first `window` ticks its share grows from
@@ -51,6 +58,9 @@ mod tests {
             let service = Service { slot_base: base, slot_count: count, ..Service::default() };
             let slot = slot(&service, hash).expect("there are slots");
             prop_assert!((base..base + count).contains(&slot));
+            let other = other_slot(&service, hash).expect("there are slots");
+            prop_assert!((base..base + count).contains(&other));
+            prop_assert!(count == 1 || other != slot);
         }
 
         #[test]
@@ -79,16 +89,17 @@ mod tests {
         }
     }
 
-    /// The second choice of tuples that share the first one is spread over all slots.
+    /// The second choice of tuples that share the first one is spread over all other slots.
     #[test]
     fn a_second_choice_is_another_one() {
         let service = Service { slot_count: 8, ..Service::default() };
         let mut slots = [0_u32; 8];
-        for hash in (0..4000).map(|n| n << 12) {
-            assert!(slot(&service, hash).expect("there are slots") < 1);
-            slots[slot(&service, again(hash)).expect("there are slots") as usize] += 1;
+        for hash in (0..7000).map(|n| n << 12) {
+            assert_eq!(slot(&service, hash), Some(0));
+            slots[other_slot(&service, hash).expect("there are slots") as usize] += 1;
         }
-        assert!(slots.iter().all(|count| (400..600).contains(count)), "{slots:?}");
+        assert!(slots[0] == 0 && slots[1..].iter().all(|count| (850..1150).contains(count)), "{slots:?}");
+        assert_eq!(other_slot(&Service::default(), 5), None);
     }
 
     #[test]

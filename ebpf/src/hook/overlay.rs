@@ -12,6 +12,7 @@ use quilla_ebpf_core::protocol::ip;
 use quilla_ebpf_core::route::{Target, target};
 
 use super::{begin, expires, finish, goes_back, is_stray, may_lack_its_name};
+use crate::answer::Back;
 use crate::maps::{NODE_SLOTS, NODES};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};

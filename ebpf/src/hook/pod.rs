@@ -10,6 +10,7 @@ use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::protocol::ip;
 
 use super::{begin, expires, finish, goes_back, is_stray, may_lack_its_name};
+use crate::answer::Back;
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::{Scratch, Side};

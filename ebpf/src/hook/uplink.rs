@@ -16,6 +16,7 @@ use quilla_ebpf_core::protocol::ip;
 use quilla_ebpf_core::route::{self as targets, Target};
 
 use super::{begin, expires, finish, goes_back};
+use crate::answer::Back;
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::Scratch;

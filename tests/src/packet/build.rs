@@ -166,6 +166,29 @@ impl Packet {
         self
     }
 
+    /// TCP window.
+    #[must_use]
+    pub fn window(mut self, size: u16) -> Self {
+        if let Transport::Tcp { window, .. } = &mut self.transport {
+            *window = size;
+        }
+        self
+    }
+
+    /// IPv4 identification.
+    #[must_use]
+    pub fn identification(mut self, id: u16) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// Routers may fragment it; IPv6 knows no such packets.
+    #[must_use]
+    pub fn may_be_fragmented(mut self) -> Self {
+        self.fragment &= !0x4000;
+        self
+    }
+
     /// TCP options, padded to a multiple of four with zero (end of options).
     #[must_use]
     pub fn tcp_options(mut self, bytes: &[u8]) -> Self {
