@@ -14,7 +14,7 @@ use crate::ipam::{Allocation, Delegate};
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::wishes::Wishes;
-use crate::{check, del, host, log, pod};
+use crate::{bandwidth, check, del, host, log, pod};
 
 /// An ADD at work.
 #[derive(Debug)]
@@ -84,9 +84,14 @@ impl Add<'_> {
         let Chained { given, host_ifindex, netns_cookie } = chained;
         let attachment = self.target.attachment.clone();
         match self.reserve(&mut agent, Some(given))? {
-            Response::Reserved(_) => agent
-                .ask_done(Request::Attach { attachment, host_ifindex, netns_cookie })
-                .inspect_err(|_| self.undo(agent)),
+            Response::Reserved(reservation) => bandwidth::enforce(
+                &self.netns,
+                &attachment.ifname,
+                self.mtu(&reservation),
+                &self.wishes.rates,
+            )
+            .and_then(|()| agent.ask_done(Request::Attach { attachment, host_ifindex, netns_cookie }))
+            .inspect_err(|_| self.undo(agent)),
             Response::Attached(reservation) => {
                 check::require_effective(&self.netns, &attachment.ifname, &reservation)
             }
@@ -146,6 +151,7 @@ impl Add<'_> {
         host::create(&mut netlink, &self.netns, &attachment.ifname, mtu, reservation)?;
         let netns_cookie = pod::configure(&self.netns, &attachment.ifname, reservation)?;
         let host_ifindex = host::configure(&mut netlink, reservation)?;
+        bandwidth::enforce(&self.netns, &attachment.ifname, mtu, &self.wishes.rates)?;
         let attachment = attachment.clone();
         agent.ask_done(Request::Attach { attachment, host_ifindex, netns_cookie })?;
         failpoint!(AddAttached);
@@ -160,6 +166,7 @@ impl Add<'_> {
     /// Undoes a half-done ADD. A DEL in all but name, over the connection that holds the reservation; what cannot be
     /// undone now is left to the DEL that follows every failed ADD.
     fn undo(&self, agent: Agent) {
+        noted(bandwidth::lift(&self.netns, &self.target.attachment.ifname, &self.wishes.rates));
         noted(del::detach(&self.target.attachment, self.config, Some(agent)));
     }
 

@@ -3,7 +3,9 @@
 
 mod address;
 mod link;
+pub(crate) mod policer;
 mod route;
+mod shaper;
 
 use std::fmt;
 use std::io;

@@ -3,6 +3,7 @@
 
 mod add;
 mod agent;
+mod capabilities;
 mod chain;
 mod del;
 mod delegate;
@@ -34,6 +35,11 @@ fn main() -> ExitCode {
         add::one_family_only,
         add::ipv6_off_by_default,
         add::in_parallel,
+        capabilities::host_ports,
+        capabilities::host_ports_are_given_back,
+        capabilities::addresses_and_mac,
+        capabilities::names_and_nonsense,
+        capabilities::bandwidth,
         chain::add_keeps_what_came_before,
         chain::check_accepts_the_result,
         chain::check_finds_each_difference,
@@ -44,6 +50,8 @@ fn main() -> ExitCode {
         del::with_the_agent_stuck,
         del::with_a_corrupt_result,
         del::recorded_release_before_the_next_add,
+        faults::every_point,
+        faults::not_in_the_product,
         delegate::host_local_gives_and_takes,
         delegate::host_local_is_undone,
         delegate::every_verb_is_passed_on,
@@ -52,8 +60,6 @@ fn main() -> ExitCode {
         foreign::ours_after_another,
         foreign::a_list_with_ours_last,
         foreign::an_unusable_result_is_refused,
-        faults::every_point,
-        faults::not_in_the_product,
         gc::keeps_what_the_runtime_knows,
         gc::a_missing_list_is_an_error,
         gc::status_follows_the_agent,
