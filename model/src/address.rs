@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// An address family.
@@ -24,6 +25,15 @@ impl Family {
 /// An IPv4-mapped IPv6 address is the IPv4 address.
 pub fn parse_lenient(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical()).or_else(|| parse_padded(text))
+}
+
+/// Parses a prefix as leniently. Host bits are cut off.
+pub fn parse_lenient_net(text: &str) -> Option<IpNet> {
+    let padded = || {
+        let (address, length) = text.split_once('/')?;
+        IpNet::new(parse_padded(address)?, length.parse().ok()?).ok()
+    };
+    text.parse().ok().or_else(padded).map(|net: IpNet| net.trunc())
 }
 
 fn parse_padded(text: &str) -> Option<IpAddr> {
@@ -62,7 +72,7 @@ pub fn unusable(address: IpAddr) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_lenient, unusable};
+    use super::{parse_lenient, parse_lenient_net, unusable};
 
     #[test]
     fn s2_leading_zeros_are_decimal_and_the_rest_is_refused() {
@@ -81,6 +91,23 @@ mod tests {
             ("None", None),
         ] {
             assert_eq!(parse_lenient(text), expected.map(|e| e.parse().unwrap()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn s2_prefixes_are_read_as_leniently() {
+        for (text, expected) in [
+            ("10.1.2.3/8", Some("10.0.0.0/8")),
+            ("010.001.002.003/24", Some("10.1.2.0/24")),
+            ("0.0.0.0/0", Some("0.0.0.0/0")),
+            ("fd00::1/64", Some("fd00::/64")),
+            ("10.0.0.0", None),
+            ("10.0.0.0/33", None),
+            ("10.0.0/8", None),
+            ("/8", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_lenient_net(text), expected.map(|e| e.parse().unwrap()), "{text:?}");
         }
     }
 

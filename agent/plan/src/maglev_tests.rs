@@ -65,11 +65,11 @@ fn no_member_or_one_is_no_choice() {
     assert_eq!(table(&members(1), FULL_DENSITY), [0]);
 }
 
-/// The table of 160 slots per member: nobody has 2 % more than another, and when one of them leaves, connections of
-/// the others stay where they are.
+/// The table of 160 slots per member: nobody has 2 % more than another, and when one of them leaves, 1.5 % of the
+/// connections of the others move at most; in small tables somewhat more.
 #[test]
 fn a_share_is_even_and_a_member_that_leaves_moves_little_else() {
-    for (count, slots) in [(100, 16_381), (409, 65_521)] {
+    for (count, slots, per_mille) in [(12, 2039, 40), (100, 16_381, 15), (409, 65_521, 15)] {
         let all = members(count);
         let before = table(&all, FULL_DENSITY);
         assert_eq!(before.len(), slots);
@@ -85,7 +85,7 @@ fn a_share_is_even_and_a_member_that_leaves_moves_little_else() {
                 .zip(&after)
                 .filter(|(before, after)| before != after && **before != all[gone as usize].backend);
             let share = needless.count() * 1000 / slots;
-            assert!(share <= 15, "{count}: {share} per mille moved without need");
+            assert!(share <= per_mille, "{count}: {share} per mille moved without need");
         }
     }
 }

@@ -53,7 +53,7 @@ impl ServiceFacts {
         };
         Self {
             node: facts.name.clone(),
-            zone: node.and_then(|node| node.zone.clone()),
+            zone: node.and_then(|node| node.zone.clone()).filter(|zone| !zone.is_empty()),
             addresses,
             node_port_addresses,
             localhost_node_ports,

@@ -1,12 +1,12 @@
 //! Services (S1-S4).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service as ApiService, ServicePort as ApiPort, ServiceSpec};
 use kube::ResourceExt;
-use quilla_model::address::parse_lenient;
+use quilla_model::address::{parse_lenient, parse_lenient_net};
 use quilla_model::{LoadBalancing, Service, ServicePort, ServiceType, TrafficPolicy};
 
 use super::driver::{Notes, Watch, name_of};
@@ -140,22 +140,32 @@ fn load_balancer_ips(object: &ApiService, notes: &mut Notes) -> Vec<IpAddr> {
     virtual_ips.filter_map(|entry| address("loadBalancer ingress", entry.ip.as_deref()?, notes)).collect()
 }
 
-/// A range that contains everything is no restriction (S2).
+/// A range that contains everything is no restriction (S2). Of ranges that cannot be read, those that can count; if there
+/// is none, nobody is let in: a typing error must not open a Service to the world.
 fn source_ranges(spec: &ServiceSpec, notes: &mut Notes) -> Vec<IpNet> {
-    let texts = spec.load_balancer_source_ranges.iter().flatten().map(|text| text.trim());
-    let ranges: Vec<IpNet> = texts
-        .filter_map(|text| notes.parsed("loadBalancerSourceRange", text, text.parse().ok()))
-        .map(|range: IpNet| range.trunc())
+    let texts = || spec.load_balancer_source_ranges.iter().flatten().map(|text| text.trim());
+    let mut ranges: Vec<IpNet> = texts()
+        .filter_map(|text| notes.parsed("loadBalancerSourceRange", text, parse_lenient_net(text)))
         .collect();
+    for nobody in NOBODY {
+        let v4 = nobody.is_ipv4();
+        let given = texts().any(|text| text.contains(':') != v4);
+        if given && !ranges.iter().any(|range| range.addr().is_ipv4() == v4) {
+            ranges.push(nobody.into());
+        }
+    }
     let unrestricted =
         |v4: bool| ranges.iter().any(|range| range.prefix_len() == 0 && range.addr().is_ipv4() == v4);
     let restricts = |range: &&IpNet| !unrestricted(range.addr().is_ipv4());
     ranges.iter().filter(restricts).copied().collect()
 }
 
+/// Addresses that no client has.
+const NOBODY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+
 #[cfg(test)]
 mod tests {
-    use quilla_model::{Protocol, Reason, Service, ServiceType, TrafficPolicy};
+    use quilla_model::{LoadBalancing, Protocol, Reason, Service, ServiceType, TrafficPolicy};
     use serde_json::{Value as Json, json};
 
     use super::Watched;
@@ -234,5 +244,43 @@ mod tests {
         assert_eq!(service.ports.len(), 1);
         let reasons: Vec<_> = known.problems.iter().map(|problem| problem.reason).collect();
         assert_eq!(reasons, [Reason::Malformed; 4]);
+    }
+
+    /// S24, fail closed: ranges that nobody can read let nobody in, each family for itself.
+    #[test]
+    fn s24_unreadable_source_ranges_are_not_no_restriction() {
+        let ranges = |ranges: &[&str]| {
+            let known = with_spec(&json!({"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ranges}));
+            service(&known).source_ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(&["10.0.0.0/99"]), ["0.0.0.0/32"]);
+        assert_eq!(ranges(&["fd00::/999", " 010.0.0.0/8 "]), ["10.0.0.0/8", "::/128"]);
+        assert_eq!(ranges(&["nonsense", "192.0.2.0/24"]), ["192.0.2.0/24"]);
+        assert_eq!(ranges(&["nonsense", "0.0.0.0/0"]), [""; 0]);
+        assert_eq!(ranges(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn annotations_choose_how_connections_are_spread() {
+        let read = |key: &str, value: &str| {
+            let metadata = json!({"namespace": "shop", "name": "web", "annotations": {key: value}});
+            let known = read::<Watched>(json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.1"}}));
+            let found = (service(&known).load_balancing, service(&known).slow_start_seconds);
+            (found, known.problems.iter().map(|problem| problem.reason).collect::<Vec<_>>())
+        };
+        let choice = |value: &str| read("quilla.dev/load-balancing", value);
+        assert_eq!(choice("maglev"), ((LoadBalancing::Maglev, 0), vec![]));
+        assert_eq!(choice("random"), ((LoadBalancing::Random, 0), vec![]));
+        assert_eq!(choice("least-connections"), ((LoadBalancing::LeastConnections, 0), vec![]));
+        assert_eq!(choice("Maglev"), ((LoadBalancing::Random, 0), vec![Reason::Malformed]));
+
+        for (text, seconds) in [("30s", 30), ("5m", 300), ("1h", 3600), ("24h", 86_400), ("0s", 0)] {
+            let expected = ((LoadBalancing::Random, seconds), vec![]);
+            assert_eq!(read("quilla.dev/slow-start", text), expected, "{text}");
+        }
+        for text in ["30", "s", "", "-5s", "1.5s", "25h", "99999999999s", "5000000000m", "5\u{b5}", "5d"] {
+            let expected = ((LoadBalancing::Random, 0), vec![Reason::Malformed]);
+            assert_eq!(read("quilla.dev/slow-start", text), expected, "{text:?}");
+        }
     }
 }

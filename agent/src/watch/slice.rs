@@ -169,4 +169,21 @@ mod tests {
         assert_eq!(Watched::trigger(&slice("1970-01-01T00:00:01.5Z")), Some(at));
         assert_eq!(Watched::trigger(&slice("yesterday")), None);
     }
+
+    #[test]
+    fn a_weight_is_a_number_up_to_a_hundred() {
+        let read = |weight: &str| {
+            let known = read::<Watched>(json!({
+                "metadata": {
+                    "namespace": "shop", "name": "web-abc",
+                    "labels": {"kubernetes.io/service-name": "web"},
+                    "annotations": {"quilla.dev/weight": weight},
+                },
+                "addressType": "IPv4", "endpoints": [],
+            }));
+            (slice(&known).weight, known.problems.len())
+        };
+        assert_eq!([read("0"), read("7"), read("100")], [(0, 0), (7, 0), (100, 0)]);
+        assert_eq!([read("101"), read("-1"), read("heavy"), read("")], [(1, 1); 4]);
+    }
 }
