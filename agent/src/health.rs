@@ -3,6 +3,7 @@
 //! `/livez` says that the process answers, `/healthz` that the kernel is programmed with what is desired now, `/readyz`
 //! that a connection to a Service really went through the data path. Reads state, changes nothing.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
@@ -12,7 +13,9 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use quilla_abi::service::{flag, scope};
 use quilla_datapath::Datapath;
+use quilla_plan::{Desired, SetKey};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -70,8 +73,14 @@ fn verdict(good: bool, reason: &str) -> Response {
 
 /// Reading the kernel's maps blocks.
 pub(crate) async fn metrics(State(health): State<Health>) -> Response {
-    let Health { metrics, datapath, .. } = health;
-    let text = tokio::task::spawn_blocking(move || metrics.render(&datapath)).await;
+    let Health { metrics, datapath, view, .. } = health;
+    let view = view.borrow().clone();
+    let work = move || {
+        let (internal, external) = without_local_endpoints(&view.desired);
+        metrics.without_local_endpoints(internal, external);
+        metrics.render(&datapath)
+    };
+    let text = tokio::task::spawn_blocking(work).await;
     match text {
         Ok(Ok(text)) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -80,4 +89,18 @@ pub(crate) async fn metrics(State(health): State<Health>) -> Response {
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+/// How many Service ports drop because of a Local policy, for clients inside and outside.
+fn without_local_endpoints(desired: &Desired) -> (usize, usize) {
+    let dropping = |set: &SetKey| {
+        let content = desired.sets.get(set);
+        content.is_some_and(|content| content.flags & flag::DROP_WHEN_EMPTY != 0)
+    };
+    let of = |wanted: u8| {
+        let frontends = desired.frontends.iter().filter(|(key, _)| key.scope == wanted);
+        let sets: HashSet<_> = frontends.map(|(_, frontend)| &frontend.set).collect();
+        sets.into_iter().filter(|set| dropping(set)).count()
+    };
+    (of(scope::INTERNAL), of(scope::EXTERNAL))
 }

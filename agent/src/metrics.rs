@@ -261,6 +261,7 @@ fn set(gauges: &Gauges, labels: Labels, value: i64) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::time::{Duration, SystemTime};
 
     use prometheus_client::encoding::text::encode;
@@ -312,5 +313,39 @@ mod tests {
             let start = format!("kubeproxy_sync_proxy_rules_{moment}_timestamp_seconds 1");
             assert!(text.lines().any(|found| found.starts_with(&start)), "{start} in {text}");
         }
+    }
+
+    /// Names and types of what is registered. A family without a member says nothing, so each gets one.
+    fn registered() -> BTreeSet<(String, String)> {
+        let metrics = Metrics::new();
+        let [reason, path, map] = ["reason", "path", "map"].map(|label| [(label, "x")]);
+        drop((metrics.drops.get_or_create(&reason), metrics.dropped_bytes.get_or_create(&reason)));
+        drop((metrics.forwards.get_or_create(&path), metrics.forwarded_bytes.get_or_create(&path)));
+        drop((metrics.map_entries.get_or_create(&map), metrics.map_capacity.get_or_create(&map)));
+        metrics.reconcile_failed("kernel");
+        metrics.drift_repaired("slots", 1);
+        metrics.watch_restarted(Kind::Node);
+        metrics.problems(&[]);
+        metrics.without_local_endpoints(0, 0);
+        metrics.probed(true, true);
+        metrics.probed(false, true);
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry).unwrap();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let full = |(name, kind): (&str, &str)| {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            (format!("{name}{suffix}"), kind.to_owned())
+        };
+        types.map(full).collect()
+    }
+
+    #[test]
+    fn the_page_of_metrics_has_them_all_and_no_others() {
+        let page = include_str!("../../docs/metrics.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let row = |(name, rest): (&str, &str)| {
+            (name.to_owned(), rest.split(' ').next().unwrap_or_default().to_owned())
+        };
+        assert_eq!(registered(), rows.map(row).collect());
     }
 }

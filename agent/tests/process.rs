@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use quilla_abi::Be16;
+use quilla_abi::route::{RouteKey, kind};
 use quilla_abi::service::{ServiceKey, scope};
 use quilla_agent::last_known;
 use quilla_cni_protocol::{Attachment, Request, RequestEnvelope, Response, decode, encode};
@@ -325,8 +326,13 @@ fn an_add_whose_device_is_another_one_fails_and_is_undone() {
     let mut plugin = Plugin(BufReader::new(socket));
     let attachment = Attachment { container_id: "c".into(), ifname: "eth0".into() };
     let network = "n".to_owned();
-    let request =
-        Request::Reserve { attachment: attachment.clone(), network, netns: "/ns".into(), pod: None };
+    let request = Request::Reserve {
+        attachment: attachment.clone(),
+        network,
+        netns: "/ns".into(),
+        pod: None,
+        wanted: Box::default(),
+    };
     let Response::Reserved(reservation) = plugin.ask(request) else { panic!("no reservation") };
     let device = reservation.host_ifname;
     let add = format!("ip link add {device} type veth peer name inner && ip -o link show {device}");
@@ -348,4 +354,104 @@ fn an_add_whose_device_is_another_one_fails_and_is_undone() {
     assert_eq!(attach(ifindex), Response::Done);
     assert!(datapath.maps().interfaces.get(&ifindex).expect("read the map").is_some());
     assert_eq!(datapath.maps().endpoints_v4.len().expect("read the map"), 1);
+}
+
+/// An HTTP answer from inside the machine: its status code and body.
+fn get(machine: &Machine, url: &str) -> Option<(String, String)> {
+    let output = machine.inside("curl").args(["-s", "-w", "\n%{http_code}", url]).output().expect("curl");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let (body, code) = text.rsplit_once('\n')?;
+    (code != "000").then(|| (code.to_owned(), body.to_owned()))
+}
+
+/// S41, S42: the ports on which a kube-proxy would be asked.
+#[test]
+fn s41_probes_are_answered_where_a_kube_proxy_would() {
+    let machine = Machine::new();
+    last_known::store(&last_known::path(&machine.path("state")), &snapshot()).expect("store snapshot");
+    let _agent = machine.start_agent();
+    machine.wait_ready();
+    for (path, eligible) in [("healthz", true), ("livez", false)] {
+        let (code, body) = get(&machine, &format!("http://192.0.2.1:10256/{path}")).expect("an answer");
+        let body: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!((code.as_str(), &body["healthy"]), ("200", &Value::Bool(true)), "{path}: {body}");
+        assert_eq!(body["status"]["IPv4"]["healthy"], true, "{body}");
+        assert_eq!(body.get("nodeEligible").is_some(), eligible, "{body}");
+    }
+    assert_eq!(get(&machine, "http://127.0.0.1:10249/proxyMode"), Some(("200".into(), "ebpf".into())));
+    let (_, metrics) = get(&machine, "http://127.0.0.1:10249/metrics").expect("an answer");
+    for name in ["kubeproxy_sync_proxy_rules_duration_seconds_count ", "kubeproxy_proxy_healthz_total{"] {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "{name} in {metrics}");
+    }
+    assert_eq!(machine.ask("status").expect("status")[0][10], true, "this kernel can end sockets");
+}
+
+/// S52, E15: addresses and devices of the node that come later.
+#[test]
+fn s52_addresses_and_uplinks_that_come_are_used_without_a_restart() {
+    let machine = Machine::new();
+    last_known::store(&last_known::path(&machine.path("state")), &snapshot()).expect("store snapshot");
+    let mut command = machine.agent("4096");
+    let log = fs::File::create(machine.path("log")).expect("create log");
+    command.args(["--uplink", "eth1"]).stderr(log);
+    let _agent = Agent(command.spawn().expect("start the agent"));
+    machine.wait_ready();
+    let problems = machine.ask("problems").expect("problems");
+    let missing = |row: &Value| row[0] == "Node here" && row[1] == "missing" && row[2] == "uplink eth1";
+    assert!(problems.iter().any(missing), "{problems:?}");
+
+    let run = |script: &str| {
+        let status = machine.inside("sh").args(["-c", script]).status().expect("run a shell");
+        assert!(status.success(), "{script}");
+    };
+    run("ip link add eth1 type veth peer name far1 && ip link set eth1 up && ip link set far1 up");
+    eventually("the second uplink has its programs", || {
+        machine.links().contains(&"from_uplink-eth1".to_owned()).then_some(())
+    });
+    eventually("nothing is missing any more", || {
+        (!machine.ask("problems")?.iter().any(missing)).then_some(())
+    });
+    let datapath = machine.datapath();
+    let maps = datapath.maps();
+    let route = |address: [u8; 4]| {
+        let key = RouteKey { prefix_len: 32, addr: address };
+        maps.routes_v4.get(&key).expect("read the map").map(|route| route.kind)
+    };
+    assert_ne!(route([198, 51, 100, 7]), Some(kind::HOST));
+    run("ip address add 198.51.100.7/32 dev lo");
+    eventually("the address is the node's", || (route([198, 51, 100, 7]) == Some(kind::HOST)).then_some(()));
+    run("ip address del 198.51.100.7/32 dev lo");
+    eventually("the address is nobody's", || (route([198, 51, 100, 7]) != Some(kind::HOST)).then_some(()));
+
+    let config = || maps.config.get(0).expect("read the map").expect("the row");
+    assert_ne!(config().netns_cookie, [0, 0]);
+    assert_eq!(config().overlay_mtu, 1450);
+    run("ip link set eth1 mtu 1400");
+    eventually("the overlay fits the smallest uplink", || (config().overlay_mtu == 1350).then_some(()));
+    assert_eq!(config().host_ipv4, [192, 0, 2, 1]);
+    run("ip address add 203.0.113.9/24 dev eth0 && ip address del 192.0.2.1/24 dev eth0");
+    eventually("masquerade follows", || (config().host_ipv4 == [203, 0, 113, 9]).then_some(()));
+}
+
+/// S38: a node whose own sockets would take ports of masquerading is told so, and how to put it right.
+#[test]
+fn s38_ports_shared_with_the_node_are_a_problem_until_they_are_reserved() {
+    let machine = Machine::new();
+    last_known::store(&last_known::path(&machine.path("state")), &snapshot()).expect("store snapshot");
+    let set = |name: &str, value: &str| {
+        let script = format!("echo '{value}' > /proc/sys/net/ipv4/{name}");
+        assert!(machine.inside("sh").args(["-c", &script]).status().expect("run a shell").success());
+    };
+    set("ip_local_port_range", "1024 65535");
+    let mut command = machine.agent("4096");
+    command.args(["--audit-interval", "1"]);
+    let _agent = Agent(command.spawn().expect("start the agent"));
+    machine.wait_ready();
+    let shared = || {
+        let problems = machine.ask("problems").expect("problems");
+        problems.iter().any(|row| row[1] == "conflict" && row[2].to_string().contains("ports 61000-65535"))
+    };
+    assert!(shared());
+    set("ip_local_reserved_ports", "61000-65535");
+    eventually("the problem is gone", || (!shared()).then_some(()));
 }
