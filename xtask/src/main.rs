@@ -7,6 +7,7 @@
 mod bench;
 mod check;
 mod ci;
+mod conformance;
 mod demo;
 mod doctor;
 mod ebpf;
@@ -69,7 +70,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,
     },
-    /// Crate edges, file sizes, names, root entries
+    /// Write the pages that are made from the sources: docs/conformance.md
+    Gen,
+    /// Crate edges, file sizes, names, root entries, generated pages
     Tidy,
     /// Exactly what CI runs: check, then test
     Ci,
@@ -100,6 +103,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo { args } => demo::demo(&workspace, &args),
         Command::Dev { args } => demo::dev(&workspace, &args),
         Command::Bench { args } => bench::bench(&workspace, &args),
+        Command::Gen => conformance::generate(&workspace),
         Command::Tidy => tidy::tidy(&workspace),
         Command::Ci => ci::ci(&workspace),
     }

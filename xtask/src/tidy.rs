@@ -5,11 +5,13 @@ mod files;
 
 use anyhow::{Result, bail};
 
+use crate::conformance;
 use crate::workspace::Workspace;
 
 pub(crate) fn tidy(workspace: &Workspace) -> Result<()> {
     let mut findings = edges::check(workspace)?;
     findings.extend(files::check(workspace)?);
+    findings.extend(conformance::check(workspace)?);
     for finding in &findings {
         println!("{finding}");
     }
