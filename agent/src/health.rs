@@ -78,7 +78,8 @@ pub(crate) async fn metrics(State(health): State<Health>) -> Response {
     let work = move || {
         let (internal, external) = without_local_endpoints(&view.desired);
         metrics.without_local_endpoints(internal, external);
-        metrics.render(&datapath)
+        let slots = view.tables.slots.values().map(|range| range.len()).sum();
+        metrics.render(&datapath, slots)
     };
     let text = tokio::task::spawn_blocking(work).await;
     match text {

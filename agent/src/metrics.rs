@@ -131,9 +131,13 @@ impl Metrics {
         registry.register("ready", "Whether the self-test passed", self.ready.clone());
     }
 
-    /// All metrics as text, with the kernel's counters as they are now.
-    pub fn render(&self, datapath: &Datapath) -> Result<String> {
+    /// All metrics as text, with the kernel's counters as they are now. Of an array nobody could count the rows that are
+    /// used, so `slots` says how many of its are.
+    pub fn render(&self, datapath: &Datapath, slots: usize) -> Result<String> {
         self.copy_counters(datapath)?;
+        let (name, capacity) = (quilla_abi::map::SLOTS, datapath.maps().slots.capacity());
+        set(&self.map_entries, [("map", name)], i64::try_from(slots).unwrap_or(i64::MAX));
+        set(&self.map_capacity, [("map", name)], i64::from(capacity));
         let mut text = String::new();
         // Writing to a string cannot fail.
         encode(&mut text, &self.registry).unwrap_or_default();

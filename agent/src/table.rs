@@ -67,6 +67,13 @@ pub fn fill(maps: &Maps) -> quilla_datapath::Result<Vec<(&'static str, usize, u3
         (map::NODE_SLOTS, maps.node_slots.len()?, maps.node_slots.capacity()),
         (map::ROUTES_V4, maps.routes_v4.len()?, maps.routes_v4.capacity()),
         (map::ROUTES_V6, maps.routes_v6.len()?, maps.routes_v6.capacity()),
+        (map::SOURCE_RANGES_V4, maps.source_ranges_v4.len()?, maps.source_ranges_v4.capacity()),
+        (map::SOURCE_RANGES_V6, maps.source_ranges_v6.len()?, maps.source_ranges_v6.capacity()),
+        (map::AFFINITY_V4, maps.affinity_v4.len()?, maps.affinity_v4.capacity()),
+        (map::AFFINITY_V6, maps.affinity_v6.len()?, maps.affinity_v6.capacity()),
+        (map::AFFINITY_MEMBERS, maps.affinity_members.len()?, maps.affinity_members.capacity()),
+        (map::FRAGMENTS_V4, maps.fragments_v4.len()?, maps.fragments_v4.capacity()),
+        (map::FRAGMENTS_V6, maps.fragments_v6.len()?, maps.fragments_v6.capacity()),
         (map::SOCKETS_V4, maps.sockets_v4.len()?, maps.sockets_v4.capacity()),
         (map::SOCKETS_V6, maps.sockets_v6.len()?, maps.sockets_v6.capacity()),
     ])

@@ -170,3 +170,6 @@ fn address<A: AddressFamily>(address: A, port: Be16) -> String {
 fn mac(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,7 @@ pub(super) fn rows(maps: &Maps, filter: &Filter, names: &Names<'_>) -> Result<(V
 
 /// A flow of either family.
 #[derive(Debug)]
-struct Found {
+pub(super) struct Found {
     protocol: u8,
     source: SocketAddr,
     destination: SocketAddr,
@@ -84,7 +84,7 @@ struct Found {
 }
 
 impl Found {
-    fn new<A: AddressFamily>(key: &FlowKey<A>, flow: &Flow<A>) -> Self {
+    pub(super) fn new<A: AddressFamily>(key: &FlowKey<A>, flow: &Flow<A>) -> Self {
         let end = |addr: A, port: quilla_abi::Be16| SocketAddr::new(addr.to_ip(), port.get());
         Self {
             protocol: key.proto,
@@ -114,7 +114,7 @@ impl Found {
         names.service(first, self.protocol).or_else(|| names.service(second, self.protocol))
     }
 
-    fn row(&self, names: &Names<'_>) -> Value {
+    pub(super) fn row(&self, names: &Names<'_>) -> Value {
         json!([
             protocol(self.protocol),
             self.source.to_string(),
@@ -134,7 +134,7 @@ impl Found {
 }
 
 impl Filter {
-    fn passes(&self, found: &Found, names: &Names<'_>) -> bool {
+    pub(super) fn passes(&self, found: &Found, names: &Names<'_>) -> bool {
         let ends = found.ends();
         let end = |wanted: &str, end: &SocketAddr| is_end(wanted, end.ip(), names);
         let any_of = |wanted: &Option<String>, ends: &[SocketAddr]| {

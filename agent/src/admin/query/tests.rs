@@ -1,0 +1,214 @@
+//! Rows as people see them, of a small cluster.
+
+use quilla_abi::Be16;
+use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, flag, state};
+use quilla_model::{
+    Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort,
+    ServiceType, Snapshot, TrafficPolicy,
+};
+use quilla_plan::{Layout, NodeFacts, plan};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+use super::flows::{Filter, Found};
+use super::names::Names;
+use super::services::{BACKENDS, Extra, SERVICES, backends, services};
+use crate::cni::{AttachedEndpoint, Origin};
+use crate::reconcile::View;
+
+fn pod() -> AttachedEndpoint {
+    AttachedEndpoint {
+        container_id: "c".into(),
+        ifname: "eth0".into(),
+        network: "n".into(),
+        netns: "/nowhere".into(),
+        pod_namespace: "shop".into(),
+        pod_name: "client".into(),
+        pod_uid: None,
+        host_ifname: "quil0".into(),
+        host_ifindex: 7,
+        netns_cookie: 1,
+        host_mac: [4; 6],
+        pod_mac: [2; 6],
+        ipv4: Some([10, 244, 1, 5].into()),
+        ipv6: None,
+        host_ports: Vec::new(),
+        origin: Origin::Own,
+    }
+}
+
+fn add(snapshot: &mut Snapshot, service: Service, endpoints: &[(&str, &str)]) {
+    let endpoint = |(address, node): &(&str, &str)| Endpoint {
+        address: address.parse().unwrap(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some((*node).into()),
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        name: service.name.clone(),
+        service: service.name.clone(),
+        family: Family::V4,
+        ports: vec![EndpointPort { name: "http".into(), port: 8080, protocol: Protocol::Tcp }],
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        weight: 1,
+    };
+    snapshot.slices.or_default(service.name.clone()).insert("slice".into(), Arc::new(slice));
+    snapshot.services.insert(service.name.clone(), Arc::new(service));
+}
+
+/// A ClusterIP Service with two backends, and a load balancer with a Local policy whose one is elsewhere.
+fn view() -> View {
+    let mut snapshot = Snapshot::default();
+    for (name, host) in [("here", 1), ("there", 2)] {
+        let node = Node {
+            name: name.into(),
+            addresses: vec![[192, 0, 2, host].into()],
+            pod_cidrs: vec![format!("10.244.{host}.0/24").parse().unwrap()],
+            zone: None,
+            leaving: false,
+        };
+        snapshot.nodes.insert(name.into(), Arc::new(node));
+    }
+    let ports =
+        || vec![ServicePort { name: "http".into(), port: 80, protocol: Protocol::Tcp, node_port: None }];
+    let web = Service {
+        cluster_ips: vec![[10, 96, 0, 10].into()],
+        ports: ports(),
+        affinity_seconds: Some(600),
+        ..Service::new(ObjectName::new("shop", "web"))
+    };
+    add(&mut snapshot, web, &[("10.244.1.5", "here"), ("192.0.2.2", "there")]);
+    let edge = Service {
+        kind: ServiceType::LoadBalancer,
+        cluster_ips: vec![[10, 96, 0, 11].into()],
+        ports: ports(),
+        external_policy: TrafficPolicy::Local,
+        load_balancer_ips: vec![[198, 51, 100, 1].into()],
+        source_ranges: vec!["203.0.113.0/24".parse().unwrap()],
+        ..Service::new(ObjectName::new("shop", "edge"))
+    };
+    add(&mut snapshot, edge, &[("10.244.2.9", "there")]);
+    let facts = NodeFacts { addresses: vec![[192, 0, 2, 1].into()], ..NodeFacts::new("here") };
+    let (desired, problems) = plan(&snapshot, &facts);
+    assert_eq!(problems, []);
+    let (tables, _) = Layout::default().lay_out(&desired);
+    View { desired, tables, endpoints: vec![pod()], ..View::default() }
+}
+
+fn cell<'a>(columns: &[&str], row: &'a Value, name: &str) -> &'a Value {
+    &row[columns.iter().position(|column| *column == name).unwrap()]
+}
+
+/// The rows of an address.
+fn rows_of<'a>(rows: &'a [Value], columns: &[&str], address: &str) -> Vec<&'a Value> {
+    rows.iter().filter(|row| cell(columns, row, "address") == address).collect()
+}
+
+#[test]
+fn services_name_objects_scopes_and_what_is_empty() {
+    let view = view();
+    let rows = services(&view.tables, &Extra::default(), &view.desired);
+    assert!(rows.iter().all(|row| row.as_array().unwrap().len() == SERVICES.len()), "{rows:?}");
+    let of = |address| rows_of(&rows, SERVICES, address);
+    let web = of("10.96.0.10:80");
+    let shown = |row: &Value, names: &[&str]| {
+        names.iter().map(|name| cell(SERVICES, row, name).clone()).collect::<Vec<_>>()
+    };
+    let columns = ["service", "port", "type", "scope", "selection", "affinity", "when_empty"];
+    assert_eq!(web.len(), 1);
+    let expected = json!(["shop/web", "http", "ClusterIP", "internal", "random", "600s", null]);
+    assert_eq!(json!(shown(web[0], &columns)), expected);
+    let mut members = cell(SERVICES, web[0], "backends").as_array().unwrap().clone();
+    members.sort_by_key(Value::to_string);
+    assert_eq!(json!(members), json!(["10.244.1.5:8080", "192.0.2.2:8080"]));
+
+    let edge = of("198.51.100.1:80");
+    let outside = edge.iter().find(|row| cell(SERVICES, row, "scope") == "external").unwrap();
+    let columns = ["service", "type", "selection", "when_empty", "slots", "backends"];
+    let expected = json!(["shop/edge", "LoadBalancer", "maglev", "drop", 0, []]);
+    assert_eq!(json!(shown(outside, &columns)), expected, "S21");
+    assert!(cell(SERVICES, outside, "sources").is_array(), "S24: restricted");
+    let inside = edge.iter().find(|row| cell(SERVICES, row, "scope") == "internal").unwrap();
+    assert_eq!(*cell(SERVICES, inside, "backends"), json!(["10.244.2.9:8080"]), "S26");
+}
+
+#[test]
+fn backends_name_their_pods_nodes_and_services() {
+    let view = view();
+    let rows = backends(&view.tables, &Extra::default(), &Names::new("here", &view));
+    assert!(rows.iter().all(|row| row.as_array().unwrap().len() == BACKENDS.len()), "{rows:?}");
+    for (address, endpoint, service) in [
+        ("10.244.1.5:8080", json!("pod shop/client"), "shop/web:http"),
+        ("192.0.2.2:8080", json!("node there"), "shop/web:http"),
+        ("10.244.2.9:8080", Value::Null, "shop/edge:http"),
+    ] {
+        let found = rows_of(&rows, BACKENDS, address);
+        assert_eq!(found.len(), 1, "{rows:?}");
+        assert_eq!(*cell(BACKENDS, found[0], "endpoint"), endpoint);
+        assert_eq!(*cell(BACKENDS, found[0], "services"), json!([service]));
+    }
+}
+
+/// The Pod's connection to the Service on the other node, and the answering entry.
+fn found() -> [Found; 2] {
+    let (client, service, backend) = ([10, 244, 1, 5], [10, 96, 0, 10], [192, 0, 2, 2]);
+    let [sport, port, target] = [40000, 80, 8080].map(Be16::new);
+    let key = FlowKey { src: client, dst: service, sport, dport: port, proto: 6, ..FlowKey::default() };
+    let rewrite = Rewrite { src: client, dst: backend, sport, dport: target, ..Rewrite::default() };
+    let flow = Flow { action: action::UPLINK, state: state::ESTABLISHED, rewrite, ..Flow::default() };
+    let back = FlowKey { src: backend, dst: client, sport: target, dport: sport, ..key };
+    let rewrite = Rewrite { src: service, dst: client, sport: port, dport: sport, ..Rewrite::default() };
+    let answer = Flow { action: action::LOCAL_POD, flags: flag::REPLY, rewrite, ..flow };
+    [Found::new(&key, &flow), Found::new(&back, &answer)]
+}
+
+#[test]
+fn flows_name_both_ends_and_the_service_in_both_directions() {
+    let view = view();
+    let names = Names::new("here", &view);
+    let [original, reply] = found().map(|found| found.row(&names));
+    let ends = |row: &Value| json!([row[3], row[7], row[10], row[11], row[12]]);
+    let expected = json!(["original", "established", "pod shop/client", "node there", "shop/web:http"]);
+    assert_eq!(ends(&original), expected);
+    let expected = json!(["reply", "established", "node there", "pod shop/client", "shop/web:http"]);
+    assert_eq!(ends(&reply), expected);
+}
+
+#[test]
+fn flows_are_filtered_by_every_condition() {
+    let view = view();
+    let names = Names::new("here", &view);
+    let [original, _] = found();
+    let passes = |filter: Value| {
+        let filter: Filter = serde_json::from_value(filter).unwrap();
+        filter.passes(&original, &names)
+    };
+    for good in [
+        json!({}),
+        json!({"pod": "client"}),
+        json!({"pod": "shop/client"}),
+        json!({"pod": "10.244.1.5"}),
+        json!({"service": "web"}),
+        json!({"service": "shop/web:http", "proto": "tcp", "state": "established"}),
+        json!({"from": "10.244.0.0/16", "to": "10.96.0.10", "port": 8080}),
+        json!({"to": "192.0.2.2", "proto": "6"}),
+    ] {
+        assert!(passes(good.clone()), "{good}");
+    }
+    for bad in [
+        json!({"pod": "web"}),
+        json!({"pod": "10.244.1.6"}),
+        json!({"service": "edge"}),
+        json!({"from": "10.96.0.10"}),
+        json!({"to": "client"}),
+        json!({"port": 81}),
+        json!({"proto": "udp"}),
+        json!({"state": "new"}),
+        json!({"service": "web", "port": 81}),
+    ] {
+        assert!(!passes(bad.clone()), "{bad}");
+    }
+    assert!(serde_json::from_value::<Filter>(json!({"por": 80})).is_err(), "a condition that is none");
+}
