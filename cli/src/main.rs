@@ -1,9 +1,11 @@
 //! What a person types: asks the agent of this node, prints rows.
 //!
-//! Every answer is columns and rows; only `view` knows some of them by name. Changes nothing anywhere.
+//! Every answer is columns and rows; only `view` knows some of them by name. Only `install` changes anything, and only
+//! files of the container runtime.
 #![forbid(unsafe_code)]
 
 mod admin;
+mod install;
 mod table;
 mod view;
 
@@ -11,7 +13,7 @@ use std::io::{ErrorKind, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
@@ -26,7 +28,15 @@ struct Cli {
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
     #[command(subcommand)]
-    query: Query,
+    task: Task,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Task {
+    #[command(flatten)]
+    Query(Query),
+    /// Give the container runtime the CNI plugin and its network, once the agent is ready.
+    InstallCni(install::Options),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -94,27 +104,53 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let Cli { socket, output, query } = Cli::parse();
-    let question = query.question();
-    let asked = admin::ask(&socket, &question);
-    let mut answer = asked.with_context(|| format!("ask the agent at {}", socket.display()))?;
-    if let Query::Flows(filter) = &query {
-        view::flows(&mut answer, filter);
-    }
-    if answer.omitted > 0 {
-        eprintln!("quilla: {} more are not listed; narrow the question", answer.omitted);
-    }
-    let text = match output {
-        Output::Table => {
-            view::for_people(&query, &mut answer);
-            table::columns(&answer)
-        }
-        Output::Json => format!("{:#}\n", table::objects(answer)),
-        Output::Yaml => serde_saphyr::to_string(&table::objects(answer)).context("write YAML")?,
+    let Cli { socket, output, task } = Cli::parse();
+    let text = match task {
+        Task::Query(query) => show(&Agent(socket), output, &query)?,
+        Task::InstallCni(options) => install::run(&options, &Agent(socket))?,
     };
     match stdout().lock().write_all(text.as_bytes()) {
         // Whoever read has seen enough: `quilla flows | head`.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("write"),
     }
+}
+
+/// The agent behind its admin socket.
+struct Agent(PathBuf);
+
+impl Agent {
+    fn ask(&self, question: &Value) -> Result<admin::Answer> {
+        admin::ask(&self.0, question).with_context(|| format!("ask the agent at {}", self.0.display()))
+    }
+}
+
+impl install::Agent for Agent {
+    fn require_ready(&self) -> Result<()> {
+        let status = table::objects(self.ask(&Query::Status.question())?);
+        ensure!(status[0]["ready"] == true, "{}", status[0]["reason"]);
+        Ok(())
+    }
+
+    fn pods(&self) -> Result<usize> {
+        Ok(self.ask(&Query::Endpoints.question())?.rows.len())
+    }
+}
+
+fn show(agent: &Agent, output: Output, query: &Query) -> Result<String> {
+    let mut answer = agent.ask(&query.question())?;
+    if let Query::Flows(filter) = query {
+        view::flows(&mut answer, filter);
+    }
+    if answer.omitted > 0 {
+        eprintln!("quilla: {} more are not listed; narrow the question", answer.omitted);
+    }
+    Ok(match output {
+        Output::Table => {
+            view::for_people(query, &mut answer);
+            table::columns(&answer)
+        }
+        Output::Json => format!("{:#}\n", table::objects(answer)),
+        Output::Yaml => serde_saphyr::to_string(&table::objects(answer)).context("write YAML")?,
+    })
 }

@@ -80,7 +80,7 @@ mod tests {
 
     use super::{FlowFilter, flows, for_people};
     use crate::admin::Answer;
-    use crate::{Cli, Query};
+    use crate::{Cli, Query, Task};
 
     fn answer(columns: &[&str], rows: Value) -> Answer {
         let columns = columns.iter().map(|&name| name.to_owned()).collect();
@@ -101,7 +101,12 @@ mod tests {
 
     #[test]
     fn the_agent_is_asked_for_the_flows_that_are_wanted() {
-        let asked = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.query.question());
+        let asked = |line: &str| {
+            Cli::try_parse_from(line.split(' ')).map(|cli| match cli.task {
+                Task::Query(query) => query.question(),
+                Task::InstallCni(_) => unreachable!("{line} is no question"),
+            })
+        };
         let question = asked("quilla flows --service shop/web --port 80 --proto tcp --limit 3").unwrap();
         let filter = &question["filter"];
         assert_eq!((&question["query"], &filter["service"]), (&json!("flows"), &json!("shop/web")));
