@@ -8,19 +8,30 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fastrand::Rng;
+use ipnet::IpNet;
 use quilla_model::{
-    Endpoint, EndpointPort, EndpointSlice, Family, Hints, ObjectName, Protocol, Service, ServicePort,
-    TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Family, Hints, LoadBalancing, ObjectName, Protocol, Service,
+    ServicePort, ServiceType, TrafficPolicy,
 };
+use quilla_plan::HostPort;
 
-use crate::world::{HERE, World, service_address};
+use crate::world::{HERE, World, service_address, virtual_address};
 
 /// Services that may exist; their numbers are in their names and cluster IPs.
 pub(crate) const SERVICES: u8 = 6;
 const TARGET_PORTS: [u16; 3] = [53, 80, 8080];
+/// Ports of the nodes, which Services and Pods may both want.
+pub(crate) const NODE_PORTS: [u16; 6] = [30_000, 30_001, 30_002, 30_003, 30_004, 30_005];
+/// Load balancers' and external addresses that may exist.
+pub(crate) const VIRTUAL: u8 = 4;
 
 /// Fills an empty world.
 pub(crate) fn populate(world: &mut World, rng: &mut Rng) {
+    for index in 0..world.pods.len() {
+        if rng.u8(0..6) == 0 {
+            world.pods[index].host_ports = vec![host_port(rng)];
+        }
+    }
     for number in 1..=rng.u8(2..=SERVICES) {
         put_service(world, rng, number);
         put_slices(world, rng, number);
@@ -48,6 +59,15 @@ pub(crate) fn change(world: &mut World, rng: &mut Rng) {
     }
 }
 
+fn host_port(rng: &mut Rng) -> HostPort {
+    HostPort {
+        host_port: rng.choice(NODE_PORTS).expect("not empty"),
+        container_port: rng.choice(TARGET_PORTS).expect("not empty"),
+        protocol: if rng.bool() { Protocol::Tcp } else { Protocol::Udp },
+        host_ip: None,
+    }
+}
+
 fn name(number: u8) -> ObjectName {
     ObjectName::new("shop", format!("service-{number}"))
 }
@@ -55,14 +75,43 @@ fn name(number: u8) -> ObjectName {
 fn put_service(world: &mut World, rng: &mut Rng, number: u8) {
     let [v4, v6] = service_address(number);
     let shapes = [vec![v4], vec![v6], vec![v4, v6], vec![v6, v4], vec![v4, v6], vec![v4, v6]];
-    let service = Service {
+    let mut service = Service {
+        kind: rng
+            .choice([ServiceType::ClusterIp, ServiceType::NodePort, ServiceType::LoadBalancer])
+            .expect("not empty"),
         cluster_ips: rng.choice(shapes).expect("not empty"),
         ports: service_ports(rng),
         internal_policy: policy(rng),
         external_policy: policy(rng),
+        affinity_seconds: rng.choice([None, None, Some(100), Some(10_800)]).expect("not empty"),
+        load_balancing: rng
+            .choice([LoadBalancing::Random, LoadBalancing::Maglev, LoadBalancing::LeastConnections])
+            .expect("not empty"),
+        slow_start_seconds: rng.choice([0, 0, 30]).expect("not empty"),
         ..Service::new(name(number))
     };
+    if rng.bool() {
+        service.load_balancer_ips = virtual_ips(rng);
+        service.source_ranges = source_ranges(rng);
+    }
+    if rng.u8(0..3) == 0 {
+        service.external_ips = virtual_ips(rng);
+        // One of the node's own addresses may be an external one, too.
+        service.external_ips.extend(world.host.into_iter().filter(|_| rng.u8(0..4) == 0));
+    }
     world.snapshot.services.insert(service.name.clone(), Arc::new(service));
+}
+
+fn virtual_ips(rng: &mut Rng) -> Vec<IpAddr> {
+    let [v4, v6] = virtual_address(rng.u8(1..=VIRTUAL));
+    rng.choice([vec![v4], vec![v6], vec![v4, v6], vec![v4, v6]]).expect("not empty")
+}
+
+/// None; some that let clients through; one that is none (S2).
+fn source_ranges(rng: &mut Rng) -> Vec<IpNet> {
+    let all = ["203.0.113.0/24", "2001:db8::/64", "10.244.1.2/32", "192.168.77.0/24", "0.0.0.0/0"];
+    let chosen = all.into_iter().filter(|_| rng.u8(0..5) == 0);
+    chosen.map(|range| range.parse().expect("a range")).collect()
 }
 
 fn policy(rng: &mut Rng) -> TrafficPolicy {
@@ -81,7 +130,9 @@ fn service_ports(rng: &mut Rng) -> Vec<ServicePort> {
         name: format!("port-{index}"),
         port,
         protocol,
-        node_port: None,
+        node_port: rng
+            .choice([None, Some(30_000), Some(30_001), Some(30_002), Some(30_003)])
+            .expect("not empty"),
     };
     all.into_iter().enumerate().map(named).collect()
 }
@@ -116,7 +167,7 @@ fn slice(world: &World, rng: &mut Rng, service: &ObjectName, family: Family, ind
         family,
         ports,
         endpoints,
-        weight: 1,
+        weight: rng.choice([1, 1, 1, 2, 5, 0]).expect("not empty"),
     }
 }
 

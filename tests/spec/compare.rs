@@ -8,10 +8,12 @@ use quilla_abi::counter::path;
 use quilla_abi::trace;
 use quilla_datapath::Outcome;
 
-use crate::generate::{Continuation, Stimulus};
-use crate::model::{Expect, Hook, Model, Target};
+use crate::answer;
+use crate::generate::{Continuation, Stimulus, hook_of};
+use crate::model::{Expect, Hook, Model, Seen, Target};
+use crate::report::Subject;
 use crate::wire::{
-    Echo, Frame, ICMP, ICMPV6, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
+    Echo, Frame, ICMP, ICMPV6, Part, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
     without_checksums,
 };
 use crate::world::World;
@@ -47,11 +49,21 @@ impl Tally {
         let (rows, row) = match expect {
             Expect::Drop(reason) => (&mut self.drops, *reason as u32),
             Expect::Pass => (&mut self.forwards, path::PASSED),
-            Expect::Deliver { target, .. } => (&mut self.forwards, target.path()),
+            Expect::Deliver { target, .. } | Expect::Report { target, .. } => {
+                (&mut self.forwards, target.path())
+            }
         };
         let (packets, bytes) = rows.entry(row).or_default();
         *packets += 1;
         *bytes += frame.len() as u64;
+    }
+}
+
+impl Tally {
+    fn answer(&mut self, packet: &[u8]) {
+        let (packets, bytes) = self.forwards.entry(path::ANSWERED).or_default();
+        *packets += 1;
+        *bytes += packet.len() as u64;
     }
 }
 
@@ -64,16 +76,25 @@ pub(crate) fn judge(
     tally: &mut Tally,
 ) -> Result<Vec<Continuation>, String> {
     let Stimulus { hook, frame } = stimulus;
-    let expect = model.decide(*hook, frame, seen.packet)?;
-    tally.count(&expect, frame);
     let reason = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
+    let expect = model.decide(*hook, frame, Seen { packet: seen.packet, dropped: reason })?;
+    tally.count(&expect, frame);
     let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
     match &expect {
+        Expect::Drop(expected) if seen.cb[trace::PATH] == path::ANSWERED => {
+            let Some(due) = answer::due(*hook, frame, *expected) else { return differs("answered") };
+            if seen.verdict != REDIRECT || reason != Some(*expected) {
+                return differs("not answered for this reason");
+            }
+            answer::check(due, frame, seen.packet)?;
+            tally.answer(seen.packet);
+            Ok(Vec::new())
+        }
         Expect::Drop(expected) => {
             if seen.verdict != SHOT || reason != Some(*expected) {
                 return differs("not dropped for this reason");
             }
-            if seen.packet != frame {
+            if seen.packet != frame && answer::due(*hook, frame, *expected).is_none() {
                 return differs("a dropped packet was changed");
             }
             Ok(Vec::new())
@@ -84,13 +105,17 @@ pub(crate) fn judge(
             }
             Ok(Vec::new())
         }
+        Expect::Deliver { target, .. } | Expect::Report { target, .. }
+            if seen.verdict != verdict(*target)
+                || seen.cb[..4] != said(&model.world, slots, *target, seen.cb[trace::VERDICT]) =>
+        {
+            differs(&format!("sent elsewhere: verdict {}, {:?}", seen.verdict, &seen.cb[..4]))
+        }
+        Expect::Report { .. } => {
+            report(&model.world, &expect, frame, seen.packet)?;
+            Ok(Vec::new())
+        }
         Expect::Deliver { target, tuple, decrement } => {
-            if seen.verdict != verdict(*target) {
-                return differs("another verdict");
-            }
-            if seen.cb[..4] != said(&model.world, slots, *target, seen.cb[trace::VERDICT]) {
-                return differs(&format!("sent elsewhere: {:?}", &seen.cb[..4]));
-            }
             bytes(&model.world, *target, *tuple, *decrement, frame, seen.packet)?;
             Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
@@ -99,7 +124,7 @@ pub(crate) fn judge(
 
 fn verdict(target: Target) -> i32 {
     match target {
-        Target::Stack | Target::Onward | Target::OnwardOverlay(_) => OK,
+        Target::Stack | Target::Onward | Target::OnwardOverlay(_) | Target::OnwardUplink => OK,
         Target::Pod(_) | Target::Overlay(_) | Target::Uplink => REDIRECT,
     }
 }
@@ -111,7 +136,7 @@ fn said(world: &World, slots: &[u32], target: Target, word: u32) -> [u32; 4] {
         Target::Overlay(peer) => (world.overlay, slots[peer]),
         Target::OnwardOverlay(peer) => (0, slots[peer]),
         Target::Uplink => (world.uplink, 0),
-        Target::Stack | Target::Onward => (0, 0),
+        Target::Stack | Target::Onward | Target::OnwardUplink => (0, 0),
     };
     [u32::from(target.action()) | (word & trace::SLOW_PATH), ifindex, slot, target.path()]
 }
@@ -128,29 +153,13 @@ fn bytes(
 ) -> Result<(), String> {
     let Frame::Ip(headers) = read(before) else { return Err("only IP packets are delivered".into()) };
     let mut expected = before.to_vec();
-    match target {
-        Target::Pod(pod) => ethernet(&mut expected, world.pods[pod].mac, world.pods[pod].host_mac),
-        Target::Overlay(peer) | Target::OnwardOverlay(peer) => {
-            ethernet(&mut expected, world.peers[peer].vtep_mac, world.vtep_mac);
-        }
-        Target::Stack | Target::Onward | Target::Uplink => {}
-    }
+    addressed(world, &mut expected, target, tuple.src, tuple.dst);
     if decrement {
         expected[headers.ttl_at] -= 1;
     }
-    match (tuple.src, tuple.dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            expected[26..30].copy_from_slice(&src.octets());
-            expected[30..34].copy_from_slice(&dst.octets());
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            expected[22..38].copy_from_slice(&src.octets());
-            expected[38..54].copy_from_slice(&dst.octets());
-        }
-        mixed => return Err(format!("a packet of two families: {mixed:?}")),
-    }
     let l4 = headers.l4;
     match tuple.proto {
+        _ if headers.part == Part::Later => {}
         TCP | UDP => {
             expected[l4..l4 + 2].copy_from_slice(&tuple.sport.to_be_bytes());
             expected[l4 + 2..l4 + 4].copy_from_slice(&tuple.dport.to_be_bytes());
@@ -175,6 +184,60 @@ fn bytes(
     Ok(())
 }
 
+/// Writes the addresses of Ethernet and IP.
+fn addressed(world: &World, frame: &mut [u8], target: Target, src: IpAddr, dst: IpAddr) {
+    match target {
+        Target::Pod(pod) => ethernet(frame, world.pods[pod].mac, world.pods[pod].host_mac),
+        Target::Overlay(peer) | Target::OnwardOverlay(peer) => {
+            ethernet(frame, world.peers[peer].vtep_mac, world.vtep_mac);
+        }
+        Target::Stack | Target::Onward | Target::Uplink | Target::OnwardUplink => {}
+    }
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            frame[26..30].copy_from_slice(&src.octets());
+            frame[30..34].copy_from_slice(&dst.octets());
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            frame[22..38].copy_from_slice(&src.octets());
+            frame[38..54].copy_from_slice(&dst.octets());
+        }
+        mixed => unreachable!("both of one family: {mixed:?}"),
+    }
+}
+
+/// The same for an ICMP error, and for the packet in it.
+fn report(world: &World, expect: &Expect, before: &[u8], after: &[u8]) -> Result<(), String> {
+    let &Expect::Report { target, src, dst, about, decrement } = expect else { return Ok(()) };
+    let (Frame::Ip(headers), Frame::Ip(translated)) = (read(before), read(after)) else {
+        return Err("came out malformed".into());
+    };
+    let mut expected = before.to_vec();
+    addressed(world, &mut expected, target, src, dst);
+    if decrement {
+        expected[headers.ttl_at] -= 1;
+    }
+    let mut seen = without_checksums(after, &translated);
+    if let (Some(subject), Some(about)) = (Subject::read(before, &headers), about) {
+        if subject.invariants(before, subject.tuple) != subject.invariants(after, about) {
+            return Err(format!("a sum in the error is off:\nbefore {before:02x?}\nafter {after:02x?}"));
+        }
+        subject.rename(&mut expected, about);
+        subject.blank(&mut expected);
+        subject.blank(&mut seen);
+    }
+    if without_checksums(&expected, &headers) != seen {
+        return Err(format!("{expect:?}: other bytes:\nexpected {expected:02x?}\nseen     {after:02x?}"));
+    }
+    if src.is_ipv4() && ip_checksum_error(before) != ip_checksum_error(after) {
+        return Err(format!("the IP checksum is off:\nbefore {before:02x?}\nafter {after:02x?}"));
+    }
+    if transport_checksum_error(before, &headers) != transport_checksum_error(after, &translated) {
+        return Err(format!("the ICMP checksum is off:\nbefore {before:02x?}\nafter {after:02x?}"));
+    }
+    Ok(())
+}
+
 fn ethernet(frame: &mut [u8], dst: [u8; 6], src: [u8; 6]) {
     frame[..6].copy_from_slice(&dst);
     frame[6..12].copy_from_slice(&src);
@@ -183,16 +246,21 @@ fn ethernet(frame: &mut [u8], dst: [u8; 6], src: [u8; 6]) {
 /// The same again, and the answer from where it went.
 fn continuations(world: &World, hook: Hook, target: Target, out: Tuple, frame: &[u8]) -> Vec<Continuation> {
     let Frame::Ip(headers) = read(frame) else { return Vec::new() };
+    if headers.part == Part::Later {
+        return Vec::new(); // It does not say of what.
+    }
     if target == Target::Stack && !world.is_host(out.dst) {
         return Vec::new(); // Its TTL ran out: the answer is an ICMP error.
     }
     let answering = match (hook, target) {
+        (Hook::FromUplink, Target::Pod(pod)) => hook_of(pod, out.dport),
         (_, Target::Pod(pod)) | (Hook::ToPod(pod), Target::Onward) => Hook::FromPod(pod),
         (_, Target::Overlay(peer) | Target::OnwardOverlay(peer)) => Hook::FromOverlay(Some(peer)),
         (Hook::FromPod(pod), Target::Stack) => Hook::ToPod(pod),
+        (Hook::FromUplink, Target::Stack) => Hook::ToUplink(None),
         (_, Target::Stack) => Hook::ToOverlay,
         (_, Target::Onward) => return Vec::new(),
-        (_, Target::Uplink) => Hook::FromUplink,
+        (_, Target::Uplink | Target::OnwardUplink) => Hook::FromUplink,
     };
     vec![Continuation { hook, tuple: headers.tuple }, Continuation { hook: answering, tuple: out.mirrored() }]
 }

@@ -61,6 +61,12 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
             cluster::change(&mut run.model.world, &mut rng);
             run.model.settle();
             rig.update(&run.model.world)?;
+            let passed = rng.choice([0, 0, 0, 70, 250, 25_000]).expect("not empty");
+            if passed > 0 {
+                run.model.now += u64::from(passed);
+                rig.age(passed)?;
+            }
+            run.generator.settle(passed > 0);
         }
         run.packet(rig, &mut rng, number)?;
     }

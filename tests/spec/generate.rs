@@ -7,13 +7,11 @@ use std::net::IpAddr;
 
 use fastrand::Rng;
 
-use crate::cluster::SERVICES;
+use crate::cluster::{NODE_PORTS, SERVICES, VIRTUAL};
+use crate::frame::{Piece, damage, frame, is_told_elsewhere, report};
 use crate::model::Hook;
-use crate::wire::{
-    ACK, DESTINATION, FIN, Frame, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, pseudo_header, read,
-    sum,
-};
-use crate::world::{World, family, service_address};
+use crate::wire::{Frame, ICMP, ICMPV6, TCP, Tuple, UDP, read};
+use crate::world::{World, service_address, virtual_address};
 
 /// A frame and where it is to arrive.
 #[derive(Clone, Debug)]
@@ -29,15 +27,41 @@ pub(crate) struct Continuation {
     pub tuple: Tuple,
 }
 
-const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 const CLIENT_PORTS: [u16; 6] = [53, 80, 1024, 1025, 40_000, 61_001];
-const SERVER_PORTS: [u16; 5] = [53, 80, 8080, 8472, 443];
+const SERVER_PORTS: [u16; 8] = [53, 80, 53, 80, 8080, 8472, 443, 30_000];
+
+/// What a Pod sends by way of the stack it does not send past it, too: these have higher ports.
+const BY_STACK: u16 = 1_000;
+
+/// Where a Pod's packets from this port arrive.
+pub(crate) fn hook_of(pod: usize, port: u16) -> Hook {
+    if CLIENT_PORTS.contains(&port.wrapping_sub(BY_STACK)) {
+        Hook::ToUplink(Some(pod))
+    } else {
+        Hook::FromPod(pod)
+    }
+}
+
+fn seems_by_stack(hook: Hook, frame: &[u8]) -> bool {
+    let Hook::FromPod(pod) = hook else { return false };
+    matches!(read(frame), Frame::Ip(headers) if hook_of(pod, headers.tuple.sport) != hook)
+}
 
 #[derive(Default)]
 pub(crate) struct Generator {
     /// Recent packets and their answers, overwritten at random.
     history: Vec<Continuation>,
+    /// A datagram of which only the first piece was sent, and its identification.
+    begun: Option<(Continuation, u8)>,
+    /// Counts changes of the cluster: a later piece shows no ports, so one that would have to choose some anew is
+    /// not made. Identifications tell what was begun before the last change.
+    age: u8,
+    /// Whatever was begun before this is too old to be completed.
+    expired: u8,
 }
+
+/// Identifications between two changes.
+const IDS: u8 = 4;
 
 impl Generator {
     /// Remembers something worth continuing.
@@ -49,22 +73,57 @@ impl Generator {
         }
     }
 
-    pub(crate) fn next(&self, world: &World, rng: &mut Rng) -> Stimulus {
-        let Continuation { hook, tuple } = match self.history.len() {
-            0 => fresh(world, rng),
-            known if rng.u8(0..10) < 6 => self.history[rng.usize(0..known)],
-            _ => fresh(world, rng),
+    /// The cluster has changed; time may have passed, too.
+    pub(crate) fn settle(&mut self, time_passed: bool) {
+        self.age += 1;
+        self.begun = None;
+        if time_passed {
+            self.expired = self.age;
+        }
+    }
+
+    pub(crate) fn next(&mut self, world: &World, rng: &mut Rng) -> Stimulus {
+        let continuation = self.choose(world, rng);
+        let Continuation { hook, tuple } = continuation;
+        let from_stack = hook.is_egress();
+        let mut frame = match (rng.u8(0..24), self.begun.take()) {
+            (0..=15, Some((begun, id))) => {
+                return Stimulus {
+                    hook: begun.hook,
+                    frame: frame(world, rng, begun.hook, begun.tuple, Piece::Later(id)),
+                };
+            }
+            (16, _) => {
+                let id = self.age * IDS + rng.u8(0..IDS);
+                self.begun = Some((continuation, id));
+                frame(world, rng, hook, tuple, Piece::First(id))
+            }
+            (17, _) => {
+                let age = if self.expired > 0 && rng.bool() { self.expired - 1 } else { self.age };
+                let id = age * IDS + rng.u8(0..IDS);
+                frame(world, rng, hook, tuple, Piece::Later(id))
+            }
+            (18, _) if (tuple.sport, tuple.dport) != (0, 0) => report(world, rng, hook, tuple),
+            _ => frame(world, rng, hook, tuple, Piece::Whole),
         };
-        let mut frame = frame(world, rng, hook, tuple);
         // The host's own stack makes no damaged packets.
-        if rng.u8(0..12) == 0 && !matches!(hook, Hook::ToPod(_) | Hook::ToOverlay) {
+        if rng.u8(0..12) == 0 && !from_stack {
             let whole = frame.clone();
             damage(rng, &mut frame);
-            if is_told_elsewhere(&frame) {
+            if is_told_elsewhere(&frame) || seems_by_stack(hook, &frame) {
                 frame = whole;
             }
         }
         Stimulus { hook, frame }
+    }
+
+    /// Something known, or something new.
+    fn choose(&self, world: &World, rng: &mut Rng) -> Continuation {
+        match self.history.len() {
+            0 => fresh(world, rng),
+            known if rng.u8(0..10) < 6 => self.history[rng.usize(0..known)],
+            _ => fresh(world, rng),
+        }
     }
 }
 
@@ -72,21 +131,28 @@ fn fresh(world: &World, rng: &mut Rng) -> Continuation {
     let family = rng.usize(0..2);
     let pod = rng.usize(0..world.pods.len());
     let own = world.pods[pod].addresses[family];
-    let (hook, src, dst) = match rng.u8(0..16) {
-        0..=9 => (Hook::FromPod(pod), own, somebody_else(world, rng, family, own)),
-        10 | 11 => from_overlay(world, rng, family, own),
-        12 | 13 => (Hook::ToPod(pod), host_address(world, rng, family), own),
-        14 => (Hook::ToOverlay, world.gateway[family], routed_to_overlay(world, rng, family)),
-        _ => (Hook::FromUplink, world.outside[family * 2], world.host[family]),
+    let (hook, src, dst) = match rng.u8(0..24) {
+        0..=10 => (Hook::FromPod(pod), own, somebody_else(world, rng, family, own)),
+        11 | 12 => from_overlay(world, rng, family, own),
+        13 | 14 => (Hook::ToPod(pod), host_address(world, rng, family), own),
+        15 => (Hook::ToOverlay, world.gateway[family], routed_to_overlay(world, rng, family)),
+        16 => (Hook::ToUplink(Some(pod)), own, any_address(world, rng, family)),
+        17 => (Hook::ToUplink(None), world.host[family], world.outside[family * 2]),
+        _ => (Hook::FromUplink, outside(world, rng, family), from_outside(world, rng, family)),
     };
     let proto = [TCP, TCP, TCP, UDP, UDP, if family == 0 { ICMP } else { ICMPV6 }, 132][rng.usize(0..7)];
+    let is_node = world.is_host(dst) || dst.is_loopback();
+    let ports = if is_node && rng.u8(0..4) != 0 { &NODE_PORTS[..] } else { &SERVER_PORTS };
     let mut tuple = Tuple {
         src,
         dst,
         sport: rng.choice(CLIENT_PORTS).expect("not empty"),
-        dport: rng.choice(SERVER_PORTS).expect("not empty"),
+        dport: ports[rng.usize(0..ports.len())],
         proto,
     };
+    if hook == Hook::ToUplink(Some(pod)) {
+        tuple.sport += BY_STACK;
+    }
     match proto {
         ICMP | ICMPV6 => tuple.dport = 0,
         TCP | UDP => {}
@@ -123,11 +189,32 @@ fn from_overlay(world: &World, rng: &mut Rng, family: usize, own: IpAddr) -> (Ho
 }
 
 fn host_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
-    if rng.bool() { world.host[family] } else { world.gateway[family] }
+    [world.host, world.gateway, world.host, world.second][rng.usize(0..4)][family]
+}
+
+/// A client outside; seldom one that says it is of the cluster.
+fn outside(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
+    match rng.u8(0..16) {
+        0 => world.peers[0].pods[0][family],
+        1 => world.peers[0].addresses[family],
+        _ => world.outside[family * 2 + rng.usize(0..2)],
+    }
+}
+
+/// What somebody outside may speak to.
+fn from_outside(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
+    match rng.u8(0..8) {
+        0..=2 => virtual_address(rng.u8(1..=VIRTUAL))[family],
+        3..=5 => world.host[family],
+        _ => any_address(world, rng, family),
+    }
 }
 
 fn any_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
-    match rng.u8(0..32) {
+    match rng.u8(0..40) {
+        32..=35 => virtual_address(rng.u8(1..=VIRTUAL))[family],
+        36..=38 => host_address(world, rng, family),
+        39 => ["127.9.9.9", "::1"][family].parse().expect("an address"),
         0..=12 => service_address(rng.u8(1..=SERVICES))[family],
         13..=18 => world.pods[rng.usize(0..world.pods.len())].addresses[family],
         19..=23 => {
@@ -142,162 +229,4 @@ fn any_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
         30 => ["224.0.0.5", "ff02::5"][family].parse().expect("an address"),
         _ => ["169.254.169.254", "fe80::1234"][family].parse().expect("an address"),
     }
-}
-
-/// A frame with this tuple as it would arrive at the hook, mostly well-formed.
-fn frame(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple) -> Vec<u8> {
-    let (src_mac, dst_mac) = match hook {
-        Hook::FromPod(pod) => {
-            let pod = &world.pods[pod];
-            (if rng.u8(0..40) == 0 { HOST_MAC } else { pod.mac }, pod.host_mac)
-        }
-        Hook::ToPod(pod) => (world.pods[pod].host_mac, world.pods[pod].mac),
-        Hook::FromOverlay(_) => (HOST_MAC, world.vtep_mac),
-        Hook::ToOverlay => (world.vtep_mac, HOST_MAC),
-        Hook::FromUplink => (HOST_MAC, [2, 0, 0, 0, 9, 1]),
-    };
-    let ttl = if rng.u8(0..24) == 0 { 1 } else { rng.u8(2..) };
-    let transport = transport(rng, tuple);
-    let mut frame = Vec::with_capacity(128);
-    frame.extend(dst_mac);
-    frame.extend(src_mac);
-    match (tuple.src, tuple.dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let options = if rng.u8(0..16) == 0 { 4 * rng.usize(1..4) } else { 0 };
-            frame.extend([8, 0]);
-            let start = frame.len();
-            let total = u16::try_from(20 + options + transport.len()).expect("a small packet");
-            frame.extend([0x45 + u8::try_from(options / 4).expect("few"), 0]);
-            frame.extend(total.to_be_bytes());
-            frame.extend(rng.u16(..).to_be_bytes());
-            frame.extend([0x40, 0, ttl, tuple.proto, 0, 0]);
-            frame.extend(src.octets());
-            frame.extend(dst.octets());
-            frame.resize(frame.len() + options, 1);
-            let sum = checksum(&frame[start..]);
-            frame[start + 10..start + 12].copy_from_slice(&sum.to_be_bytes());
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let (first, extensions) = extensions(rng, tuple.proto);
-            let payload = u16::try_from(extensions.len() + transport.len()).expect("a small packet");
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            frame.extend(payload.to_be_bytes());
-            frame.extend([first, ttl]);
-            frame.extend(src.octets());
-            frame.extend(dst.octets());
-            frame.extend(extensions);
-        }
-        mixed => unreachable!("both of one family: {mixed:?}"),
-    }
-    frame.extend(transport);
-    if rng.u8(0..16) == 0 {
-        frame.extend([0; 6]); // Ethernet padding is no payload.
-    }
-    frame
-}
-
-/// Now and then some extension headers, seldom too many (E2): the first next-header value, and the bytes.
-fn extensions(rng: &mut Rng, proto: u8) -> (u8, Vec<u8>) {
-    let count = match rng.u8(0..32) {
-        0 | 1 => rng.usize(1..4),
-        2 => rng.usize(4..11),
-        _ => return (proto, Vec::new()),
-    };
-    let mut bytes = Vec::new();
-    for left in (0..count).rev() {
-        bytes.extend([if left == 0 { proto } else { DESTINATION }, 0, 1, 4, 0, 0, 0, 0]);
-    }
-    (if count == 1 { HOP_BY_HOP } else { DESTINATION }, bytes)
-}
-
-/// A transport header with payload and a right checksum.
-fn transport(rng: &mut Rng, tuple: Tuple) -> Vec<u8> {
-    let payload: Vec<u8> = (0..rng.usize(0..24)).map(|_| rng.u8(..)).collect();
-    let mut bytes = Vec::new();
-    let checksum_at = match tuple.proto {
-        TCP => {
-            let flags = [SYN, SYN, ACK, ACK, ACK, SYN | ACK, FIN | ACK, RST, RST | ACK][rng.usize(0..9)];
-            bytes.extend(tuple.sport.to_be_bytes());
-            bytes.extend(tuple.dport.to_be_bytes());
-            bytes.extend(rng.u64(..).to_be_bytes());
-            bytes.extend([0x50, flags, 1, 0, 0, 0, 0, 0]);
-            16
-        }
-        UDP => {
-            bytes.extend(tuple.sport.to_be_bytes());
-            bytes.extend(tuple.dport.to_be_bytes());
-            bytes.extend(u16::try_from(8 + payload.len()).expect("a small packet").to_be_bytes());
-            bytes.extend([0, 0]);
-            6
-        }
-        ICMP | ICMPV6 => {
-            let request = tuple.dport == 0;
-            let kind = match (tuple.proto == ICMP, request) {
-                (true, true) => 8,
-                (true, false) => 0,
-                (false, true) => 128,
-                (false, false) => 129,
-            };
-            bytes.extend([kind, 0, 0, 0]);
-            bytes.extend(if request { tuple.sport } else { tuple.dport }.to_be_bytes());
-            bytes.extend(rng.u16(..).to_be_bytes());
-            2
-        }
-        _ => {
-            bytes.extend(payload);
-            return bytes;
-        }
-    };
-    bytes.extend(payload);
-    if tuple.proto == UDP && family(tuple.src) == 0 && rng.u8(0..6) == 0 {
-        return bytes; // No checksum at all (E7).
-    }
-    let mut covered = if tuple.proto == ICMP { Vec::new() } else { pseudo_header(&tuple, bytes.len()) };
-    covered.extend(&bytes);
-    let sum = match checksum(&covered) {
-        0 if tuple.proto == UDP => 0xffff,
-        sum => sum,
-    };
-    bytes[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
-    bytes
-}
-
-fn checksum(bytes: &[u8]) -> u16 {
-    !u16::try_from(sum(bytes)).expect("folded")
-}
-
-/// What announces a fragment header of IPv6.
-const FRAGMENT_HEADER: u8 = 44;
-
-/// ICMP errors, neighbour discovery and listener reports have stories of their own (tests/packet).
-fn is_told_elsewhere(frame: &[u8]) -> bool {
-    let Frame::Ip(headers) = read(frame) else { return false };
-    match (headers.tuple.proto, headers.icmp_type) {
-        (ICMP, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
-        (ICMPV6, Some(kind)) => matches!(kind, 1..=4 | 130..=137 | 143),
-        _ => false,
-    }
-}
-
-/// Cuts the frame short, or changes bytes of its headers.
-fn damage(rng: &mut Rng, frame: &mut Vec<u8>) {
-    if rng.bool() {
-        frame.truncate(rng.usize(15..frame.len()));
-    } else {
-        for _ in 0..rng.u8(1..3) {
-            let headers = frame.len().min(74);
-            // Not the fragment fields: those have stories of their own (tests/packet).
-            let (at, value) = (rng.usize(0..headers), rng.u8(..));
-            if !(20..22).contains(&at) && value != FRAGMENT_HEADER {
-                frame[at] = value;
-            }
-        }
-    }
-    // The kernel refuses test runs of frames that do not hold the network header that their EtherType promises.
-    let least = match frame[12..14] {
-        [0x08, 0x00] => 34,
-        [0x86, 0xdd] => 54,
-        _ => 15,
-    };
-    frame.resize(frame.len().max(least), 0);
 }

@@ -4,12 +4,18 @@
 //! prints the seed of its world. That the suite would notice a broken data path or planner is itself a test:
 //! [`mutants`].
 
+mod affinity;
+mod answer;
+mod begin;
 mod cluster;
 mod compare;
+mod connection;
 mod explore;
+mod frame;
 mod generate;
 mod model;
 mod mutants;
+mod report;
 mod rig;
 mod service;
 mod wire;

@@ -11,8 +11,10 @@ use quilla_abi::DropReason;
 use quilla_abi::counter::path;
 use quilla_abi::flow::action;
 
-use crate::service::{Frontend, frontend};
-use crate::wire::{ACK, Echo, FIN, Frame, Headers, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP, read};
+use crate::affinity::Affinity;
+use crate::connection::{Connection, Direction, Scope};
+use crate::service::Side;
+use crate::wire::{Echo, Frame, Headers, ICMP, ICMPV6, Part, TCP, Tuple, UDP, read};
 use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, World, family};
 
 /// Where a packet meets the data path.
@@ -26,6 +28,15 @@ pub(crate) enum Hook {
     FromOverlay(Option<usize>),
     ToOverlay,
     FromUplink,
+    /// Index of the Pod that sent it through the host's stack; `None`: the node itself did.
+    ToUplink(Option<usize>),
+}
+
+impl Hook {
+    /// The stack has routed the packet already.
+    pub(crate) fn is_egress(self) -> bool {
+        matches!(self, Self::ToPod(_) | Self::ToOverlay | Self::ToUplink(_))
+    }
 }
 
 /// Where a packet must go.
@@ -40,6 +51,8 @@ pub(crate) enum Target {
     Onward,
     /// The same on the overlay device, with a tunnel key for that peer.
     OnwardOverlay(usize),
+    /// The same on the uplink.
+    OnwardUplink,
 }
 
 impl Target {
@@ -48,7 +61,7 @@ impl Target {
             Self::Pod(_) | Self::Onward => action::LOCAL_POD,
             Self::Overlay(_) | Self::OnwardOverlay(_) => action::OVERLAY,
             Self::Stack => action::STACK,
-            Self::Uplink => action::UPLINK,
+            Self::Uplink | Self::OnwardUplink => action::UPLINK,
         }
     }
 
@@ -57,10 +70,23 @@ impl Target {
             Self::Pod(_) | Self::Onward => path::LOCAL_POD,
             Self::Overlay(_) => path::OVERLAY,
             Self::Stack => path::STACK,
-            Self::Uplink => path::UPLINK,
+            Self::Uplink | Self::OnwardUplink => path::UPLINK,
             Self::OnwardOverlay(_) => path::HOST_OVERLAY,
         }
     }
+
+    /// We route there; the stack does its own routing.
+    pub(crate) fn is_routed(self) -> bool {
+        !matches!(self, Self::Stack | Self::Onward)
+    }
+}
+
+/// What was seen of a packet: the choices of the data path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    /// As it was left.
+    pub packet: &'a [u8],
+    pub dropped: Option<DropReason>,
 }
 
 /// What must become of a packet.
@@ -74,41 +100,14 @@ pub(crate) enum Expect {
         tuple: Tuple,
         decrement: bool,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Scope {
-    Cluster,
-    Uplink,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    Original,
-    Answer,
-}
-
-#[derive(Clone, Debug)]
-struct Connection {
-    /// As the first packet arrived.
-    original: Tuple,
-    /// As the answer arrives.
-    answer: Tuple,
-    answer_scope: Scope,
-    /// Through a Service.
-    balanced: bool,
-    forward: Target,
-    back: Target,
-    fin: [bool; 2],
-    reset: bool,
-    backend_gone: bool,
-}
-
-impl Connection {
-    /// A SYN may take the tuple over (E10).
-    fn is_over(&self) -> bool {
-        self.reset || self.fin[0] || self.fin[1]
-    }
+    /// An ICMP error, with these addresses, about a packet with this tuple; `None` leaves it as it is.
+    Report {
+        target: Target,
+        src: IpAddr,
+        dst: IpAddr,
+        about: Option<Tuple>,
+        decrement: bool,
+    },
 }
 
 /// The specification's memory of one node.
@@ -116,11 +115,26 @@ pub(crate) struct Model {
     pub(crate) world: World,
     connections: Vec<Option<Connection>>,
     by_tuple: HashMap<(Scope, Tuple), (usize, Direction)>,
+    /// The ports of datagrams that come in pieces, and when the first one was seen (E3).
+    pieces: HashMap<(Scope, IpAddr, IpAddr, u8, u32), (u16, u16, u64)>,
+    pub(crate) affinity: Affinity,
+    /// The time in seconds.
+    pub(crate) now: u64,
 }
+
+/// The rest of a datagram must come within so many seconds.
+const REASSEMBLY: u64 = 30;
 
 impl Model {
     pub(crate) fn new(world: World) -> Self {
-        Self { world, connections: Vec::new(), by_tuple: HashMap::new() }
+        Self {
+            world,
+            connections: Vec::new(),
+            by_tuple: HashMap::new(),
+            pieces: HashMap::new(),
+            affinity: Affinity::default(),
+            now: 0,
+        }
     }
 
     /// The world has changed: connections to endpoints that are gone are lost.
@@ -131,13 +145,16 @@ impl Model {
             connection.backend_gone |=
                 connection.balanced && gone.contains(&(chosen, connection.original.proto));
         }
+        self.affinity.settle(&self.world.sets(), &gone);
     }
 
-    /// What must become of this frame at this hook. `seen` is the frame as the data path left it: its choices.
-    pub(crate) fn decide(&mut self, hook: Hook, frame: &[u8], seen: &[u8]) -> Result<Expect, String> {
-        let headers = match (hook, read(frame)) {
-            (Hook::FromUplink, Frame::Ip(headers)) if self.is_for_masquerade(&headers) => headers,
-            (Hook::FromUplink, _) => return Ok(Expect::Pass),
+    /// What must become of this frame at this hook.
+    pub(crate) fn decide(&mut self, hook: Hook, frame: &[u8], seen: Seen<'_>) -> Result<Expect, String> {
+        let mut headers = match (hook, read(frame)) {
+            (Hook::FromUplink | Hook::ToUplink(_), Frame::Ip(headers)) if self.concerns(hook, &headers) => {
+                headers
+            }
+            (Hook::FromUplink | Hook::ToUplink(_), _) => return Ok(Expect::Pass),
             (Hook::ToPod(_) | Hook::ToOverlay, Frame::Arp | Frame::Bad(DropReason::UnknownEtherType)) => {
                 return Ok(Expect::Pass);
             }
@@ -151,20 +168,71 @@ impl Model {
             (Hook::FromPod(pod), Frame::Arp) => return Ok(self.arp(pod, frame)),
             (_, Frame::Ip(headers)) => headers,
         };
-        if let Some(refused) = self.refused(hook, frame, &headers) {
-            return Ok(refused);
+        if headers.is_error() {
+            return Ok(self.report(hook, &headers, frame));
         }
-        self.track(hook, &headers, frame, seen)
+        let scope = Scope::of(hook);
+        if headers.part == Part::Later && headers.has_ports() && !self.complete(scope, &mut headers) {
+            return Ok(self.headless(hook, headers.tuple.dst));
+        }
+        let expect = match self.refused(hook, frame, &headers) {
+            Some(refused) => refused,
+            None => self.track(hook, &headers, frame, seen)?,
+        };
+        if headers.part == Part::First && headers.has_ports() && !matches!(expect, Expect::Drop(_)) {
+            let Tuple { src, dst, sport, dport, proto } = headers.tuple;
+            self.pieces.insert((scope, src, dst, proto, headers.id), (sport, dport, self.now));
+        }
+        Ok(expect)
     }
 
-    fn is_for_masquerade(&self, headers: &Headers) -> bool {
-        let tuple = headers.tuple;
-        self.world.host.contains(&tuple.dst)
-            && match tuple.proto {
-                TCP | UDP => SNAT_PORTS.contains(&tuple.dport),
-                ICMP | ICMPV6 => headers.echo == Some(Echo::Reply),
-                _ => false,
+    /// A later piece of nobody knows what (E3). On the uplink it may be the host's, unless the address is a Service's.
+    fn headless(&self, hook: Hook, dst: IpAddr) -> Expect {
+        match hook {
+            Hook::FromUplink if self.world.place(dst) == Place::ServiceAddress => {
+                Expect::Drop(DropReason::Fragment)
             }
+            Hook::FromUplink | Hook::ToUplink(_) => Expect::Pass,
+            _ => Expect::Drop(DropReason::Fragment),
+        }
+    }
+
+    /// Gives a later piece the ports of the first one, if that was let through not long ago (E3).
+    fn complete(&self, scope: Scope, headers: &mut Headers) -> bool {
+        let Tuple { src, dst, proto, .. } = headers.tuple;
+        let Some(&(sport, dport, seen)) = self.pieces.get(&(scope, src, dst, proto, headers.id)) else {
+            return false;
+        };
+        (headers.tuple.sport, headers.tuple.dport) = (sport, dport);
+        if matches!(proto, ICMP | ICMPV6) {
+            headers.echo = Some(if dport == 0 { Echo::Request } else { Echo::Reply });
+        }
+        self.now - seen <= REASSEMBLY
+    }
+
+    /// The packet's connection, and which way it goes.
+    pub(crate) fn connection(&self, scope: Scope, tuple: Tuple) -> Option<(&Connection, Direction)> {
+        let &(id, direction) = self.by_tuple.get(&(scope, tuple))?;
+        Some((self.connections[id].as_ref()?, direction))
+    }
+
+    /// Whether a packet on the uplink can be ours at all: most of what is there is the host's own.
+    fn concerns(&self, hook: Hook, headers: &Headers) -> bool {
+        let Tuple { dst, dport, proto, .. } = headers.tuple;
+        if proto == UDP && dport == OVERLAY_PORT {
+            return false;
+        }
+        match hook {
+            Hook::ToUplink(None) => self.world.services.node_backends,
+            Hook::FromUplink if self.world.place(dst) == Place::Multicast => false,
+            Hook::FromUplink if self.world.host.contains(&dst) => match proto {
+                _ if headers.part == Part::Later || headers.is_error() => true,
+                TCP | UDP => SNAT_PORTS.contains(&dport) || self.world.may_be_node_port(dport),
+                ICMP | ICMPV6 => headers.echo == Some(Echo::Reply) && SNAT_PORTS.contains(&dport),
+                _ => false,
+            },
+            _ => true,
+        }
     }
 
     /// ARP of a Pod: about itself, or not at all (E19).
@@ -186,7 +254,7 @@ impl Model {
     }
 
     /// What is refused whatever is known of the connection.
-    fn refused(&self, hook: Hook, frame: &[u8], headers: &Headers) -> Option<Expect> {
+    pub(crate) fn refused(&self, hook: Hook, frame: &[u8], headers: &Headers) -> Option<Expect> {
         let Tuple { src, dst, .. } = headers.tuple;
         let drop = |reason| Some(Expect::Drop(reason));
         match hook {
@@ -201,8 +269,7 @@ impl Model {
                 if self.world.place(dst) == Place::Multicast {
                     return drop(DropReason::Multicast);
                 }
-                let to_a_node = self.world.host.contains(&dst)
-                    || self.world.gateway.contains(&dst)
+                let to_a_node = self.world.is_host(dst)
                     || self.world.peers.iter().any(|peer| peer.addresses.contains(&dst));
                 if to_a_node && headers.tuple.proto == UDP && headers.tuple.dport == OVERLAY_PORT {
                     return drop(DropReason::ForgedOverlay);
@@ -224,17 +291,33 @@ impl Model {
         }
     }
 
-    fn track(&mut self, hook: Hook, headers: &Headers, frame: &[u8], seen: &[u8]) -> Result<Expect, String> {
+    fn track(
+        &mut self,
+        hook: Hook,
+        headers: &Headers,
+        frame: &[u8],
+        seen: Seen<'_>,
+    ) -> Result<Expect, String> {
         let tuple = headers.tuple;
         let mut replaced = None;
-        let scope = if hook == Hook::FromUplink { Scope::Uplink } else { Scope::Cluster };
-        let starts = tuple.proto == TCP && headers.tcp_flags & (SYN | ACK) == SYN;
-        if let Some(&(id, direction)) = self.by_tuple.get(&(scope, tuple)) {
+        if let Some(&(id, direction)) = self.by_tuple.get(&(Scope::of(hook), tuple)) {
             let connection = self.connections[id].as_ref().expect("only forgotten connections are None");
-            let reopens = starts && (connection.is_over() || connection.backend_gone);
+            let starts = headers.starts();
+            let reopens = (starts && (connection.life.is_over() || connection.backend_gone))
+                || (tuple.proto != TCP && connection.life.is_silent(tuple.proto, self.now));
             let reselects = connection.backend_gone && tuple.proto != TCP && direction == Direction::Original;
             if connection.backend_gone && !reopens && !reselects {
                 return Ok(Expect::Drop(DropReason::BackendGone));
+            }
+            // Whatever was spoken to past all Services belongs to one now.
+            let lost = direction == Direction::Original
+                && matches!(connection.forward, Target::Uplink | Target::OnwardUplink)
+                && !connection.balanced
+                && self.world.place(tuple.dst) == Place::ServiceAddress;
+            if lost && !reopens && !reselects {
+                let stack = matches!(hook, Hook::ToUplink(_));
+                let reason = self.nobody(Side::Inside, tuple);
+                return Ok(if stack { Expect::Pass } else { Expect::Drop(reason) });
             }
             if !reopens && !reselects {
                 return Ok(self.known(id, direction, hook, headers, frame));
@@ -242,16 +325,9 @@ impl Model {
             replaced = Some(id);
         }
         let old = replaced.and_then(|id| self.forget(id));
-        if frame[headers.ttl_at] <= 1 && self.leads_on(hook, headers, seen == frame) {
-            old.map(|connection| self.remember(connection));
-            return Ok(Expect::Deliver { target: Target::Stack, tuple, decrement: false });
-        }
-        match self.unknown(hook, headers, starts, seen)?.and_then(|fresh| self.told_apart(fresh, headers)) {
-            Ok(mut connection) => {
-                if self.taken(&connection) {
-                    let Tuple { src, dst, dport, .. } = connection.answer.mirrored();
-                    connection.answer = self.translated_source(&connection, src, dst, dport, seen)?;
-                }
+        match self.unknown(hook, headers, frame, seen)? {
+            Ok(connection) => {
+                self.take_over(&connection);
                 let id = self.remember(connection);
                 Ok(self.known(id, Direction::Original, hook, headers, frame))
             }
@@ -263,36 +339,28 @@ impl Model {
         }
     }
 
-    /// Whether a new connection would be routed on, and so would run into its TTL.
-    fn leads_on(&self, hook: Hook, headers: &Headers, untouched: bool) -> bool {
-        let tuple = headers.tuple;
-        let middle = tuple.proto == TCP && headers.tcp_flags & (SYN | ACK) != SYN;
-        let lost_answer = middle && self.world.is_backend(tuple.src, tuple.sport, tuple.proto);
-        match (hook, frontend(&self.world, tuple.dst, tuple.dport, tuple.proto)) {
-            // A backend that is this node itself is reached whatever the TTL: then the packet was translated.
-            (Hook::FromPod(_), Some(frontend)) => !middle && untouched && !frontend.backends.is_empty(),
-            (Hook::FromPod(_), None) => {
-                !lost_answer && self.target(tuple.dst).is_ok_and(|target| target != Target::Stack)
-            }
-            (Hook::FromOverlay(_), _) => {
-                !lost_answer && matches!(self.world.place(tuple.dst), Place::Local(_))
-            }
-            _ => false,
+    /// Whoever had the tuple of the answers, and was silent for too long, loses it (E16).
+    fn take_over(&mut self, connection: &Connection) {
+        let [_, answer] = connection.keys();
+        if let Some(&(id, _)) = self.by_tuple.get(&answer) {
+            self.forget(id);
         }
     }
 
     fn remember(&mut self, connection: Connection) -> usize {
         let id = self.connections.len();
-        self.by_tuple.insert((Scope::Cluster, connection.original), (id, Direction::Original));
-        self.by_tuple.insert((connection.answer_scope, connection.answer), (id, Direction::Answer));
+        let [original, answer] = connection.keys();
+        self.by_tuple.insert(original, (id, Direction::Original));
+        self.by_tuple.insert(answer, (id, Direction::Answer));
         self.connections.push(Some(connection));
         id
     }
 
     fn forget(&mut self, id: usize) -> Option<Connection> {
         let connection = self.connections[id].take()?;
-        self.by_tuple.remove(&(Scope::Cluster, connection.original));
-        self.by_tuple.remove(&(connection.answer_scope, connection.answer));
+        for key in connection.keys() {
+            self.by_tuple.remove(&key);
+        }
         Some(connection)
     }
 
@@ -306,20 +374,12 @@ impl Model {
         frame: &[u8],
     ) -> Expect {
         let connection = self.connections[id].as_mut().expect("only forgotten connections are None");
-        let (target, tuple) = match direction {
-            Direction::Original => (connection.forward, connection.answer.mirrored()),
-            Direction::Answer => (connection.back, connection.original.mirrored()),
-        };
-        let by_stack = matches!(hook, Hook::ToPod(_) | Hook::ToOverlay);
-        let routed = !by_stack && !matches!(target, Target::Stack | Target::Onward);
-        // What the sender says of its side holds, whether or not the packet arrives.
-        if headers.tuple.proto == TCP {
-            connection.fin[usize::from(direction == Direction::Answer)] |= headers.tcp_flags & FIN != 0;
-            connection.reset |= headers.tcp_flags & RST != 0;
-        }
+        let (target, tuple) = connection.translated(direction);
+        let routed = !hook.is_egress() && target.is_routed();
+        connection.life.hear(self.now, direction, headers.tcp_flags);
         if routed && frame[headers.ttl_at] <= 1 {
             // The host would take a packet to its own address for its own: nobody can be told.
-            if hook == Hook::FromUplink {
+            if hook == Hook::FromUplink || (direction == Direction::Answer && connection.is_renamed()) {
                 return Expect::Drop(DropReason::HopLimit);
             }
             return Expect::Deliver { target: Target::Stack, tuple: headers.tuple, decrement: false };
@@ -327,182 +387,9 @@ impl Model {
         Expect::Deliver { target, tuple, decrement: routed }
     }
 
-    /// The first packet of a connection, or one that has none.
-    fn unknown(
-        &self,
-        hook: Hook,
-        headers: &Headers,
-        starts: bool,
-        seen: &[u8],
-    ) -> Result<Result<Connection, Expect>, String> {
-        let tuple = headers.tuple;
-        let middle = tuple.proto == TCP && !starts;
-        let lost_answer = middle && self.world.is_backend(tuple.src, tuple.sport, tuple.proto);
-        let drop = |reason| Ok(Err(Expect::Drop(reason)));
-        match hook {
-            Hook::FromUplink => Ok(Err(Expect::Pass)),
-            Hook::ToPod(_) => Ok(Ok(Self::plain(tuple, Target::Onward, Target::Stack))),
-            Hook::ToOverlay => match self.world.place(tuple.dst) {
-                Place::Remote(peer) => Ok(Ok(Self::plain(tuple, Target::OnwardOverlay(peer), Target::Stack))),
-                _ => drop(DropReason::UnknownNode),
-            },
-            Hook::FromOverlay(Some(peer)) => match self.world.place(tuple.dst) {
-                Place::Host => Ok(Err(Expect::Deliver { target: Target::Stack, tuple, decrement: false })),
-                Place::Local(_) if lost_answer => drop(DropReason::NoFlow),
-                Place::Local(pod) if self.may_lack_its_name(tuple) => {
-                    Ok(Err(Expect::Deliver { target: Target::Pod(pod), tuple, decrement: true }))
-                }
-                Place::Local(pod) => Ok(Ok(Self::plain(tuple, Target::Pod(pod), Target::Overlay(peer)))),
-                _ => drop(DropReason::NoEndpoint),
-            },
-            Hook::FromOverlay(None) => drop(DropReason::UnknownTunnelSource),
-            Hook::FromPod(pod) => match frontend(&self.world, tuple.dst, tuple.dport, tuple.proto) {
-                Some(frontend) if frontend.backends.is_empty() => drop(DropReason::NoBackend),
-                Some(_) if middle => drop(DropReason::NoFlow),
-                Some(frontend) => self.balanced(pod, &frontend, tuple, seen).map(Ok),
-                None if lost_answer => drop(DropReason::NoFlow),
-                None if self.may_lack_its_name(tuple) => {
-                    let target = self.target(tuple.dst).expect("a Pod or the gateway");
-                    Ok(Err(Expect::Deliver { target, tuple, decrement: target != Target::Stack }))
-                }
-                None => self.routed(pod, tuple, tuple.dst, headers, seen),
-            },
-        }
-    }
-
-    /// A datagram of a backend that may be an answer to a client on this node: let through, but not remembered (E12).
-    fn may_lack_its_name(&self, tuple: Tuple) -> bool {
-        let to_client =
-            matches!(self.world.place(tuple.dst), Place::Local(_)) || self.world.gateway.contains(&tuple.dst);
-        tuple.proto == UDP && to_client && self.world.is_backend(tuple.src, tuple.sport, UDP)
-    }
-
-    fn plain(tuple: Tuple, forward: Target, back: Target) -> Connection {
-        Connection {
-            original: tuple,
-            answer: tuple.mirrored(),
-            answer_scope: Scope::Cluster,
-            balanced: false,
-            forward,
-            back,
-            fin: [false; 2],
-            reset: false,
-            backend_gone: false,
-        }
-    }
-
-    /// Where a Pod's packet to `dst` goes, without a Service.
-    fn routed(
-        &self,
-        pod: usize,
-        tuple: Tuple,
-        dst: IpAddr,
-        headers: &Headers,
-        seen: &[u8],
-    ) -> Result<Result<Connection, Expect>, String> {
-        let forward = match self.target(dst) {
-            Ok(target) => target,
-            Err(reason) => return Ok(Err(Expect::Drop(reason))),
-        };
-        let mut connection = Self::plain(tuple, forward, Self::way_back(pod, forward));
-        if forward == Target::Uplink {
-            if !headers.is_translatable() {
-                return Ok(Err(Expect::Drop(DropReason::Untranslatable)));
-            }
-            connection.answer_scope = Scope::Uplink;
-            connection.answer =
-                self.translated_source(&connection, self.world.host[family(dst)], dst, tuple.dport, seen)?;
-        }
-        Ok(Ok(connection))
-    }
-
-    fn target(&self, dst: IpAddr) -> Result<Target, DropReason> {
-        match self.world.place(dst) {
-            Place::Local(pod) => Ok(Target::Pod(pod)),
-            Place::Remote(peer) => Ok(Target::Overlay(peer)),
-            Place::Host => Ok(Target::Stack),
-            Place::Outside => Ok(Target::Uplink),
-            Place::Nobody => Err(DropReason::NoEndpoint),
-            Place::ServiceCidr => Err(DropReason::NotAService),
-            Place::Unroutable => Err(DropReason::Unroutable),
-            Place::OwnLink => Err(DropReason::NoRoute),
-            Place::Multicast => Err(DropReason::Multicast),
-        }
-    }
-
-    /// How the answer reaches the Pod: the host's stack sends it out of the Pod's veth, all else is redirected.
-    fn way_back(pod: usize, forward: Target) -> Target {
-        if forward == Target::Stack { Target::Onward } else { Target::Pod(pod) }
-    }
-
-    /// A new connection through a Service: any of its backends will do.
-    fn balanced(
-        &self,
-        pod: usize,
-        frontend: &Frontend,
-        tuple: Tuple,
-        seen: &[u8],
-    ) -> Result<Connection, String> {
-        let Frame::Ip(after) = read(seen) else { return Err("the frame came out malformed".into()) };
-        let backend = SocketAddr::new(after.tuple.dst, after.tuple.dport);
-        if !frontend.backends.contains(&backend) {
-            return Err(format!("{backend} is no backend of {frontend:?}"));
-        }
-        let forward = self.target(backend.ip()).map_err(|reason| format!("{backend}: {reason:?}"))?;
-        let mut connection = Self::plain(tuple, forward, Self::way_back(pod, forward));
-        connection.balanced = true;
-        let hairpin = forward == Target::Pod(pod);
-        let source = match forward {
-            _ if hairpin => Some(self.world.gateway[family(backend.ip())]),
-            Target::Uplink => Some(self.world.host[family(backend.ip())]),
-            _ => None,
-        };
-        if forward == Target::Uplink {
-            connection.answer_scope = Scope::Uplink;
-        }
-        connection.answer = match source {
-            Some(source) => {
-                self.translated_source(&connection, source, backend.ip(), backend.port(), seen)?
-            }
-            None => Tuple { dst: backend.ip(), dport: backend.port(), ..tuple }.mirrored(),
-        };
-        Ok(connection)
-    }
-
-    /// Two connections with one tuple of answers, such as one through a Service and one past it: the later one gets
-    /// another source port (E9), if it has ports at all.
-    fn told_apart(&self, connection: Connection, headers: &Headers) -> Result<Connection, Expect> {
-        if self.taken(&connection) && !headers.is_translatable() {
-            return Err(Expect::Drop(DropReason::Untranslatable));
-        }
-        Ok(connection)
-    }
-
-    fn taken(&self, connection: &Connection) -> bool {
-        self.by_tuple.contains_key(&(connection.answer_scope, connection.answer))
-    }
-
-    /// The answer's tuple of a connection whose source is translated: the port seen, if it was a port to choose.
-    fn translated_source(
-        &self,
-        connection: &Connection,
-        source: IpAddr,
-        dst: IpAddr,
-        dport: u16,
-        seen: &[u8],
-    ) -> Result<Tuple, String> {
-        let Frame::Ip(after) = read(seen) else { return Err("the frame came out malformed".into()) };
-        let port = after.tuple.sport;
-        // Towards the world all of the node's ports are shared with the host itself, so only the range is free.
-        let kept = port == connection.original.sport && connection.answer_scope == Scope::Cluster;
-        if !kept && !SNAT_PORTS.contains(&port) {
-            return Err(format!("source port {port} is outside of the translation range"));
-        }
-        let answer =
-            Tuple { src: source, dst, sport: port, dport, proto: connection.original.proto }.mirrored();
-        if self.by_tuple.contains_key(&(connection.answer_scope, answer)) {
-            return Err(format!("source port {port} is taken by another connection: {answer:?}"));
-        }
-        Ok(answer)
+    /// Another connection has the tuple, and was heard of not too long ago.
+    pub(crate) fn is_taken(&self, scope: Scope, tuple: Tuple) -> bool {
+        let holder = self.connection(scope, tuple);
+        holder.is_some_and(|(holder, _)| !holder.life.is_silent(tuple.proto, self.now))
     }
 }

@@ -20,7 +20,7 @@ pub(crate) const OVERLAY: u32 = 22;
 
 pub(crate) struct Rig {
     pub datapath: Datapath,
-    runners: [TestRunner; 5],
+    runners: [TestRunner; 6],
     layout: Layout,
 }
 
@@ -38,6 +38,7 @@ impl Rig {
             runner(program::FROM_OVERLAY)?,
             runner(program::TO_OVERLAY)?,
             runner(program::FROM_UPLINK)?,
+            runner(program::TO_UPLINK)?,
         ];
         Ok(Self { datapath, runners, layout: Layout::default() })
     }
@@ -56,8 +57,14 @@ impl Rig {
             }
             Hook::ToOverlay => (3, world.overlay, 0),
             Hook::FromUplink => (4, world.uplink, 0),
+            Hook::ToUplink(_) => (5, world.uplink, 0),
         };
-        let context = TestContext { ifindex, cb: [0, 0, 0, 0, tunnel], ..TestContext::default() };
+        let ingress_ifindex = match hook {
+            Hook::ToUplink(Some(pod)) => world.pods[pod].ifindex,
+            _ => 0,
+        };
+        let context =
+            TestContext { ifindex, ingress_ifindex, cb: [0, 0, 0, 0, tunnel], ..TestContext::default() };
         Ok(self.runners[program].run(frame, &context)?)
     }
 
@@ -70,8 +77,24 @@ impl Rig {
                 maps.$table.remove_batch(&keys)?;
             })+};
         }
-        empty!(flows_v4, flows_v6);
+        empty!(flows_v4, flows_v6, fragments_v4, fragments_v6, affinity_v4, affinity_v6);
         self.update(world)
+    }
+
+    /// Lets time pass: every stamp becomes older.
+    pub(crate) fn age(&self, seconds: u32) -> Result<()> {
+        let ticks = self.datapath.status().hz * seconds;
+        let maps = self.datapath.maps();
+        macro_rules! age {
+            ($($table:ident.$stamp:ident),+) => {$({
+                let mut rows = maps.$table.entries()?;
+                rows.iter_mut().for_each(|(_, row)| row.$stamp = row.$stamp.wrapping_sub(ticks));
+                maps.$table.insert_batch(&rows)?;
+            })+};
+        }
+        age!(flows_v4.last_seen, flows_v6.last_seen, fragments_v4.seen, fragments_v6.seen);
+        age!(affinity_v4.last_used, affinity_v6.last_used);
+        Ok(())
     }
 
     /// Brings the maps to what the world is now, as the agent does.

@@ -1,55 +1,266 @@
-//! What Services say, read from the API's objects for one packet at a time (S1-S27). It shares nothing with the planner.
+//! What Services say, read from the API's objects in the plainest way (S1-S27). It shares nothing with the planner.
 
-use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use quilla_model::{Endpoint, Family, Protocol, Service, ServicePort, TrafficPolicy};
+use ipnet::IpNet;
+use quilla_model::{
+    Endpoint, Family, LoadBalancing, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
+};
 
-use crate::world::{HERE, World};
+use crate::world::{HERE, Pod, World};
 
-/// The Service port that answers on an address, and who may answer for it.
-#[derive(Clone, Debug)]
-pub(crate) struct Frontend {
-    /// The endpoints that new connections may get.
-    pub backends: Vec<SocketAddr>,
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    /// In a Pod of this node.
+    Inside,
+    /// Behind the uplink.
+    Outside,
 }
 
-/// Who answers a client inside the cluster on this address and port.
-pub(crate) fn frontend(world: &World, address: IpAddr, number: u16, proto: u8) -> Option<Frontend> {
+/// What a client speaks to.
+pub(crate) type Key = (Side, SocketAddr, u8);
+
+/// Whom an affinity is with: a set of endpoints of one Service port (S18).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SetId {
+    owner: String,
+    port: String,
+    proto: u8,
+    family: Family,
+    policy: TrafficPolicy,
+    maglev: bool,
+}
+
+impl SetId {
+    pub(crate) fn proto(&self) -> u8 {
+        self.proto
+    }
+}
+
+/// Who answers on an address and port.
+#[derive(Clone, Debug)]
+pub(crate) struct Frontend {
+    pub set: SetId,
+    /// The endpoints that new connections may get.
+    pub backends: Vec<SocketAddr>,
+    /// There are endpoints, but the policy hides them here (S21).
+    pub hidden: bool,
+    /// Where clients must be, if it matters (S24).
+    pub ranges: Vec<IpNet>,
+    /// For how long a client stays with its endpoint, in seconds; 0 = not at all.
+    pub affinity: u64,
+    /// Of several claims the least has the address.
+    rank: (u8, String),
+}
+
+/// Everything that Services say on this node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Services {
+    pub frontends: HashMap<Key, Frontend>,
+    /// Addresses that only Services have: nobody else is meant, whatever the port (S22).
+    pub own: HashSet<(Side, IpAddr)>,
+    /// Where traffic may have been sent: every endpoint that exists, whatever its state.
+    pub backends: HashSet<(SocketAddr, u8)>,
+    /// What the node sends may be an answer of a Service.
+    pub node_backends: bool,
+    /// The first and the last port at which clients outside find a Service on the node's own addresses.
+    pub node_ports: Option<(u16, u16)>,
+}
+
+/// Reads them all.
+pub(crate) fn read(world: &World) -> Services {
+    let mut all = Services::default();
     for service in world.snapshot.services.values() {
-        for port in served(service).filter(|port| port.protocol.number() == proto) {
-            if service.cluster_ips.contains(&address) && port.port == number {
-                return Some(of(world, service, port, service.internal_policy, address));
+        let mut outside = false;
+        let mut on_node = false;
+        for port in served(service) {
+            for family in [Family::V4, Family::V6].into_iter().filter(|family| has(service, *family)) {
+                let endpoints = endpoints(world, service, port, family);
+                let proto = port.protocol.number();
+                all.backends.extend(endpoints.iter().map(|(backend, _)| (*backend, proto)));
+                on_node |= endpoints.iter().any(|(backend, _)| world.is_host(backend.ip()));
+                for (key, frontend) in claims(world, service, port, family, &endpoints) {
+                    outside |= key.0 == Side::Outside;
+                    all.claim(key, frontend);
+                }
+            }
+        }
+        all.node_backends |= outside && on_node;
+        for (kind, address) in addresses(service).into_iter().filter(|(_, address)| !world.is_host(*address))
+        {
+            all.own.insert((Side::Inside, address));
+            if kind != CLUSTER_IP {
+                all.own.insert((Side::Outside, address));
             }
         }
     }
-    None
+    for pod in &world.pods {
+        all.claim_host_ports(world, pod);
+    }
+    let own = |(side, address, _): &&Key| *side == Side::Outside && world.is_host(address.ip());
+    let ports = || all.frontends.keys().filter(own).map(|(_, address, _)| address.port());
+    all.node_ports = ports().min().zip(ports().max());
+    all
 }
 
-fn of(
+impl Services {
+    fn claim(&mut self, key: Key, frontend: Frontend) {
+        if self.frontends.get(&key).is_none_or(|other| frontend.rank < other.rank) {
+            self.frontends.insert(key, frontend);
+        }
+    }
+
+    fn claim_host_ports(&mut self, world: &World, pod: &Pod) {
+        for port in &pod.host_ports {
+            for address in pod.addresses {
+                let backend = SocketAddr::new(address, port.container_port);
+                let proto = port.protocol.number();
+                self.backends.insert((backend, proto));
+                for own in world.own_addresses().filter(|own| own.is_ipv4() == address.is_ipv4()) {
+                    for side in [Side::Inside, Side::Outside] {
+                        let key = (side, SocketAddr::new(own, port.host_port), proto);
+                        self.claim(key, host_port(pod.ifindex, backend, proto));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn frontend(&self, side: Side, address: IpAddr, port: u16, proto: u8) -> Option<&Frontend> {
+        self.frontends.get(&(side, SocketAddr::new(address, port), proto))
+    }
+}
+
+/// In the order in which they are entitled to an address that two claim.
+const CLUSTER_IP: u8 = 0;
+const NODE_PORT: u8 = 1;
+const LOAD_BALANCER: u8 = 2;
+const EXTERNAL_IP: u8 = 3;
+const HOST_PORT: u8 = 4;
+
+fn host_port(pod: u32, backend: SocketAddr, proto: u8) -> Frontend {
+    let set = SetId {
+        owner: format!("pod {pod}"),
+        port: backend.port().to_string(),
+        proto,
+        family: Family::of(backend.ip()),
+        policy: TrafficPolicy::Cluster,
+        maglev: false,
+    };
+    let rank = (HOST_PORT, pod.to_string());
+    Frontend { set, backends: vec![backend], hidden: false, ranges: Vec::new(), affinity: 0, rank }
+}
+
+/// Everything one port of a Service claims in one family.
+fn claims(
     world: &World,
     service: &Service,
     port: &ServicePort,
-    policy: TrafficPolicy,
-    address: IpAddr,
-) -> Frontend {
-    let endpoints = endpoints(world, service, port, Family::of(address));
-    let backends = match policy {
-        TrafficPolicy::Cluster => cluster_set(world, &endpoints),
-        TrafficPolicy::Local => local_set(&endpoints),
+    family: Family,
+    endpoints: &[(SocketAddr, Member<'_>)],
+) -> Vec<(Key, Frontend)> {
+    let frontend = |policy, outside, kind| {
+        let backends = match policy {
+            TrafficPolicy::Cluster => cluster_set(world, endpoints),
+            TrafficPolicy::Local => local_set(endpoints),
+        };
+        let any =
+            endpoints.iter().any(|(_, member)| member.endpoint.ready || is_last_resort(member.endpoint));
+        Frontend {
+            set: SetId {
+                owner: service.name.to_string(),
+                port: port.name.clone(),
+                proto: port.protocol.number(),
+                family,
+                policy,
+                maglev: outside || service.load_balancing == LoadBalancing::Maglev,
+            },
+            hidden: backends.is_empty() && policy == TrafficPolicy::Local && any,
+            backends,
+            ranges: if kind == LOAD_BALANCER { ranges(service, family) } else { Vec::new() },
+            affinity: service.affinity_seconds.unwrap_or(0).into(),
+            rank: (kind, service.name.to_string()),
+        }
     };
-    Frontend { backends }
+    let key = |side, address, number| (side, SocketAddr::new(address, number), port.protocol.number());
+    let mut found = Vec::new();
+    for (kind, address) in
+        addresses(service).into_iter().filter(|(_, address)| Family::of(*address) == family)
+    {
+        if kind == CLUSTER_IP {
+            found.push((
+                key(Side::Inside, address, port.port),
+                frontend(service.internal_policy, false, kind),
+            ));
+        } else {
+            found
+                .push((key(Side::Inside, address, port.port), frontend(TrafficPolicy::Cluster, false, kind)));
+            found.push((
+                key(Side::Outside, address, port.port),
+                frontend(service.external_policy, true, kind),
+            ));
+        }
+    }
+    // S23: the node's own address of the family; S36: for its processes localhost, too, but never ::1.
+    if let Some(number) = port.node_port.filter(|_| service.kind != ServiceType::ClusterIp) {
+        let own = world.host[usize::from(family == Family::V6)];
+        found.push((key(Side::Inside, own, number), frontend(TrafficPolicy::Cluster, false, NODE_PORT)));
+        found.push((key(Side::Outside, own, number), frontend(service.external_policy, true, NODE_PORT)));
+        if family == Family::V4 {
+            let localhost = Ipv4Addr::LOCALHOST.into();
+            let inside = frontend(TrafficPolicy::Cluster, false, NODE_PORT);
+            found.push((key(Side::Inside, localhost, number), inside));
+        }
+    }
+    found
 }
 
-/// TCP and UDP; of two ports with one number and protocol the first.
-fn served(service: &Service) -> impl Iterator<Item = &ServicePort> {
-    let first = |index: usize, port: &ServicePort| {
-        let same = |other: &ServicePort| other.port == port.port && other.protocol == port.protocol;
-        !service.ports[..index].iter().any(same)
-    };
-    let ports = service.ports.iter().enumerate().filter(move |(index, port)| first(*index, port));
-    ports.map(|(_, port)| port).filter(|port| port.port != 0 && port.protocol != Protocol::Sctp)
+fn has(service: &Service, family: Family) -> bool {
+    service.cluster_ips.iter().any(|address| Family::of(*address) == family)
+}
+
+/// S2-S4: the addresses with the Service's own ports, of its families only.
+fn addresses(service: &Service) -> Vec<(u8, IpAddr)> {
+    let balanced = service.kind == ServiceType::LoadBalancer;
+    let mut all: Vec<(u8, IpAddr)> =
+        service.cluster_ips.iter().map(|address| (CLUSTER_IP, *address)).collect();
+    all.extend(
+        service.load_balancer_ips.iter().filter(|_| balanced).map(|address| (LOAD_BALANCER, *address)),
+    );
+    all.extend(service.external_ips.iter().map(|address| (EXTERNAL_IP, *address)));
+    all.retain(|(_, address)| has(service, Family::of(*address)) && is_possible(*address));
+    all
+}
+
+/// S2: one that contains everything is no restriction.
+fn ranges(service: &Service, family: Family) -> Vec<IpNet> {
+    let of_family = service.source_ranges.iter().filter(|range| Family::of(range.addr()) == family);
+    let ranges: Vec<IpNet> = of_family.copied().collect();
+    if ranges.iter().any(|range| range.prefix_len() == 0) { Vec::new() } else { ranges }
+}
+
+/// TCP and UDP; of two ports with one number or name and protocol the first.
+fn served(service: &Service) -> Vec<&ServicePort> {
+    let mut served: Vec<&ServicePort> = Vec::new();
+    for port in service.ports.iter().filter(|port| port.port != 0 && port.protocol != Protocol::Sctp) {
+        let same = |other: &&ServicePort| {
+            other.protocol == port.protocol && (other.port == port.port || other.name == port.name)
+        };
+        if !served.iter().any(same) {
+            served.push(port);
+        }
+    }
+    served
+}
+
+/// An endpoint with its share.
+#[derive(Clone, Copy, Debug)]
+struct Member<'a> {
+    endpoint: &'a Endpoint,
+    weight: u8,
 }
 
 /// S5: each address and port once; of two that are the same, one that is not terminating, then the first slice's.
@@ -58,16 +269,19 @@ fn endpoints<'a>(
     service: &Service,
     port: &ServicePort,
     family: Family,
-) -> Vec<(SocketAddr, &'a Endpoint)> {
-    let mut found: Vec<(SocketAddr, &Endpoint)> = Vec::new();
+) -> Vec<(SocketAddr, Member<'a>)> {
+    let mut found: Vec<(SocketAddr, Member<'_>)> = Vec::new();
     for slice in world.snapshot.slices_of(&service.name).filter(|slice| slice.family == family) {
         for target in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
             for endpoint in slice.endpoints.iter().filter(|endpoint| is_usable(endpoint, family)) {
                 let address = SocketAddr::new(endpoint.address, target.port);
+                let member = Member { endpoint, weight: slice.weight };
                 match found.iter_mut().find(|(known, _)| *known == address) {
-                    Some((_, known)) if known.terminating && !endpoint.terminating => *known = endpoint,
+                    Some((_, known)) if known.endpoint.terminating && !endpoint.terminating => {
+                        *known = member
+                    }
                     Some(_) => {}
-                    None => found.push((address, endpoint)),
+                    None => found.push((address, member)),
                 }
             }
         }
@@ -76,13 +290,22 @@ fn endpoints<'a>(
 }
 
 fn is_usable(endpoint: &Endpoint, family: Family) -> bool {
-    let odd = match endpoint.address {
-        IpAddr::V4(v4) => matches!(v4.octets(), [0 | 127, ..] | [169, 254, ..] | [224..=255, ..]),
-        IpAddr::V6(v6) => {
-            matches!(v6.segments(), [0, 0, 0, 0, 0, 0, 0, 0 | 1] | [0xfe80..=0xfebf | 0xff00..=0xffff, ..])
-        }
+    let of_service = match endpoint.address {
+        IpAddr::V4(v4) => matches!(v4.octets(), [10, 96, ..]),
+        IpAddr::V6(v6) => matches!(v6.segments(), [0xfd00, 0x96, 0, 0, 0, 0, 0, _]),
     };
-    Family::of(endpoint.address) == family && !odd
+    Family::of(endpoint.address) == family && is_possible(endpoint.address) && !of_service
+}
+
+/// What a host can have at all.
+fn is_possible(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !matches!(v4.octets(), [0 | 127, ..] | [169, 254, ..] | [224..=255, ..]),
+        IpAddr::V6(v6) => !matches!(
+            v6.segments(),
+            [0, 0, 0, 0, 0, 0, 0, 0 | 1] | [0xfe80..=0xfebf | 0xff00..=0xffff, ..]
+        ),
+    }
 }
 
 fn is_last_resort(endpoint: &Endpoint) -> bool {
@@ -90,23 +313,24 @@ fn is_last_resort(endpoint: &Endpoint) -> bool {
 }
 
 /// S10, S14: those that hints allow among the ready ones; if nobody is ready, whoever still serves.
-fn cluster_set(world: &World, endpoints: &[(SocketAddr, &Endpoint)]) -> Vec<SocketAddr> {
-    let ready: Vec<_> = endpoints.iter().filter(|(_, endpoint)| endpoint.ready).collect();
+fn cluster_set(world: &World, endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<SocketAddr> {
+    let ready: Vec<_> = endpoints.iter().filter(|(_, member)| member.endpoint.ready).collect();
     if ready.is_empty() {
-        return addresses(endpoints.iter().filter(|(_, endpoint)| is_last_resort(endpoint)));
+        return chosen(endpoints.iter().filter(|(_, member)| is_last_resort(member.endpoint)));
     }
     let for_node = |endpoint: &Endpoint| hinted_nodes(endpoint).iter().any(|node| **node == *HERE);
     let for_zone = |endpoint: &Endpoint| {
         world.zone().is_some_and(|here| hinted_zones(endpoint).iter().any(|zone| **zone == *here))
     };
-    let all = |has: fn(&Endpoint) -> &[Arc<str>]| ready.iter().all(|(_, found)| !has(found).is_empty());
-    let any = |has: &dyn Fn(&Endpoint) -> bool| ready.iter().any(|(_, found)| has(found));
+    let all =
+        |has: fn(&Endpoint) -> &[Arc<str>]| ready.iter().all(|(_, found)| !has(found.endpoint).is_empty());
+    let any = |has: &dyn Fn(&Endpoint) -> bool| ready.iter().any(|(_, found)| has(found.endpoint));
     if all(hinted_nodes) && any(&for_node) {
-        addresses(ready.into_iter().filter(|(_, endpoint)| for_node(endpoint)))
+        chosen(ready.into_iter().filter(|(_, member)| for_node(member.endpoint)))
     } else if all(hinted_zones) && any(&for_zone) {
-        addresses(ready.into_iter().filter(|(_, endpoint)| for_zone(endpoint)))
+        chosen(ready.into_iter().filter(|(_, member)| for_zone(member.endpoint)))
     } else {
-        addresses(ready.into_iter())
+        chosen(ready.into_iter())
     }
 }
 
@@ -119,26 +343,17 @@ fn hinted_zones(endpoint: &Endpoint) -> &[Arc<str>] {
 }
 
 /// S11, S15.
-fn local_set(endpoints: &[(SocketAddr, &Endpoint)]) -> Vec<SocketAddr> {
-    let local = || endpoints.iter().filter(|(_, endpoint)| endpoint.node.as_deref() == Some(HERE));
-    let ready = addresses(local().filter(|(_, endpoint)| endpoint.ready));
-    if ready.is_empty() { addresses(local().filter(|(_, endpoint)| is_last_resort(endpoint))) } else { ready }
-}
-
-fn addresses<'a>(chosen: impl Iterator<Item = &'a (SocketAddr, &'a Endpoint)>) -> Vec<SocketAddr> {
-    chosen.map(|(address, _)| *address).collect()
-}
-
-/// Every endpoint of every Service port, in whatever state.
-pub(crate) fn backends(world: &World) -> HashSet<(SocketAddr, u8)> {
-    let mut all = HashSet::new();
-    for service in world.snapshot.services.values() {
-        for port in served(service) {
-            for address in &service.cluster_ips {
-                let endpoints = endpoints(world, service, port, Family::of(*address));
-                all.extend(endpoints.iter().map(|(backend, _)| (*backend, port.protocol.number())));
-            }
-        }
+fn local_set(endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<SocketAddr> {
+    let local = || endpoints.iter().filter(|(_, member)| member.endpoint.node.as_deref() == Some(HERE));
+    let ready: Vec<_> = local().filter(|(_, member)| member.endpoint.ready).collect();
+    if ready.is_empty() {
+        chosen(local().filter(|(_, member)| is_last_resort(member.endpoint)))
+    } else {
+        chosen(ready.into_iter())
     }
-    all
+}
+
+/// Those that get new connections at all.
+fn chosen<'a>(members: impl Iterator<Item = &'a (SocketAddr, Member<'a>)>) -> Vec<SocketAddr> {
+    members.filter(|(_, member)| member.weight > 0).map(|(address, _)| *address).collect()
 }

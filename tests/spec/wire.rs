@@ -11,6 +11,7 @@ pub(crate) const ICMPV6: u8 = 58;
 
 pub(crate) const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 pub(crate) const DESTINATION: u8 = 60;
 
@@ -43,10 +44,22 @@ pub(crate) enum Echo {
     Reply,
 }
 
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Whole,
+    First,
+    /// Without a transport header.
+    Later,
+}
+
 /// What a well-formed IP packet says.
 #[derive(Clone, Debug)]
 pub(crate) struct Headers {
     pub tuple: Tuple,
+    pub part: Part,
+    /// Identification, which all parts of a datagram share.
+    pub id: u32,
     /// Offset of TTL or hop limit.
     pub ttl_at: usize,
     /// Offset and length of the transport header with its payload, without Ethernet padding.
@@ -60,6 +73,20 @@ pub(crate) struct Headers {
     pub echo: Option<Echo>,
 }
 
+/// An IP header that was read: what it says, and where the rest is.
+struct Network {
+    proto: u8,
+    src: IpAddr,
+    dst: IpAddr,
+    ttl_at: usize,
+    l4: usize,
+    l4_len: usize,
+    part: Part,
+    id: u32,
+    /// Offset of this part in the datagram.
+    position: usize,
+}
+
 impl Headers {
     /// Whether there is a port or an identifier by which a translated source can be told apart.
     pub(crate) fn is_translatable(&self) -> bool {
@@ -68,6 +95,36 @@ impl Headers {
             ICMP | ICMPV6 => self.echo == Some(Echo::Request),
             _ => false,
         }
+    }
+
+    /// Whether it asks for a new TCP connection.
+    pub(crate) fn starts(&self) -> bool {
+        self.tuple.proto == TCP && self.tcp_flags & (SYN | ACK) == SYN
+    }
+
+    /// Whether it must come from the middle of a TCP connection.
+    pub(crate) fn is_stray(&self) -> bool {
+        self.tuple.proto == TCP && !self.starts()
+    }
+
+    /// Whether it is an ICMP error.
+    pub(crate) fn is_error(&self) -> bool {
+        match (self.tuple.proto, self.icmp_type) {
+            (ICMP, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
+            (ICMPV6, Some(kind)) => matches!(kind, 1..=4),
+            _ => false,
+        }
+    }
+
+    fn may_not_be_split(&self) -> bool {
+        let neighbour = |kind| matches!(kind, 130..=137 | 143);
+        self.is_error() || (self.tuple.proto == ICMPV6 && self.icmp_type.is_some_and(neighbour))
+    }
+
+    /// Whether the parts of a datagram share ports or an identifier that only the first one carries.
+    pub(crate) fn has_ports(&self) -> bool {
+        let icmp = if self.tuple.src.is_ipv4() { ICMP } else { ICMPV6 };
+        matches!(self.tuple.proto, TCP | UDP) || self.tuple.proto == icmp
     }
 }
 
@@ -114,7 +171,27 @@ fn read_v4(frame: &[u8]) -> Result<Headers, DropReason> {
     }
     read_options(&ip[20..header])?;
     let address = |at: usize| IpAddr::V4(Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]));
-    transport(frame, ip[9], address(12), address(16), 14 + header, total - header, 14 + 8)
+    let (position, more) = (usize::from(be16(ip, 6) & 0x1fff) * 8, ip[6] & 0x20 != 0);
+    let network = Network {
+        proto: ip[9],
+        src: address(12),
+        dst: address(16),
+        ttl_at: 14 + 8,
+        l4: 14 + header,
+        l4_len: total - header,
+        part: part(position, more),
+        id: be16(ip, 4).into(),
+        position,
+    };
+    transport(frame, &network)
+}
+
+fn part(position: usize, more: bool) -> Part {
+    match (position, more) {
+        (0, false) => Part::Whole,
+        (0, true) => Part::First,
+        _ => Part::Later,
+    }
 }
 
 /// Options must be well-formed, and none may tell routers where to go (RFC 791: 131 loose, 137 strict source route).
@@ -153,21 +230,51 @@ fn read_v6(frame: &[u8]) -> Result<Headers, DropReason> {
         let octets: [u8; 16] = ip[at..at + 16].try_into().expect("sixteen bytes");
         IpAddr::V6(Ipv6Addr::from(octets))
     };
-    let (proto, skipped) = skip_extensions(ip[6], &ip[40..40 + payload])?;
-    transport(frame, proto, address(8), address(24), 54 + skipped, payload - skipped, 14 + 7)
+    let chain = skip_extensions(ip[6], &ip[40..40 + payload])?;
+    let [position, id] = chain.fragment.map_or([0, 0], |at| {
+        let header = &ip[40 + at..];
+        [u32::from(be16(header, 2)), u32::from_be_bytes([header[4], header[5], header[6], header[7]])]
+    });
+    let network = Network {
+        proto: chain.proto,
+        src: address(8),
+        dst: address(24),
+        ttl_at: 14 + 7,
+        l4: 54 + chain.length,
+        l4_len: payload - chain.length,
+        part: part(position as usize & 0xfff8, position & 1 != 0),
+        id,
+        position: position as usize & 0xfff8,
+    };
+    transport(frame, &network)
 }
 
-/// Steps over extension headers, at most eight (E2): the transport protocol, and how many bytes stand before it.
-fn skip_extensions(mut proto: u8, payload: &[u8]) -> Result<(u8, usize), DropReason> {
+/// Extension headers: how long they are, what comes after them, and where the fragment header is.
+struct Chain {
+    proto: u8,
+    length: usize,
+    fragment: Option<usize>,
+}
+
+/// Steps over extension headers, at most eight (E2); a fragment header must be the last.
+fn skip_extensions(mut proto: u8, payload: &[u8]) -> Result<Chain, DropReason> {
+    let is_extension =
+        |proto| matches!(proto, HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION | FRAGMENT);
     let mut at = 0;
     for count in 0.. {
-        if !matches!(proto, HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION) {
+        if !is_extension(proto) {
             break;
         }
         if count == 8 {
             return Err(DropReason::ExtensionHeaders);
         }
         let Some(header) = payload.get(at..at + 8) else { return Err(DropReason::Truncated) };
+        if proto == FRAGMENT && is_extension(header[0]) {
+            return Err(DropReason::ExtensionHeaders);
+        }
+        if proto == FRAGMENT {
+            return Ok(Chain { proto: header[0], length: at + 8, fragment: Some(at) });
+        }
         if proto == ROUTING && header[3] != 0 {
             return Err(DropReason::SourceRoute);
         }
@@ -180,21 +287,25 @@ fn skip_extensions(mut proto: u8, payload: &[u8]) -> Result<(u8, usize), DropRea
         }
         proto = header[0];
     }
-    Ok((proto, at))
+    Ok(Chain { proto, length: at, fragment: None })
 }
 
-fn transport(
-    frame: &[u8],
-    proto: u8,
-    src: IpAddr,
-    dst: IpAddr,
-    l4: usize,
-    l4_len: usize,
-    ttl_at: usize,
-) -> Result<Headers, DropReason> {
+/// Fails unless the packet holds so much of its transport header: a first fragment must, too (E3).
+fn need(network: &Network, length: usize) -> Result<(), DropReason> {
+    match network.part {
+        _ if network.l4_len >= length => Ok(()),
+        Part::First => Err(DropReason::Fragment),
+        _ => Err(DropReason::Truncated),
+    }
+}
+
+fn transport(frame: &[u8], network: &Network) -> Result<Headers, DropReason> {
+    let &Network { proto, src, dst, ttl_at, l4, l4_len, part, id, position } = network;
     let body = &frame[l4..l4 + l4_len];
     let mut headers = Headers {
         tuple: Tuple { src, dst, sport: 0, dport: 0, proto },
+        part,
+        id,
         ttl_at,
         l4,
         l4_len,
@@ -202,11 +313,13 @@ fn transport(
         icmp_type: None,
         echo: None,
     };
+    if part == Part::Later {
+        let overlaps = proto == TCP && position < 24;
+        return if overlaps { Err(DropReason::Fragment) } else { Ok(headers) };
+    }
     match (proto, src.is_ipv4()) {
         (TCP, _) => {
-            if l4_len < 20 {
-                return Err(DropReason::Truncated);
-            }
+            need(network, 20)?;
             let claimed = usize::from(body[12] >> 4) * 4;
             if claimed < 20 || claimed > l4_len {
                 return Err(DropReason::BadTransportHeader);
@@ -215,18 +328,15 @@ fn transport(
             headers.tcp_flags = body[13];
         }
         (UDP, _) => {
-            if l4_len < 8 {
-                return Err(DropReason::Truncated);
-            }
-            if !(8..=l4_len).contains(&usize::from(be16(body, 4))) {
+            need(network, 8)?;
+            let longest = if part == Part::First { usize::from(u16::MAX) } else { l4_len };
+            if !(8..=longest).contains(&usize::from(be16(body, 4))) {
                 return Err(DropReason::BadTransportHeader);
             }
             (headers.tuple.sport, headers.tuple.dport) = (be16(body, 0), be16(body, 2));
         }
         (ICMP, true) | (ICMPV6, false) => {
-            if l4_len < 8 {
-                return Err(DropReason::Truncated);
-            }
+            need(network, 8)?;
             headers.icmp_type = Some(body[0]);
             match (body[0], src.is_ipv4()) {
                 (8, true) | (128, false) => {
@@ -237,6 +347,8 @@ fn transport(
                     headers.echo = Some(Echo::Reply);
                     headers.tuple.dport = be16(body, 4);
                 }
+                // Neither errors nor neighbour discovery and listener reports may come in pieces.
+                _ if part == Part::First && headers.may_not_be_split() => return Err(DropReason::Fragment),
                 _ => {}
             }
         }
@@ -265,6 +377,9 @@ pub(crate) fn ip_checksum_error(frame: &[u8]) -> u32 {
 
 /// How wrong the transport checksum is; `None` where there is none (UDP over IPv4 with 0).
 pub(crate) fn transport_checksum_error(frame: &[u8], headers: &Headers) -> Option<u32> {
+    if headers.part == Part::Later || !headers.has_ports() {
+        return None;
+    }
     let body = &frame[headers.l4..headers.l4 + headers.l4_len];
     let pseudo = match headers.tuple.proto {
         ICMP => Vec::new(),
@@ -294,6 +409,9 @@ pub(crate) fn without_checksums(frame: &[u8], headers: &Headers) -> Vec<u8> {
     let mut bytes = frame.to_vec();
     if headers.tuple.src.is_ipv4() {
         bytes[24..26].fill(0);
+    }
+    if headers.part == Part::Later || !headers.has_ports() {
+        return bytes;
     }
     let at = headers.l4
         + match headers.tuple.proto {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use fastrand::Rng;
 use ipnet::IpNet;
 use quilla_model::{Node, ObjectName, Snapshot};
-use quilla_plan::{LocalEndpoint, NodeFacts};
+use quilla_plan::{HostPort, LocalEndpoint, NodeFacts};
 
-use crate::service;
+use crate::service::{self, Services, SetId, Side};
 
 pub(crate) const SNAT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=61_400;
 pub(crate) const OVERLAY_PORT: u16 = 8472;
@@ -24,6 +24,8 @@ pub(crate) struct Pod {
     pub mac: [u8; 6],
     pub host_mac: [u8; 6],
     pub addresses: [IpAddr; 2],
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// Another node.
@@ -50,8 +52,10 @@ pub(crate) struct World {
     pub peers: Vec<Peer>,
     /// Nodes, Services and endpoints, as the planner reads them.
     pub snapshot: Snapshot,
-    /// Node addresses, by family.
+    /// The node's own addresses, by family.
     pub host: [IpAddr; 2],
+    /// More addresses that the node has, of which its object says nothing.
+    pub second: [IpAddr; 2],
     /// Gateway of the Pods, by family; also the host's.
     pub gateway: [IpAddr; 2],
     pub vtep_mac: [u8; 6],
@@ -59,8 +63,8 @@ pub(crate) struct World {
     pub overlay: u32,
     /// Hosts outside of the cluster.
     pub outside: Vec<IpAddr>,
-    /// Where Services may send traffic: every endpoint that exists, whatever its state.
-    pub backends: HashSet<(SocketAddr, u8)>,
+    /// What the Services of the snapshot say.
+    pub services: Services,
 }
 
 /// What an address is to this node.
@@ -73,7 +77,8 @@ pub(crate) enum Place {
     /// Index into `peers`: anything in that node's Pod CIDR.
     Remote(usize),
     Host,
-    ServiceCidr,
+    /// Of the service CIDRs, or of a Service outside of them.
+    ServiceAddress,
     /// Multicast, broadcast.
     Multicast,
     /// Link-local, loopback, unspecified, reserved.
@@ -88,6 +93,14 @@ pub(crate) fn pod_address(node: u8, host: u8) -> [IpAddr; 2] {
     [
         Ipv4Addr::new(10, 244, node, host).into(),
         Ipv6Addr::new(0xfd00, 0x244, 0, u16::from(node), 0, 0, 0, u16::from(host)).into(),
+    ]
+}
+
+/// A load balancer's or external address: 198.51.100.`host` and `2001:db8:51::host`.
+pub(crate) fn virtual_address(host: u8) -> [IpAddr; 2] {
+    [
+        Ipv4Addr::new(198, 51, 100, host).into(),
+        Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, u16::from(host)).into(),
     ]
 }
 
@@ -129,6 +142,7 @@ impl World {
                 mac: [2, 0, 0, 0, 1, host],
                 host_mac: [2, 0, 0, 0, 2, host],
                 addresses: pod_address(1, host),
+                host_ports: Vec::new(),
             })
             .collect();
         let peers: Vec<Peer> = (2..=2 + rng.u8(1..3)).map(|number| peer(rng, number)).collect();
@@ -137,6 +151,10 @@ impl World {
             snapshot: Snapshot::default(),
             peers,
             host: node_address(1),
+            second: [
+                Ipv4Addr::new(192, 168, 88, 1).into(),
+                Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 1).into(),
+            ],
             gateway: pod_address(1, 1),
             vtep_mac: quilla_plan::tunnel::mac_of(HERE),
             uplink,
@@ -144,7 +162,7 @@ impl World {
             outside: ["192.168.77.200", "203.0.113.9", "fd00:77::200", "2001:db8::9"]
                 .map(|address| address.parse().expect("an address"))
                 .to_vec(),
-            backends: HashSet::new(),
+            services: Services::default(),
         };
         world.declare_nodes(rng);
         world
@@ -159,8 +177,13 @@ impl World {
         for (name, number, addresses, zone) in std::iter::once(here).chain(others) {
             let [v4, v6] = pod_address(number, 0);
             let cidrs = [(v4, 24), (v6, 64)].map(|(net, length)| IpNet::new(net, length).expect("a range"));
-            let node =
-                Node { name: name.clone(), addresses: addresses.into(), pod_cidrs: cidrs.into(), zone };
+            let node = Node {
+                name: name.clone(),
+                addresses: addresses.into(),
+                pod_cidrs: cidrs.into(),
+                zone,
+                leaving: false,
+            };
             self.snapshot.nodes.insert(name, Arc::new(node));
         }
     }
@@ -182,7 +205,7 @@ impl World {
             host_mac: pod.host_mac,
             ipv4: Some(v4(pod.addresses[0])),
             ipv6: Some(v6(pod.addresses[1])),
-            host_ports: Vec::new(),
+            host_ports: pod.host_ports.clone(),
         });
         NodeFacts {
             uplink_ifindex: self.uplink,
@@ -191,7 +214,7 @@ impl World {
             overlay_port: OVERLAY_PORT,
             host_ipv4: Some(v4(self.host[0])),
             host_ipv6: Some(v6(self.host[1])),
-            addresses: self.host.to_vec(),
+            addresses: [self.host, self.second].concat(),
             hash_seed: 0x5eed,
             endpoints: endpoints.collect(),
             ..NodeFacts::new(HERE)
@@ -200,14 +223,29 @@ impl World {
 
     /// To be called after every change of the snapshot. The endpoints that are gone.
     pub(crate) fn settle(&mut self) -> HashSet<(SocketAddr, u8)> {
-        let backends = service::backends(self);
-        let before = std::mem::replace(&mut self.backends, backends);
-        before.difference(&self.backends).copied().collect()
+        let services = service::read(self);
+        let before = std::mem::replace(&mut self.services, services).backends;
+        before.difference(&self.services.backends).copied().collect()
+    }
+
+    /// The sets of endpoints that somebody may use.
+    pub(crate) fn sets(&self) -> HashSet<SetId> {
+        self.services.frontends.values().map(|frontend| frontend.set.clone()).collect()
     }
 
     /// Whether some Service may have sent traffic there.
     pub(crate) fn is_backend(&self, address: IpAddr, port: u16, proto: u8) -> bool {
-        self.backends.contains(&(SocketAddr::new(address, port), proto))
+        self.services.backends.contains(&(SocketAddr::new(address, port), proto))
+    }
+
+    /// Whether a client outside may find a Service at this port of the node: no other port is looked at.
+    pub(crate) fn may_be_node_port(&self, port: u16) -> bool {
+        self.services.node_ports.is_some_and(|(first, last)| (first..=last).contains(&port))
+    }
+
+    /// Every address of the node.
+    pub(crate) fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [self.host, self.second, self.gateway].concat().into_iter()
     }
 
     pub(crate) fn zone(&self) -> Option<&str> {
@@ -215,7 +253,7 @@ impl World {
     }
 
     pub(crate) fn is_host(&self, address: IpAddr) -> bool {
-        self.host.contains(&address) || self.gateway.contains(&address)
+        self.own_addresses().any(|own| own == address)
     }
 
     pub(crate) fn place(&self, address: IpAddr) -> Place {
@@ -225,12 +263,15 @@ impl World {
         if let Some(pod) = self.pods.iter().position(|pod| pod.addresses.contains(&address)) {
             return Place::Local(pod);
         }
+        if self.services.own.contains(&(Side::Outside, address)) {
+            return Place::ServiceAddress;
+        }
         match address {
             IpAddr::V4(v4) => match v4.octets() {
                 [192, 168, 77, 255] => Place::OwnLink,
                 [10, 244, 1, _] => Place::Nobody,
                 [10, 244, node, _] => self.peer_place(node),
-                [10, 96, _, _] => Place::ServiceCidr,
+                [10, 96, _, _] => Place::ServiceAddress,
                 [255, 255, 255, 255] | [224..=239, ..] => Place::Multicast,
                 [0 | 127 | 240..=255, ..] | [169, 254, ..] => Place::Unroutable,
                 _ => Place::Outside,
@@ -241,7 +282,7 @@ impl World {
                 [0xfd00, 0x244, 0, node, ..] => {
                     u8::try_from(node).map_or(Place::Outside, |node| self.peer_place(node))
                 }
-                [0xfd00, 0x96, 0, 0, 0, 0, 0, _] => Place::ServiceCidr,
+                [0xfd00, 0x96, 0, 0, 0, 0, 0, _] => Place::ServiceAddress,
                 [0xff00..=0xffff, ..] => Place::Multicast,
                 [0xfe80..=0xfebf, ..] | [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Place::Unroutable,
                 _ => Place::Outside,

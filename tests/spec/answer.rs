@@ -1,0 +1,84 @@
+//! Answers made by the data path to packets that it drops: who is told, and what (S20, S22, S45).
+//!
+//! They are limited in number, so that one which is due may also be missing; one which is not due must not come.
+
+use quilla_abi::DropReason;
+
+use crate::model::Hook;
+use crate::wire::{
+    ACK, FIN, Frame, Headers, Part, RST, SYN, TCP, UDP, ip_checksum_error, read, transport_checksum_error,
+};
+
+/// What the sender of a dropped packet may be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Reset,
+    PortUnreachable,
+}
+
+/// The answer that is due to a packet which was dropped for a reason.
+pub(crate) fn due(hook: Hook, frame: &[u8], reason: DropReason) -> Option<Answer> {
+    let Frame::Ip(headers) = read(frame) else { return None };
+    if hook.is_egress() || headers.is_error() {
+        return None;
+    }
+    let resets = headers.part == Part::Whole && headers.tcp_flags & RST == 0;
+    match (reason, headers.tuple.proto) {
+        (DropReason::NoBackend | DropReason::NotAServicePort, TCP) if resets => Some(Answer::Reset),
+        (DropReason::NoBackend | DropReason::NotAServicePort, UDP) if headers.part != Part::Later => {
+            Some(Answer::PortUnreachable)
+        }
+        // A connection whose other end is gone for good.
+        (DropReason::BackendGone | DropReason::NoEndpoint, TCP) if resets && headers.is_stray() => {
+            Some(Answer::Reset)
+        }
+        _ => None,
+    }
+}
+
+/// Whether `after` is the answer to the packet.
+pub(crate) fn check(answer: Answer, before: &[u8], after: &[u8]) -> Result<(), String> {
+    let (Frame::Ip(asked), Frame::Ip(told)) = (read(before), read(after)) else {
+        return Err("the answer is malformed".into());
+    };
+    let differs =
+        |what: &str| Err(format!("{what} of the {answer:?}:\nbefore {before:02x?}\nafter {after:02x?}"));
+    if after[..6] != before[6..12] || after[6..12] != before[..6] {
+        return differs("Ethernet addresses");
+    }
+    if (told.tuple.src, told.tuple.dst) != (asked.tuple.dst, asked.tuple.src) || after[told.ttl_at] < 32 {
+        return differs("addresses or hops");
+    }
+    let sums = (ip_checksum_error(after), transport_checksum_error(after, &told));
+    if (told.tuple.src.is_ipv4() && sums.0 != 0) || sums.1 != Some(0) {
+        return differs("checksums");
+    }
+    let right = match answer {
+        Answer::Reset => is_reset(&asked, before, &told, after),
+        Answer::PortUnreachable => {
+            let kind = if told.tuple.src.is_ipv4() { [3, 3] } else { [1, 4] };
+            let subject = &after[told.l4 + 8..told.l4 + told.l4_len];
+            after[told.l4..told.l4 + 2] == kind
+                && before[14..].starts_with(subject)
+                && subject.len() >= (asked.l4 + 8 - 14)
+        }
+    };
+    if right { Ok(()) } else { differs("contents") }
+}
+
+/// RFC 9293 3.10.7.1: one that whoever sent the segment believes.
+fn is_reset(asked: &Headers, before: &[u8], told: &Headers, after: &[u8]) -> bool {
+    let word =
+        |frame: &[u8], at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
+    let flags = asked.tcp_flags;
+    let header = usize::from(before[asked.l4 + 12] >> 4) * 4;
+    let length = asked.l4_len - header + usize::from(flags & SYN != 0) + usize::from(flags & FIN != 0);
+    let expected = if flags & ACK != 0 {
+        (word(before, asked.l4 + 8), 0, RST)
+    } else {
+        let next = word(before, asked.l4 + 4).wrapping_add(u32::try_from(length).expect("a small packet"));
+        (0, next, RST | ACK)
+    };
+    let said = (word(after, told.l4 + 4), word(after, told.l4 + 8), told.tcp_flags);
+    told.tuple == asked.tuple.mirrored() && told.l4_len == 20 && said == expected
+}

@@ -1,0 +1,125 @@
+//! What must be remembered of a connection: who takes part, how far it has come, and when it was last heard of.
+
+use crate::model::{Hook, Target};
+use crate::wire::{FIN, RST, TCP, Tuple};
+
+/// Where a tuple is valid: inside the cluster, coming in by the uplink, or going out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Scope {
+    Cluster,
+    Uplink,
+    Node,
+}
+
+impl Scope {
+    pub(crate) fn of(hook: Hook) -> Self {
+        match hook {
+            Hook::FromUplink => Self::Uplink,
+            Hook::ToUplink(_) => Self::Node,
+            _ => Self::Cluster,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Original,
+    Answer,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    /// As the first packet arrived.
+    pub original: Tuple,
+    pub original_hook: Hook,
+    /// As the answer arrives.
+    pub answer: Tuple,
+    /// Through a Service.
+    pub balanced: bool,
+    pub forward: Target,
+    pub back: Target,
+    pub life: Life,
+    pub backend_gone: bool,
+}
+
+impl Connection {
+    /// Where packets of a direction arrive.
+    pub(crate) fn hook(&self, direction: Direction) -> Hook {
+        match (direction, self.forward) {
+            (Direction::Original, _) => self.original_hook,
+            (_, Target::Pod(pod)) => Hook::FromPod(pod),
+            (_, Target::Overlay(peer) | Target::OnwardOverlay(peer)) => Hook::FromOverlay(Some(peer)),
+            (_, Target::Uplink | Target::OnwardUplink) => Hook::FromUplink,
+            (_, Target::Stack | Target::Onward) => match self.original_hook {
+                Hook::FromPod(pod) => Hook::ToPod(pod),
+                Hook::ToPod(pod) => Hook::FromPod(pod),
+                Hook::FromUplink => Hook::ToUplink(None),
+                _ => Hook::ToOverlay,
+            },
+        }
+    }
+
+    /// The tuples under which its packets arrive, and where these are valid.
+    pub(crate) fn keys(&self) -> [(Scope, Tuple); 2] {
+        let answer_scope = Scope::of(self.hook(Direction::Answer));
+        [(Scope::of(self.original_hook), self.original), (answer_scope, self.answer)]
+    }
+
+    /// Whoever is asked sees another source.
+    pub(crate) fn is_renamed(&self) -> bool {
+        (self.answer.dst, self.answer.dport) != (self.original.src, self.original.sport)
+    }
+
+    /// The tuple with which a packet of this direction leaves, and where it goes.
+    pub(crate) fn translated(&self, direction: Direction) -> (Target, Tuple) {
+        match direction {
+            Direction::Original => (self.forward, self.answer.mirrored()),
+            Direction::Answer => (self.back, self.original.mirrored()),
+        }
+    }
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    answered: bool,
+    /// By either side.
+    fin: [bool; 2],
+    reset: bool,
+    /// The time of the last packet, in seconds.
+    last: u64,
+}
+
+impl Life {
+    /// Begins now; or was begun before, when it is met in its middle.
+    pub(crate) fn begin(now: u64, answered: bool) -> Self {
+        Self { answered, fin: [false; 2], reset: false, last: now }
+    }
+
+    /// A packet. What its sender says of its side holds, whether or not it arrives.
+    pub(crate) fn hear(&mut self, now: u64, direction: Direction, tcp_flags: u8) {
+        self.last = now;
+        self.answered |= direction == Direction::Answer;
+        self.fin[usize::from(direction == Direction::Answer)] |= tcp_flags & FIN != 0;
+        self.reset |= tcp_flags & RST != 0;
+    }
+
+    /// A SYN may take the tuple over (E10).
+    pub(crate) fn is_over(&self) -> bool {
+        self.reset || self.fin[0] || self.fin[1]
+    }
+
+    /// For longer than anybody would answer neither side was heard (E16): seconds as in docs/packet-path.md.
+    pub(crate) fn is_silent(&self, proto: u8, now: u64) -> bool {
+        let limit = match (proto == TCP, self.fin) {
+            (false, _) if self.answered => 180,
+            (false, _) => 60,
+            (true, _) if self.reset => 60,
+            (true, [true, true]) => 60,
+            (true, [true, false] | [false, true]) => 120,
+            (true, _) if self.answered => 6 * 3600,
+            (true, _) => 60,
+        };
+        now - self.last > limit
+    }
+}
