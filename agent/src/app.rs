@@ -154,18 +154,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;
     let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness, sockets_support);
     tasks.start("admin socket", admin::serve(admin_listener, desk, drain.clone()));
-    let proxy =
-        ProxyHealth { node: options.node_name.clone(), metrics: Arc::clone(&metrics), published: snapshots };
-    tasks.start("probes", proxy_health::serve(options.health, proxy, drain.clone()));
-    let health = Health { metrics, datapath, view, readiness };
-    let mode = proxy_health::serve_mode(options.proxy_metrics, health.clone(), drain.clone());
-    tasks.start("proxy mode", mode);
-    let serving = health::serve(listener, health, drain.clone());
-    tasks.start("health server", async {
-        if let Err(error) = serving.await {
-            tracing::error!(error = %error, "serve health");
-        }
-    });
+    tasks.start_health(&options, listener, Health { metrics, datapath, view, readiness }, snapshots);
 
     let outcome = tasks.supervise(&mut worker).await;
     cni.shutdown().await;
@@ -191,6 +180,27 @@ impl Tasks {
         self.set.spawn(async move {
             part.await;
             name
+        });
+    }
+
+    /// Health and metrics over HTTP: as kube-proxy serves them, and the agent's own.
+    fn start_health(
+        &mut self,
+        options: &Options,
+        listener: TcpListener,
+        health: Health,
+        published: watch::Receiver<Option<Published>>,
+    ) {
+        let (node, metrics) = (options.node_name.clone(), Arc::clone(&health.metrics));
+        let proxy = ProxyHealth { node, metrics, published };
+        self.start("probes", proxy_health::serve(options.health, proxy, self.drain.clone()));
+        let mode = proxy_health::serve_mode(options.proxy_metrics, health.clone(), self.drain.clone());
+        self.start("proxy mode", mode);
+        let serving = health::serve(listener, health, self.drain.clone());
+        self.start("health server", async {
+            if let Err(error) = serving.await {
+                tracing::error!(error = %error, "serve health");
+            }
         });
     }
 

@@ -37,15 +37,18 @@ pub(super) fn masquerade(
 /// Says which source ports both the node's own sockets and masquerading would use: a connection of the node that has
 /// one of them may be taken for a Pod's.
 pub(super) fn shared_ports(ephemeral: &[RangeInclusive<u16>]) -> Option<String> {
-    let shared = ephemeral.iter().find_map(|ports| {
-        let both = SNAT_PORT_MIN.max(*ports.start())..=SNAT_PORT_MAX.min(*ports.end());
-        (!both.is_empty()).then_some(both)
-    })?;
+    let masquerading = SNAT_PORT_MIN..=SNAT_PORT_MAX;
+    let shared = ephemeral.iter().find_map(|ports| overlap(ports, &masquerading))?;
     let (first, last) = shared.into_inner();
     Some(format!(
         "ports {first}-{last} are both masquerading's and ephemeral: change net.ipv4.ip_local_port_range or add them \
          to net.ipv4.ip_local_reserved_ports"
     ))
+}
+
+fn overlap(one: &RangeInclusive<u16>, other: &RangeInclusive<u16>) -> Option<RangeInclusive<u16>> {
+    let both = *one.start().max(other.start())..=*one.end().min(other.end());
+    (!both.is_empty()).then_some(both)
 }
 
 #[cfg(test)]
