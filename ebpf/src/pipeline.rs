@@ -370,7 +370,8 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
             verdict.ifindex = if H::EGRESS { 0 } else { ifindex };
             verdict.node_slot = slot;
         }
-        action::UPLINK if H::EGRESS => verdict.exit = Exit::Masqueraded,
+        // The node's own answer may be leaving by another device than the one that the client asked on (E15).
+        action::UPLINK if H::EGRESS && ifindex == skb.ifindex() => verdict.exit = Exit::Masqueraded,
         action::UPLINK => {
             verdict.exit = Exit::Uplink;
             verdict.ifindex = ifindex;

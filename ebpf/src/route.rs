@@ -121,7 +121,8 @@ fn world<F: Family>(
     Ok(())
 }
 
-/// Out of the cluster for a client in the world: under the node's address, out of the uplink, or not at all.
+/// Out of the cluster for a client in the world: under the node's address, out of an uplink, or not at all. The client
+/// came by one.
 #[inline(never)]
 pub(crate) fn outside<F: Family>(
     skb: Skb,
@@ -130,7 +131,7 @@ pub(crate) fn outside<F: Family>(
     side: &mut Side,
 ) -> Result<(), DropReason> {
     let device = host_route::<F>(skb, out)?;
-    if device != config.uplink_ifindex {
+    if device != config.uplink_ifindex && device != skb.ifindex() {
         return Err(DropReason::NoRoute);
     }
     side.be_world(device);

@@ -119,16 +119,16 @@ pub(crate) fn fragments() -> Result<()> {
             };
             let forwarded = first.between(peer, pod).ttl(63);
             if id == 1 {
-                seen.to_pod_b(&forwarded)
+                seen.to_pod_b(&forwarded);
             } else {
-                seen.to_other_node(&forwarded)
+                seen.to_other_node(&forwarded);
             }
             let seen = rig.run(Hook::FromUplink, &later);
             assert!(!seen.slow());
             if id == 1 {
-                seen.to_pod_b(&expected)
+                seen.to_pod_b(&expected);
             } else {
-                seen.to_other_node(&expected)
+                seen.to_other_node(&expected);
             }
             // The answer in pieces.
             let first = Packet::udp(pod, peer).payload(&[1; 16]).fragment(9, 0, true);

@@ -185,6 +185,18 @@ pub(crate) fn two_uplinks() -> Result<()> {
         let answer = syn_ack(remote, family.at(Who::Gateway, client.port())).macs(OTHER_VTEP, VTEP);
         let seen = rig.run(FROM_OTHER_NODE, &answer);
         seen.went(path::UPLINK, REDIRECT, DEVICE_B, &answer.between(vip, client).ttl(63));
+        // The stack would send the node's own answer out of the first one.
+        let mut config = Rig::config();
+        config.flags |= config::flag::NODE_BACKENDS;
+        rig.datapath.maps().config.set(0, &config)?;
+        let (client, own) = (family.at(Who::World, 999), family.at(Who::Host, 8080));
+        balance(rig, vip, TCP, &[own])?;
+        rig.run(Hook::FromOtherUplink, &syn(client, vip));
+        for _ in 0..2 {
+            let answer = syn_ack(own, client);
+            let seen = rig.run(Hook::ToUplink(0), &answer);
+            seen.went(path::UPLINK, REDIRECT, DEVICE_B, &answer.between(vip, client));
+        }
         Ok(())
     })
 }

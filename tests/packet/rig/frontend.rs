@@ -102,14 +102,15 @@ impl Rig {
     pub(crate) fn load_of(&mut self, (backend, proto): (SocketAddr, u8)) -> Result<Load> {
         let id = self.backend(backend, proto)?;
         let maps = self.datapath.maps();
-        let row = if backend.is_ipv4() { maps.loads_v4.get(id)? } else { maps.loads_v6.get(id)? };
-        row.context("a row")
+        let table = if backend.is_ipv4() { &maps.loads_v4 } else { &maps.loads_v6 };
+        table.get(id)?.context("a row")
     }
 
     pub(crate) fn set_load(&mut self, (backend, proto): (SocketAddr, u8), load: Load) -> Result<()> {
         let id = self.backend(backend, proto)?;
         let maps = self.datapath.maps();
-        Ok(if backend.is_ipv4() { maps.loads_v4.set(id, &load)? } else { maps.loads_v6.set(id, &load)? })
+        let table = if backend.is_ipv4() { &maps.loads_v4 } else { &maps.loads_v6 };
+        Ok(table.set(id, &load)?)
     }
 
     /// The kernel's clock, as the stamp of the flow that was seen last.
