@@ -58,6 +58,7 @@ fn is_text(file: &Path) -> bool {
 
 fn root_entries(listed: &str) -> Vec<String> {
     let mut entries: Vec<&str> = listed.lines().filter_map(|file| file.split('/').next()).collect();
+    entries.sort_unstable();
     entries.dedup();
     let count = entries.len();
     let message =
