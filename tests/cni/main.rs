@@ -7,6 +7,7 @@ mod capabilities;
 mod chain;
 mod del;
 mod delegate;
+mod disk;
 mod faults;
 mod foreign;
 mod gc;
@@ -16,6 +17,7 @@ mod pods;
 mod process;
 mod rollback;
 mod site;
+mod storm;
 mod timing;
 
 use std::process::ExitCode;
@@ -60,6 +62,10 @@ fn main() -> ExitCode {
         foreign::ours_after_another,
         foreign::a_list_with_ours_last,
         foreign::an_unusable_result_is_refused,
+        disk::full,
+        disk::read_only,
+        faults::every_point,
+        faults::not_in_the_product,
         gc::keeps_what_the_runtime_knows,
         gc::a_missing_list_is_an_error,
         gc::status_follows_the_agent,
@@ -81,6 +87,8 @@ fn main() -> ExitCode {
         rollback::plugin_killed,
         rollback::pool_exhausted,
         rollback::agent_restarts_with_its_endpoints,
+        storm::agent_stopped,
+        storm::of_kills,
         timing::start_to_exit,
     ])
 }

@@ -1,13 +1,19 @@
-//! A process of a Pod: this binary again, in one of two roles. The server answers one client on localhost with the
+//! A process of a Pod: this binary again, in one of three roles. The server answers one client on localhost with the
 //! address it sees as its own; the client prints both.
 
 use std::env;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::ExitCode;
+
+use crate::agent::{Agent, Recorder, pools};
 
 /// Names the role in the environment.
 pub(crate) const ROLE: &str = "QUILLA_CNI_TEST_ROLE";
+
+/// Names the folder of the role `agent`.
+pub(crate) const FOLDER: &str = "QUILLA_CNI_TEST_FOLDER";
 
 /// Where server and client meet, in a namespace of their own.
 const PORT: u16 = 8080;
@@ -18,7 +24,11 @@ pub(crate) fn role() -> Option<String> {
 }
 
 pub(crate) fn run(role: &str) -> ExitCode {
-    let done = if role == "server" { server() } else { client() };
+    let done = match role {
+        "server" => server(),
+        "agent" => agent(),
+        _ => client(),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -33,6 +43,16 @@ fn server() -> io::Result<()> {
     println!("listening");
     let (mut stream, _) = listener.accept()?;
     stream.write_all(own_address()?.as_bytes())
+}
+
+/// The CNI server with its files below the folder named, until it is killed.
+fn agent() -> io::Result<()> {
+    let folder = env::var_os(FOLDER).ok_or_else(|| io::Error::other("no folder"))?;
+    let agent = Agent::start(Path::new(&folder), Some(pools()), Recorder::default());
+    let _agent = agent.map_err(|error| io::Error::other(format!("{error:#}")))?;
+    loop {
+        std::thread::park();
+    }
 }
 
 fn client() -> io::Result<()> {

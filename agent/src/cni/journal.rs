@@ -92,6 +92,8 @@ pub(super) struct Journal {
     length: u64,
     lines: usize,
     poisoned: bool,
+    /// The last line was not taken, and has left no trace.
+    refused: bool,
 }
 
 /// What a file says, and what it says no more.
@@ -125,7 +127,7 @@ impl Journal {
 
     /// One that takes no line until it is rewritten.
     pub(super) fn unwritten(dir: &Path) -> Self {
-        Self { path: dir.join(FILE), file: None, length: 0, lines: 0, poisoned: true }
+        Self { path: dir.join(FILE), file: None, length: 0, lines: 0, poisoned: true, refused: true }
     }
 
     /// Replaces the file by one with these records, and opens it.
@@ -145,7 +147,14 @@ impl Journal {
         fs::rename(&aside, &path).map_err(io_error("rename to", &path))?;
         failpoint!(JournalReplaced, io_error("rename to", &path));
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))?;
-        Ok(Self { path, file: Some(file), length: bytes.len() as u64, lines: records.len(), poisoned: false })
+        Ok(Self {
+            path,
+            file: Some(file),
+            length: bytes.len() as u64,
+            lines: records.len(),
+            poisoned: false,
+            refused: false,
+        })
     }
 
     /// Adds a record. A failed write is taken back, so that no later line follows half of this one.
@@ -156,6 +165,7 @@ impl Journal {
         failpoint!(JournalAppending, io_error("append to", &self.path));
         let bytes = line(record);
         if let Err(error) = file.write_all(&bytes) {
+            self.refused = true;
             self.poisoned = take_back(file, self.length).is_err();
             return Err(io_error("append to", &self.path)(error));
         }
@@ -174,6 +184,7 @@ impl Journal {
             self.poisoned = true;
             io_error("sync", &self.path)(error)
         });
+        self.refused = false;
         self.length += bytes.len() as u64;
         self.lines += 1;
         Ok(())
@@ -182,6 +193,11 @@ impl Journal {
     /// A write failed and could not be taken back: only a new file helps.
     pub(super) const fn poisoned(&self) -> bool {
         self.poisoned
+    }
+
+    /// The last line was not written.
+    pub(super) const fn failing(&self) -> bool {
+        self.poisoned || self.refused
     }
 
     /// Records written since the file was made, those it was made with included.

@@ -362,7 +362,7 @@ impl Store {
 
     /// Tells the journal what it could not be told.
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {
-        if self.journal.poisoned() {
+        if self.journal.failing() {
             self.rewrite()?;
         }
         let released = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Released(_)));
