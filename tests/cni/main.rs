@@ -64,8 +64,6 @@ fn main() -> ExitCode {
         foreign::an_unusable_result_is_refused,
         disk::full,
         disk::read_only,
-        faults::every_point,
-        faults::not_in_the_product,
         gc::keeps_what_the_runtime_knows,
         gc::a_missing_list_is_an_error,
         gc::status_follows_the_agent,
