@@ -79,6 +79,7 @@ fn main() -> std::process::ExitCode {
         silence::recovered_ports,
         silence::downloads,
         sockets::connect,
+        sockets::policies,
         spoof::sources,
         spoof::neighbours,
         spoof::overlay,
