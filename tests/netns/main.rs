@@ -1,6 +1,7 @@
 //! Real veths, real sockets: topologies of namespaces, first the harness itself.
 
 mod harness;
+mod node;
 mod paths;
 mod restart;
 mod services;
@@ -21,6 +22,8 @@ fn main() -> std::process::ExitCode {
         services::cluster_ips_reach_every_backend,
         services::a_pod_reaches_itself_through_its_service,
         services::backends_leave_and_come,
+        node::connected_sockets_end_with_their_backend,
+        node::a_node_that_is_leaving_says_so_to_load_balancers,
         restart::a_killed_agent_loses_nothing,
         restart::the_kernel_needs_no_agent,
         restart::drift_is_repaired,
