@@ -25,6 +25,14 @@ fn a_cluster_ip_is_for_clients_inside() {
     assert_eq!((planned.desired.config.frontend_port_min, planned.desired.config.frontend_port_max), (1, 0));
 }
 
+/// What only clients inside can reach makes nothing look at packets from outside, wherever it is.
+#[test]
+fn ports_for_clients_inside_are_not_ports_for_clients_outside() {
+    let planned = Cluster::new().with(cluster_ip("odd", &["192.0.2.1"])).plan();
+    assert_eq!(planned.listed(INSIDE), ["192.0.2.1:80 tcp"]);
+    assert_eq!((planned.desired.config.frontend_port_min, planned.desired.config.frontend_port_max), (1, 0));
+}
+
 /// S2: the five shapes of families. A node port is there in the families of the Service.
 #[test]
 fn s2_a_service_is_served_in_its_families() {
@@ -84,7 +92,7 @@ fn s23_s26_a_node_port_is_at_addresses_of_the_node() {
 #[test]
 fn s3_s4_virtual_addresses_are_for_everybody_and_are_routed_to_services() {
     let web = Service {
-        external_ips: ips(&["198.51.100.77", "192.0.2.1", "192.0.2.2", "10.244.2.9"]),
+        external_ips: ips(&["198.51.100.77", "192.0.2.1", "198.51.100.1", "192.0.2.2", "10.244.2.9"]),
         ..load_balancer("web", &["10.96.0.1"], &["203.0.113.1"])
     };
     let planned = Cluster::new().with(web).endpoints("web", &two()).plan();

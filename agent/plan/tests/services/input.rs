@@ -90,8 +90,12 @@ fn s5_an_endpoint_in_many_slices_is_one() {
     };
     let cluster = Cluster::new().with(cluster_ip("web", &["10.96.0.1"]));
     let cluster = cluster.slice(copy("a", "st")).slice(copy("b", "rs")).slice(copy("c", "st"));
-    let planned = cluster.plan();
-    assert_eq!(members(planned.set("10.96.0.1:80", INSIDE)), ["10.244.1.2:8080"]);
+    let other = EndpointSlice {
+        name: ObjectName::new("shop", "other"),
+        ..slice("web", Family::V4, vec![endpoint("10.244.2.2", "rs", "")])
+    };
+    let planned = cluster.slice(other).plan();
+    assert_eq!(members(planned.set("10.96.0.1:80", INSIDE)), ["10.244.1.2:8080", "10.244.2.2:8080"]);
     assert!(planned.problems.is_empty());
 }
 

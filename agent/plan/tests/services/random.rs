@@ -165,7 +165,7 @@ fn pods() -> impl Strategy<Value = LocalEndpoint> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the API says: no panic, every frontend has its set, every member of a set is a backend, weights have no
     /// common divisor, the table fits the set; and the same cluster gives the same plan.
