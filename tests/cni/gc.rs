@@ -28,6 +28,24 @@ pub(crate) fn keeps_what_the_runtime_knows() -> Result<()> {
     Ok(())
 }
 
+/// CNI-27: the namespace of a stale attachment may be gone, and GC does what its DEL would have done.
+pub(crate) fn namespaces_may_be_gone() -> Result<()> {
+    let node = Node::start("gc-gone")?;
+    let (keep, stale) = (node.pod("keep")?, node.pod("stale")?);
+    node.add(&keep)?;
+    let mapping = json!({ "portMappings": [{ "hostPort": 80, "containerPort": 80 }] });
+    node.call("ADD", &stale).with("runtimeConfig", mapping.clone()).run()?.result()?;
+    drop(stale);
+    let valid = json!([{ "containerID": keep.id, "ifname": "eth0" }]);
+    node.call("GC", &keep).with("cni.dev/valid-attachments", valid).run()?.silence()?;
+    let links = node.host.command("ip").args(["-o", "link", "show", "type", "veth"]).text()?;
+    ensure!(links.lines().count() == 1, "{links}");
+    // Its host port is free again.
+    let next = node.pod("next")?;
+    node.call("ADD", &next).with("runtimeConfig", mapping).run()?.result()?;
+    Ok(())
+}
+
 /// CNI-9, CNI-25: no list is not an empty list; GC came with 1.1.0.
 pub(crate) fn a_missing_list_is_an_error() -> Result<()> {
     let node = Node::start("gc-input")?;

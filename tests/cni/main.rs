@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         disk::full,
         disk::read_only,
         gc::keeps_what_the_runtime_knows,
+        gc::namespaces_may_be_gone,
         gc::a_missing_list_is_an_error,
         gc::status_follows_the_agent,
         input::environment,

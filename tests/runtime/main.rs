@@ -6,6 +6,7 @@
 mod containerd;
 mod cri;
 mod image;
+mod install;
 mod place;
 mod podman;
 
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
         containerd::two_containers_of_a_pod,
         containerd::agent_dead,
+        install::over_the_life_of_a_pod,
         podman::two_containers_of_a_pod,
     ])
 }

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use quilla_tests::binary;
 use quilla_tests::cluster::Cluster;
-use quilla_tests::command::Daemon;
+use quilla_tests::command::{Daemon, Run};
 use quilla_tests::eventually;
 use quilla_tests::require::REFERENCE_PLUGINS;
-use serde_json::{Value, json};
+
+use crate::install;
 
 /// The node of the cluster that has a container runtime.
 pub(crate) const NODE: &str = "node-a";
@@ -34,7 +34,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Folders with our plugin, the reference ones, and the node's network.
+    /// Folders with what `quilla install-cni` puts there, and the reference plugin that containerd needs besides.
     pub(crate) fn on(cluster: &Cluster) -> Result<Self> {
         let node = cluster.node(NODE);
         let files = node.files().join("runtime");
@@ -53,18 +53,9 @@ impl Place {
         for folder in [&place.plugins, &place.networks] {
             fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        let ours = binary::path("quilla-cni")?;
+        install::command(cluster, &place.plugins, &place.networks)?.text()?;
         let loopback = Path::new(REFERENCE_PLUGINS).join("loopback");
-        for (name, target) in [("quilla-cni", ours), ("loopback", loopback)] {
-            symlink(&target, place.plugins.join(name)).with_context(|| format!("link {name}"))?;
-        }
-        let list = fs::read_to_string(node.files().join("quilla.conflist")).context("read the network")?;
-        let mut list: Value = serde_json::from_str(&list).context("parse the network")?;
-        // Runtimes before CNI 1.1 read the first and not the second.
-        list["cniVersion"] = json!("0.4.0");
-        list["cniVersions"] = json!(["0.4.0", "1.0.0", "1.1.0"]);
-        fs::write(place.networks.join("10-quilla.conflist"), list.to_string())
-            .context("write the network")?;
+        symlink(&loopback, place.plugins.join("loopback")).context("link loopback")?;
         Ok(place)
     }
 
