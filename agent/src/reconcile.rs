@@ -140,6 +140,7 @@ impl Reconciler {
                 Some(Task::Audit) => self.audit(),
                 Some(Task::Round) => self.round(),
                 Some(Task::LookAtDevices) => self.look_at_devices(),
+                Some(Task::Recount) => self.recount(),
                 None => {}
             }
         }
@@ -422,6 +423,15 @@ impl Reconciler {
         self.node.forget();
         self.attached = None;
         self.round();
+    }
+
+    /// Puts right what the kernel counts of connections, where a set chooses by it.
+    fn recount(&self) {
+        match table::recount(self.datapath.maps(), &self.actual) {
+            Ok(0) => {}
+            Ok(rows) => tracing::debug!(rows, "connections of backends recounted"),
+            Err(error) => tracing::warn!(error = %error, "recount connections of backends"),
+        }
     }
 
     /// Every Pod that comes or goes is such a change: only those of our own devices matter.

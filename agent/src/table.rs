@@ -1,9 +1,10 @@
-//! Between the planner's tables and the kernel's maps: carries steps out, and reads the maps back.
+//! Between the planner's tables and the kernel's maps: carries steps out, reads the maps back, recounts connections.
 //!
 //! Called by the reconciler only. Invariant: steps are carried out in the order given, and the first failure ends it.
 
 mod apply;
 mod dump;
+mod recount;
 
 use quilla_abi::Address;
 use quilla_abi::backend::Backend;
@@ -15,6 +16,7 @@ use quilla_datapath::{ArrayTable, Maps, Table};
 
 pub use apply::apply;
 pub use dump::dump;
+pub use recount::recount;
 
 /// The maps of one family.
 struct FamilyMaps<'a, A: Address> {

@@ -4,13 +4,15 @@ use std::process::Command;
 use std::sync::Arc;
 
 use quilla_abi::epoch;
-use quilla_abi::service::{ServiceKey, scope};
-use quilla_agent::table::{apply, dump};
+use quilla_abi::flow::{self, Flow, FlowKey};
+use quilla_abi::load::Load;
+use quilla_abi::service::{ServiceKey, flag, scope};
+use quilla_agent::table::{apply, dump, recount};
 use quilla_datapath::{Datapath, Options, bpffs};
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
-use quilla_plan::{Desired, Layout, LocalEndpoint, NodeFacts, Step, Tables, diff, plan};
+use quilla_plan::{BackendSet, Desired, Layout, LocalEndpoint, NodeFacts, Step, Tables, diff, plan};
 
 /// Maps in a BPF file system of the test's own; all is gone when it ends.
 struct Maps {
@@ -158,6 +160,63 @@ fn drift_is_found_and_repaired() {
     for map in ["slots", "services_v6", "interfaces", "node_slots", "backends_v4"] {
         assert!(touched.contains(&map), "{map} in {touched:?}");
     }
+}
+
+/// Connections that ended without a word do not count for ever; those that nobody counts by are left alone.
+#[test]
+fn least_connections_are_recounted_from_the_flows() {
+    let maps = Maps::new();
+    let mut least = desired(1, 2);
+    for (key, set) in least.sets.clone().iter() {
+        let content = BackendSet { flags: flag::LEAST_CONNECTIONS, ..BackendSet::clone(set) };
+        least.sets.insert(Arc::clone(key), Arc::new(content));
+    }
+    let (tables, _) = Layout::default().lay_out(&least);
+    maps.go(&maps.dump(), &tables);
+    let rows = maps.datapath.maps();
+    let connections = || [1, 2].map(|id| rows.loads_v4.get(id).unwrap().unwrap().connections);
+    let flow = Flow {
+        backend: 2,
+        state: flow::state::ESTABLISHED,
+        flags: flow::flag::COUNTED,
+        last_seen: quilla_datapath::jiffies().unwrap(),
+        ..Flow::default()
+    };
+    rows.flows_v4.insert(&FlowKey { proto: 6, ..FlowKey::default() }, &flow).unwrap();
+    rows.loads_v4.set(1, &Load { connections: 5, since: 9 }).unwrap();
+    assert_eq!(recount(rows, &tables).unwrap(), 2);
+    assert_eq!(connections(), [0, 1]);
+    assert_eq!(rows.loads_v4.get(1).unwrap().unwrap().since, 9, "how new it is stays");
+    assert_eq!(recount(rows, &tables).unwrap(), 0);
+
+    rows.loads_v4.set(1, &Load { connections: 5, since: 0 }).unwrap();
+    let (random, _) = Layout::default().lay_out(&desired(1, 2));
+    assert_eq!(recount(rows, &random).unwrap(), 0);
+    assert_eq!(connections(), [5, 1]);
+}
+
+/// Slow start: a backend is new when it comes, and not again when another one does.
+#[test]
+fn a_backend_of_a_slow_start_appears_once() {
+    let maps = Maps::new();
+    let slow = |endpoints| {
+        let mut desired = desired(1, endpoints);
+        for (key, set) in desired.sets.clone().iter() {
+            let content = BackendSet { slow_start_seconds: 30, ..BackendSet::clone(set) };
+            desired.sets.insert(Arc::clone(key), Arc::new(content));
+        }
+        desired
+    };
+    let mut layout = Layout::recover(&maps.dump());
+    let (one, _) = layout.lay_out(&slow(1));
+    maps.go(&maps.dump(), &one);
+    let since = |id| maps.datapath.maps().loads_v4.get(id).unwrap().unwrap().since;
+    let first = since(1);
+    assert!(first != 0 && since(2) == 0);
+    let (two, _) = layout.lay_out(&slow(2));
+    maps.go(&one, &two);
+    assert_eq!(since(1), first);
+    assert!(since(2).wrapping_sub(first) < u32::MAX / 2, "later, or in the same tick");
 }
 
 #[test]

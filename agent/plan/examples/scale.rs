@@ -1,4 +1,5 @@
-//! Times a plan, a layout and a difference of a large cluster: 10,000 Services of two ports, 100,000 backends.
+//! Times rounds of a planner, a layout and a difference of a large cluster: 10,000 Services of two ports, one of them with
+//! 5,000 endpoints, 100,000 endpoints in all. Without a kernel; `cargo xtask bench scale` has one.
 //!
 //! `cargo run --release -p quilla-plan --example scale`
 
@@ -8,34 +9,49 @@ use std::time::{Duration, Instant};
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
-use quilla_plan::{Layout, NodeFacts, Step, Tables, diff, plan};
+use quilla_plan::{Layout, NodeFacts, Planner, Step, diff};
 
 const SERVICES: u32 = 10_000;
-const ENDPOINTS: u32 = 5;
+const LARGEST: u32 = 5_000;
+const OTHERS: u32 = 10;
 
 fn main() {
     let mut snapshot = Snapshot::default();
     for number in 0..SERVICES {
-        add(&mut snapshot, number, ENDPOINTS);
+        add(&mut snapshot, number, if number == 0 { LARGEST } else { OTHERS });
     }
-    let mut layout = Layout::default();
-    let empty = Tables::default();
-    let old = round("first", &snapshot, &mut layout, &empty);
-    add(&mut snapshot, SERVICES / 2, ENDPOINTS - 1);
-    let new = round("one endpoint less", &snapshot, &mut layout, &old);
-    round("nothing", &snapshot, &mut layout, &new);
+    let mut state = State { planner: Planner::default(), layout: Layout::default() };
+    state.round("everything", &snapshot);
+    for _ in 0..2 {
+        add(&mut snapshot, SERVICES / 2, OTHERS - 1);
+        state.round("one endpoint less", &snapshot);
+        add(&mut snapshot, SERVICES / 2, OTHERS);
+        state.round("one endpoint more", &snapshot);
+    }
+    add(&mut snapshot, 0, LARGEST - 1);
+    state.round("one less of the largest", &snapshot);
+    state.round("nothing", &snapshot);
 }
 
-fn round(what: &str, snapshot: &Snapshot, layout: &mut Layout, old: &Tables) -> Arc<Tables> {
-    let (planning, (desired, problems)) = timed(|| plan(snapshot, &NodeFacts::new("here")));
-    let (laying_out, (new, more)) = timed(|| layout.lay_out(&desired));
-    let (comparing, steps) = timed(|| diff(old, &new));
-    let rows: usize = steps.iter().map(Step::rows).sum();
-    println!(
-        "{what}: plan {planning:.1?}, layout {laying_out:.1?}, diff {comparing:.1?}, {rows} rows, {} problems",
-        problems.len() + more.len(),
-    );
-    new
+struct State {
+    planner: Planner,
+    layout: Layout,
+}
+
+impl State {
+    fn round(&mut self, what: &str, snapshot: &Snapshot) {
+        let snapshot = Arc::new(snapshot.clone());
+        let old = Arc::clone(self.layout.tables());
+        let (planning, (desired, problems)) =
+            timed(|| self.planner.plan(&snapshot, &NodeFacts::new("here")));
+        let (laying_out, (new, more)) = timed(|| self.layout.lay_out(&desired));
+        let (comparing, steps) = timed(|| diff(&old, &new));
+        let rows: usize = steps.iter().map(Step::rows).sum();
+        println!(
+            "{what}: plan {planning:.1?}, layout {laying_out:.1?}, diff {comparing:.1?}, {rows} rows, {} problems",
+            problems.len() + more.len(),
+        );
+    }
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
@@ -55,7 +71,7 @@ fn add(snapshot: &mut Snapshot, number: u32, endpoints: u32) {
     };
     let target = |name: &str, port| EndpointPort { name: name.into(), port, protocol: Protocol::Tcp };
     let endpoint = |index: u32| Endpoint {
-        address: std::net::Ipv4Addr::from_bits(0x0b00_0000 + number * 100 + index).into(),
+        address: std::net::Ipv4Addr::from_bits(0x0b00_0000 + number * LARGEST + index).into(),
         ready: true,
         serving: true,
         terminating: false,

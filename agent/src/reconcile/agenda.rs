@@ -10,6 +10,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long changes of devices are collected: each Pod that comes or goes makes several.
 const COALESCE: Duration = Duration::from_millis(50);
 
+/// Between two counts of the connections of backends.
+const RECOUNT_INTERVAL: Duration = Duration::from_secs(30);
+
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
@@ -19,6 +22,8 @@ pub(super) enum Task {
     Round,
     /// See whether a device is another one.
     LookAtDevices,
+    /// Correct what the kernel counts of connections.
+    Recount,
 }
 
 /// What is to be done at which time.
@@ -26,13 +31,20 @@ pub(super) enum Task {
 pub(super) struct Agenda {
     audit_interval: Duration,
     audit_at: Instant,
+    recount_at: Instant,
     retry_at: Option<Instant>,
     look_at: Option<Instant>,
 }
 
 impl Agenda {
     pub(super) fn new(audit_interval: Duration, now: Instant) -> Self {
-        Self { audit_interval, audit_at: now + audit_interval, retry_at: None, look_at: None }
+        Self {
+            audit_interval,
+            audit_at: now + audit_interval,
+            recount_at: now + RECOUNT_INTERVAL,
+            retry_at: None,
+            look_at: None,
+        }
     }
 
     /// The last round failed: another one, soon.
@@ -52,7 +64,10 @@ impl Agenda {
 
     /// The earliest of all.
     pub(super) fn next(&self) -> Instant {
-        [self.retry_at, self.look_at].into_iter().flatten().fold(self.audit_at, Instant::min)
+        [self.retry_at, self.look_at]
+            .into_iter()
+            .flatten()
+            .fold(self.audit_at.min(self.recount_at), Instant::min)
     }
 
     /// What is due now, and not any more afterwards. The next audit counts from here, however long this one takes.
@@ -66,6 +81,9 @@ impl Agenda {
             Some(Task::Round)
         } else if due(&mut self.look_at) {
             Some(Task::LookAtDevices)
+        } else if self.recount_at <= now {
+            self.recount_at = now + RECOUNT_INTERVAL;
+            Some(Task::Recount)
         } else {
             None
         }
@@ -94,7 +112,7 @@ mod tests {
             done.extend(agenda.take_due(now));
         }
         let count = |task| done.iter().filter(|done| **done == task).count();
-        assert_eq!((count(Task::Audit), count(Task::Round)), (1, 1));
+        assert_eq!((count(Task::Audit), count(Task::Round), count(Task::Recount)), (1, 1, 1));
         assert_eq!(done[..2], [Task::LookAtDevices; 2]);
         let looks = count(Task::LookAtDevices);
         assert!((500..=620).contains(&looks), "a burst is one look: {looks}");
