@@ -48,6 +48,14 @@ fn slice(
 }
 
 fn planned(services: Vec<Service>, slices: Vec<EndpointSlice>) -> (Desired, Vec<Problem>) {
+    planned_for(&NodeFacts::new("here"), services, slices)
+}
+
+fn planned_for(
+    facts: &NodeFacts,
+    services: Vec<Service>,
+    slices: Vec<EndpointSlice>,
+) -> (Desired, Vec<Problem>) {
     let mut snapshot = Snapshot::default();
     for service in services {
         snapshot.services.insert(service.name.clone(), Arc::new(service));
@@ -56,7 +64,7 @@ fn planned(services: Vec<Service>, slices: Vec<EndpointSlice>) -> (Desired, Vec<
         let of_service = snapshot.slices.or_default(slice.service.clone());
         of_service.insert(slice.name.name.clone(), Arc::new(slice));
     }
-    crate::plan(&snapshot, &NodeFacts::new("here"))
+    crate::plan(&snapshot, facts)
 }
 
 fn frontend<'a>(desired: &'a Desired, address: &str, port: u16) -> &'a Frontend {
@@ -108,11 +116,11 @@ fn s5_of_an_address_in_two_slices_the_one_that_stays_counts() {
         vec![service("web", &["10.96.0.1"], &[("", 80, Protocol::Tcp)])],
         vec![
             slice("a", "web", Family::V4, &[("", 8080)], vec![going]),
-            slice("b", "web", Family::V4, &[("", 8080)], vec![endpoint("10.0.0.1")]),
+            slice("b", "web", Family::V4, &[("", 8080)], vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]),
         ],
     );
     assert_eq!(problems, []);
-    assert_eq!(backends(set(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
+    assert_eq!(backends(set(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080", "10.0.0.2 8080"]);
 }
 
 #[test]
@@ -128,18 +136,22 @@ fn an_unready_endpoint_keeps_its_backend_but_gets_no_new_connections() {
 
 #[test]
 fn s21_a_local_policy_hides_endpoints_elsewhere_without_rejecting() {
-    let local = |endpoints: Vec<Endpoint>| {
+    let local_for = |facts: &NodeFacts, endpoints: Vec<Endpoint>| {
         let mut web = service("web", &["10.96.0.1"], &[("", 80, Protocol::Tcp)]);
         web.internal_policy = TrafficPolicy::Local;
-        planned(vec![web], vec![slice("a", "web", Family::V4, &[("", 8080)], endpoints)]).0
+        planned_for(facts, vec![web], vec![slice("a", "web", Family::V4, &[("", 8080)], endpoints)]).0
     };
+    let local = |endpoints| local_for(&NodeFacts::new("here"), endpoints);
     let elsewhere = Endpoint { node: Some("there".into()), ..endpoint("10.0.0.1") };
     let here = Endpoint { node: Some("here".into()), ..endpoint("10.0.0.2") };
 
     let both = local(vec![elsewhere.clone(), here]);
     assert_eq!(backends(set(&both, "10.96.0.1", 80)), ["10.0.0.2 8080"]);
-    let hidden = local(vec![elsewhere]);
+    let hidden = local(vec![elsewhere.clone()]);
     assert_eq!(set(&hidden, "10.96.0.1", 80).flags, flag::DROP_WHEN_EMPTY);
+    let outspoken = NodeFacts { reject_without_local: true, ..NodeFacts::new("here") };
+    let said = local_for(&outspoken, vec![elsewhere]);
+    assert_eq!(set(&said, "10.96.0.1", 80).flags, 0, "the operator wants clients to be told");
     assert_eq!(set(&local(vec![]), "10.96.0.1", 80).flags, 0, "S20: with no endpoint anywhere it rejects");
 }
 
