@@ -140,7 +140,13 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("sockets of deleted backends", ending);
     tasks.start("device watch", watch_devices(reconciler.clone(), drain.clone()));
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
-    let abandoned = abandoned::release(cni.releaser(), view.clone(), Arc::clone(&metrics), drain.clone());
+    let abandoned = abandoned::release(
+        cni.releaser(),
+        view.clone(),
+        snapshots.clone(),
+        Arc::clone(&metrics),
+        drain.clone(),
+    );
     tasks.start("abandoned endpoints", abandoned);
     let test = self_test.run(
         options.cgroup.clone(),
