@@ -46,7 +46,8 @@ pub(crate) fn select<F: Pipeline>(
     scope: u8,
 ) -> Result<bool, DropReason> {
     let key = &headers.key;
-    if key.proto != ip::TCP && key.proto != ip::UDP {
+    // Frontends on loopback addresses are for the node's own sockets.
+    if (key.proto != ip::TCP && key.proto != ip::UDP) || F::is_loopback(key.dst) {
         return Ok(false);
     }
     let frontend = ServiceKey { addr: key.dst, port: key.dport, proto: key.proto, scope };

@@ -73,6 +73,22 @@ pub(crate) fn strangers() -> Result<()> {
     })
 }
 
+/// S23, E19: node ports on loopback addresses are for sockets of the node; a Pod's packets to them go nowhere.
+pub(crate) fn loopback() -> Result<()> {
+    tell("edge-loopback", |rig, family| {
+        let address: IpAddr = if family == Family::V4 { "127.0.0.1" } else { "::1" }.parse()?;
+        let frontend = SocketAddr::new(address, NODE_PORT);
+        for scope in [scope::INTERNAL, scope::EXTERNAL] {
+            let row = Service { id: 5, ..Service::default() };
+            rig.serve((frontend, TCP), scope, row, &[family.at(Who::PodB, 8080)])?;
+        }
+        let sent = Packet::tcp(family.at(Who::PodA, 40_000), frontend).flags(tcp::SYN);
+        rig.run(Hook::FromPodA, &from_a(sent)).dropped(DropReason::Unroutable);
+        rig.run(Hook::FromUplink, &Packet::tcp(client(family), frontend).flags(tcp::SYN)).passed();
+        Ok(())
+    })
+}
+
 /// S20, S21: a Service without endpoints, and one whose endpoints are elsewhere.
 pub(crate) fn no_endpoints() -> Result<()> {
     tell("edge-empty", |rig, family| {

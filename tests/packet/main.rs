@@ -37,6 +37,7 @@ fn main() -> std::process::ExitCode {
         cost::an_established_packet_costs_one_lookup,
         edges::nobody,
         edges::strangers,
+        edges::loopback,
         edges::no_endpoints,
         edges::fragments,
         edges::errors_from_backends,

@@ -417,6 +417,8 @@ impl Rig {
             ("fd00:96::", 112, kind::SERVICES, 0),
             ("169.254.0.0", 16, kind::UNROUTABLE, 0),
             ("fe80::", 10, kind::UNROUTABLE, 0),
+            ("127.0.0.0", 8, kind::UNROUTABLE, 0),
+            ("::1", 128, kind::UNROUTABLE, 0),
             ("10.244.1.1", 32, kind::HOST, 0),
             ("fd00:244:0:1::1", 128, kind::HOST, 0),
             ("192.168.77.1", 32, kind::HOST, 0),
