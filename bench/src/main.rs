@@ -9,6 +9,7 @@ mod cni;
 mod environment;
 mod memory;
 mod packets;
+mod scale;
 mod sizes;
 mod statistics;
 mod table;
@@ -34,6 +35,8 @@ enum Case {
     Cni(cni::Options),
     /// Memory of the agent and of its maps, and the time until the kernel is programmed
     Memory(memory::Options),
+    /// A large cluster through the agent's reconciler into the maps
+    Scale(scale::Options),
     /// Sizes of this build's binaries
     Sizes,
 }
@@ -59,6 +62,10 @@ fn run(case: &Case) -> Result<()> {
         Case::Memory(options) => {
             enter()?;
             memory::measure(options)
+        }
+        Case::Scale(options) => {
+            enter()?;
+            scale::measure(options)
         }
         Case::Sizes => sizes::measure(),
     }

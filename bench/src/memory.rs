@@ -4,7 +4,7 @@
 //! but the node itself: endpoints need no Pods to be programmed.
 
 mod intent;
-mod process;
+pub(crate) mod process;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -172,7 +172,7 @@ fn report(samples: &[Sample]) -> Table {
     table
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(crate) fn mebibytes(bytes: u64) -> String {
     let tenths = bytes * 10 / (1 << 20);
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }

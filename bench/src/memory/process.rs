@@ -6,17 +6,17 @@ use std::fs;
 use anyhow::{Context, Result};
 
 /// Resident memory now, in bytes.
-pub(super) fn resident(process: u32) -> Result<u64> {
+pub(crate) fn resident(process: u32) -> Result<u64> {
     status(process, "VmRSS")
 }
 
 /// The part of it that is the process's own and not pages of its binary.
-pub(super) fn anonymous(process: u32) -> Result<u64> {
+pub(crate) fn anonymous(process: u32) -> Result<u64> {
     status(process, "RssAnon")
 }
 
 /// The most there ever was.
-pub(super) fn peak(process: u32) -> Result<u64> {
+pub(crate) fn peak(process: u32) -> Result<u64> {
     status(process, "VmHWM")
 }
 
@@ -28,7 +28,7 @@ fn status(process: u32, field: &str) -> Result<u64> {
 }
 
 /// Kernel memory of all maps that the process has open, in bytes.
-pub(super) fn map_memory(process: u32) -> Result<u64> {
+pub(crate) fn map_memory(process: u32) -> Result<u64> {
     let folder = format!("/proc/{process}/fdinfo");
     let mut maps = BTreeMap::new();
     for file in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {

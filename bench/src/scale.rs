@@ -1,0 +1,206 @@
+//! `scale`: a large cluster through the agent's reconciler into real maps: how long, how much memory, how many calls.
+//!
+//! The reconciler runs in this process, in a namespace with a dummy uplink, and is given snapshots as the watches would
+//! publish them. Nothing is received or sent. A measurement fails when the rows it waits for did not get there.
+
+mod cluster;
+mod report;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use quilla_agent::metrics::Metrics;
+use quilla_agent::node::NodeSettings;
+use quilla_agent::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
+use quilla_agent::snapshot::Published;
+use quilla_agent::table;
+use quilla_datapath::{Datapath, bpffs};
+use quilla_model::Snapshot;
+use quilla_plan::{NodePortAddresses, Step, Tables, diff};
+use quilla_tests::netns::Netns;
+use quilla_tests::sandbox::{self, Sandbox};
+use tokio::sync::{mpsc, watch};
+
+use crate::memory::process::{anonymous, map_memory, resident};
+use cluster::{Cluster, Shape};
+use report::{Load, Series};
+
+const UPLINK: &str = "uplink0";
+/// Entries of each flow table; flows have nothing to do with the size of the cluster.
+const FLOWS: u32 = 65_536;
+/// A round that takes longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Services, of two ports each; one in ten has both families.
+    #[arg(long, default_value_t = 10_000)]
+    services: u32,
+    /// Endpoints of all Services together.
+    #[arg(long, default_value_t = 100_000)]
+    endpoints: u32,
+    /// Endpoints of the one largest Service.
+    #[arg(long, default_value_t = 5_000)]
+    largest: u32,
+    /// How often one endpoint changes.
+    #[arg(long, default_value_t = 400)]
+    changes: u32,
+}
+
+pub(crate) fn measure(options: &Options) -> Result<()> {
+    let netns = Netns::create("scale")?;
+    netns.ip("link add uplink0 type dummy\naddr add 192.0.2.1/24 dev uplink0\nlink set uplink0 up")?;
+    netns.run(|| inside(options))?
+}
+
+fn inside(options: &Options) -> Result<()> {
+    let Options { services, endpoints, largest, changes } = *options;
+    let mut cluster = Cluster::new(Shape { services, endpoints, largest });
+    let mut agent = Agent::start("scale")?;
+    agent.publish(&Snapshot::default())?;
+    let idle = Memory::now()?;
+
+    let snapshot = cluster.snapshot().clone();
+    let intent = Memory::now()?;
+    let took = agent.publish(&snapshot)?;
+    drop(snapshot);
+    let tables = agent.tables();
+    let load = Load::new(took, bare(&tables)?, &diff(&Tables::default(), &tables));
+    println!("{load}");
+
+    let mut any = Series::new("an endpoint of any Service");
+    for number in 0..changes {
+        one(&mut agent, &mut any, &cluster.flip(number.wrapping_mul(2_654_435_761) % endpoints))?;
+    }
+    let mut large = Series::new("an endpoint of the largest Service");
+    for number in 0..changes.min(100) {
+        one(&mut agent, &mut large, &cluster.flip(number * 37 % largest.max(1)))?;
+    }
+    println!("{}", report::changes(&[any, large]));
+    println!(
+        "{}",
+        report::memory(&[
+            ("no Services", idle),
+            ("intent only", intent),
+            ("after the changes", Memory::now()?)
+        ])
+    );
+    println!("{}", report::maps(&agent.tables()));
+    ensure!(agent.tables() == Arc::new(table::dump(agent.datapath.maps())?), "the maps hold something else");
+    Ok(())
+}
+
+/// Publishes one change and counts what it wrote.
+fn one(agent: &mut Agent, series: &mut Series, snapshot: &Snapshot) -> Result<()> {
+    let before = agent.tables();
+    let took = agent.publish(snapshot)?;
+    series.add(took, &diff(&before, &agent.tables()));
+    Ok(())
+}
+
+/// What the same rows take when they are written into empty maps and nothing else is done.
+fn bare(tables: &Tables) -> Result<Duration> {
+    let datapath = open("bare")?;
+    let steps: Vec<Step> = diff(&Tables::default(), tables);
+    let start = Instant::now();
+    table::apply(datapath.maps(), &steps)?;
+    Ok(start.elapsed())
+}
+
+fn open(name: &str) -> Result<Datapath> {
+    let bpffs = Path::new(sandbox::FILES).join(format!("bpf-{name}"));
+    bpffs::mount(&bpffs)?;
+    let options =
+        quilla_datapath::Options { bpffs, flow_capacity: FLOWS, ..quilla_datapath::Options::default() };
+    Datapath::open(&options).context("load the programs")
+}
+
+/// Memory of this process, which is the agent's and what drives it.
+#[derive(Clone, Copy)]
+struct Memory {
+    resident: u64,
+    anonymous: u64,
+    maps: u64,
+}
+
+impl Memory {
+    fn now() -> Result<Self> {
+        let process = std::process::id();
+        Ok(Self { resident: resident(process)?, anonymous: anonymous(process)?, maps: map_memory(process)? })
+    }
+}
+
+/// A reconciler on a thread of its own, and what it is told and shows.
+struct Agent {
+    datapath: Arc<Datapath>,
+    published: watch::Sender<Option<Published>>,
+    view: watch::Receiver<Arc<View>>,
+    handle: Handle,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Agent {
+    fn start(name: &str) -> Result<Self> {
+        let datapath = Arc::new(open(name)?);
+        let (published, snapshots) = watch::channel(None);
+        let (view_sender, view) = watch::channel(Arc::new(View::default()));
+        let (ended, _) = mpsc::unbounded_channel();
+        let (handle, commands) = channel();
+        let parts = Parts {
+            datapath: Arc::clone(&datapath),
+            node: settings(),
+            cgroup: Sandbox::current()?.cgroup().to_owned(),
+            metrics: Arc::new(Metrics::new()),
+            published: snapshots,
+            view: view_sender,
+            ended,
+            endpoints: Vec::new(),
+            own_services: Vec::new(),
+            audit_interval: 2 * PATIENCE,
+        };
+        let reconciler = Reconciler::new(parts)?;
+        std::thread::spawn(move || reconciler.run(&commands));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        Ok(Self { datapath, published, view, handle, runtime })
+    }
+
+    /// From the moment a snapshot is published until its rows are written.
+    fn publish(&mut self, snapshot: &Snapshot) -> Result<Duration> {
+        let published = Published { snapshot: Arc::new(snapshot.clone()), ..Published::default() };
+        self.view.mark_unchanged();
+        let start = Instant::now();
+        self.published.send_replace(Some(published));
+        ensure!(self.handle.tell(Command::SnapshotChanged), "the reconciler has ended");
+        let changed = async { tokio::time::timeout(PATIENCE, self.view.changed()).await };
+        self.runtime.block_on(changed).context("a round that does not end")??;
+        let took = start.elapsed();
+        let view = self.view.borrow().clone();
+        ensure!(
+            view.failing.is_none() && view.problems.is_empty(),
+            "{:?} {:?}",
+            view.failing,
+            view.problems.first()
+        );
+        Ok(took)
+    }
+
+    fn tables(&self) -> Arc<Tables> {
+        Arc::clone(&self.view.borrow().tables)
+    }
+}
+
+fn settings() -> NodeSettings {
+    NodeSettings {
+        name: "here".into(),
+        uplinks: vec![UPLINK.into()],
+        vni: 1,
+        overlay_port: 8472,
+        masquerade: true,
+        native: Vec::new(),
+        node_port_addresses: NodePortAddresses::Primary,
+        reject_without_local: false,
+        mtu: watch::channel(1500).0,
+    }
+}
