@@ -13,6 +13,7 @@ use crate::world::{Place, SNAT_PORTS, family};
 /// A connection to remember, or what becomes of the packet without one.
 type Begun = Result<Result<Connection, Expect>, String>;
 
+#[expect(clippy::unnecessary_wraps, reason = "made to be returned")]
 fn drop(reason: DropReason) -> Begun {
     Ok(Err(Expect::Drop(reason)))
 }
@@ -28,13 +29,13 @@ impl Model {
                 _ => drop(DropReason::UnknownNode),
             },
             Hook::FromOverlay(None) => drop(DropReason::UnknownTunnelSource),
-            Hook::FromOverlay(Some(_)) => self.from_overlay(hook, headers, frame, seen),
+            Hook::FromOverlay(Some(_)) => self.of_other_node(hook, headers, frame, seen),
             Hook::FromPod(_) => match self.frontend(Side::Inside, tuple) {
-                Some(frontend) => self.to_service(hook, &frontend, headers, frame, seen),
-                None => self.from_pod(hook, headers, frame, seen),
+                Some(frontend) => self.serve(hook, &frontend, headers, frame, seen),
+                None => self.of_pod(hook, headers, frame, seen),
             },
             Hook::FromUplink => match self.frontend(Side::Outside, tuple) {
-                Some(frontend) => self.to_service(hook, &frontend, headers, frame, seen),
+                Some(frontend) => self.serve(hook, &frontend, headers, frame, seen),
                 None if self.world.place(tuple.dst) == Place::ServiceAddress => {
                     drop(self.nobody(Side::Outside, tuple))
                 }
@@ -61,7 +62,7 @@ impl Model {
         }
     }
 
-    fn from_overlay(&mut self, hook: Hook, headers: &Headers, frame: &[u8], seen: Seen<'_>) -> Begun {
+    fn of_other_node(&mut self, hook: Hook, headers: &Headers, frame: &[u8], seen: Seen<'_>) -> Begun {
         let tuple = headers.tuple;
         let lost_answer = headers.is_stray() && self.world.is_backend(tuple.src, tuple.sport, tuple.proto);
         let to_a_client = matches!(tuple.proto, TCP | UDP)
@@ -76,7 +77,7 @@ impl Model {
         }
     }
 
-    fn from_pod(&mut self, hook: Hook, headers: &Headers, frame: &[u8], seen: Seen<'_>) -> Begun {
+    fn of_pod(&mut self, hook: Hook, headers: &Headers, frame: &[u8], seen: Seen<'_>) -> Begun {
         let tuple = headers.tuple;
         if headers.is_stray() && self.world.is_backend(tuple.src, tuple.sport, tuple.proto) {
             return drop(DropReason::NoFlow);
@@ -122,7 +123,7 @@ impl Model {
     }
 
     /// A connection through a Service: whom its client may get, and no other.
-    fn to_service(
+    fn serve(
         &mut self,
         hook: Hook,
         frontend: &Frontend,
@@ -164,6 +165,13 @@ impl Model {
             ));
         }
         self.affinity.note(frontend, src, &[backend], self.now);
+        if let Some(table) = &frontend.table {
+            let key = (frontend.set.clone(), table.clone(), headers.tuple);
+            let before = *self.tables.entry(key).or_insert(backend);
+            if before != backend {
+                return Err(format!("{backend}, but another node chooses {before} by {frontend:?}"));
+            }
+        }
         let forward = self.target(backend.ip()).map_err(|reason| format!("{backend}: {reason:?}"))?;
         self.connect(hook, headers, forward, backend, true, seen)
     }

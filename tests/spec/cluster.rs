@@ -43,6 +43,7 @@ pub(crate) fn populate(world: &mut World, rng: &mut Rng) {
 pub(crate) fn change(world: &mut World, rng: &mut Rng) {
     let number = rng.u8(1..=SERVICES);
     let name = name(number);
+    world.hash_seed = rng.u32(1..);
     match rng.u8(0..16) {
         0 => {
             world.snapshot.services.remove(&name);
@@ -194,7 +195,7 @@ fn endpoint(world: &World, rng: &mut Rng, family: Family, hinted: bool) -> Endpo
         serving: true,
         terminating: false,
         node: (!node.is_empty()).then(|| node.into()),
-        hints: (hinted && rng.u8(0..10) != 0).then(|| hints(rng)),
+        hints: (hinted && rng.u8(0..10) != 0).then(|| Box::new(hints(rng))),
     };
     set_state(&mut endpoint, rng);
     endpoint
@@ -216,12 +217,12 @@ fn set_state(endpoint: &mut Endpoint, rng: &mut Rng) {
     };
 }
 
-fn hints(rng: &mut Rng) -> Box<Hints> {
+fn hints(rng: &mut Rng) -> Hints {
     let some = |rng: &mut Rng, names: [&str; 2]| {
         let wanted = names.into_iter().filter(|_| rng.bool());
         wanted.map(Arc::from).collect()
     };
-    Box::new(Hints { nodes: some(rng, [HERE, "peer-2"]), zones: some(rng, ["zone-1", "zone-2"]) })
+    Hints { nodes: some(rng, [HERE, "peer-2"]), zones: some(rng, ["zone-1", "zone-2"]) }
 }
 
 fn change_slice(world: &mut World, rng: &mut Rng, name: &ObjectName) {

@@ -111,14 +111,13 @@ impl Life {
 
     /// For longer than anybody would answer neither side was heard (E16): seconds as in docs/packet-path.md.
     pub(crate) fn is_silent(&self, proto: u8, now: u64) -> bool {
-        let limit = match (proto == TCP, self.fin) {
-            (false, _) if self.answered => 180,
-            (false, _) => 60,
-            (true, _) if self.reset => 60,
-            (true, [true, true]) => 60,
-            (true, [true, false] | [false, true]) => 120,
-            (true, _) if self.answered => 6 * 3600,
-            (true, _) => 60,
+        let closed = self.reset || self.fin == [true, true];
+        let limit = match (proto == TCP, self.answered) {
+            (false, true) => 180,
+            (true, _) if closed => 60,
+            (true, _) if self.fin != [false, false] => 120,
+            (true, true) => 6 * 3600,
+            (_, false) => 60,
         };
         now - self.last > limit
     }

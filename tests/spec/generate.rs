@@ -213,7 +213,7 @@ fn from_outside(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
 fn any_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
     match rng.u8(0..40) {
         32..=35 => virtual_address(rng.u8(1..=VIRTUAL))[family],
-        36..=38 => host_address(world, rng, family),
+        26 | 36..=38 => host_address(world, rng, family),
         39 => ["127.9.9.9", "::1"][family].parse().expect("an address"),
         0..=12 => service_address(rng.u8(1..=SERVICES))[family],
         13..=18 => world.pods[rng.usize(0..world.pods.len())].addresses[family],
@@ -222,7 +222,6 @@ fn any_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
             pods[rng.usize(0..pods.len())][family]
         }
         24 | 25 => world.outside[family * 2 + rng.usize(0..2)],
-        26 => host_address(world, rng, family),
         27 => crate::world::pod_address(1, 200)[family],
         28 => crate::world::pod_address(2, 250)[family],
         29 => service_address(250)[family],

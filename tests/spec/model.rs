@@ -13,7 +13,7 @@ use quilla_abi::flow::action;
 
 use crate::affinity::Affinity;
 use crate::connection::{Connection, Direction, Scope};
-use crate::service::Side;
+use crate::service::{SetId, Side};
 use crate::wire::{Echo, Frame, Headers, ICMP, ICMPV6, Part, TCP, Tuple, UDP, read};
 use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, World, family};
 
@@ -110,14 +110,22 @@ pub(crate) enum Expect {
     },
 }
 
+/// What all pieces of a datagram share: scope, addresses, protocol, identification.
+type Datagram = (Scope, IpAddr, IpAddr, u8, u32);
+
+/// What decides, on every node alike, which endpoint a client gets.
+type Table = (SetId, Vec<(SocketAddr, u8)>, Tuple);
+
 /// The specification's memory of one node.
 pub(crate) struct Model {
     pub(crate) world: World,
     connections: Vec<Option<Connection>>,
     by_tuple: HashMap<(Scope, Tuple), (usize, Direction)>,
     /// The ports of datagrams that come in pieces, and when the first one was seen (E3).
-    pieces: HashMap<(Scope, IpAddr, IpAddr, u8, u32), (u16, u16, u64)>,
+    pieces: HashMap<Datagram, (u16, u16, u64)>,
     pub(crate) affinity: Affinity,
+    /// Choices that every node makes alike.
+    pub(crate) tables: HashMap<Table, SocketAddr>,
     /// The time in seconds.
     pub(crate) now: u64,
 }
@@ -133,6 +141,7 @@ impl Model {
             by_tuple: HashMap::new(),
             pieces: HashMap::new(),
             affinity: Affinity::default(),
+            tables: HashMap::new(),
             now: 0,
         }
     }

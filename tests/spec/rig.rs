@@ -88,7 +88,9 @@ impl Rig {
         macro_rules! age {
             ($($table:ident.$stamp:ident),+) => {$({
                 let mut rows = maps.$table.entries()?;
-                rows.iter_mut().for_each(|(_, row)| row.$stamp = row.$stamp.wrapping_sub(ticks));
+                for (_, row) in &mut rows {
+                    row.$stamp = row.$stamp.wrapping_sub(ticks);
+                }
                 maps.$table.insert_batch(&rows)?;
             })+};
         }

@@ -50,6 +50,8 @@ pub(crate) struct Frontend {
     pub hidden: bool,
     /// Where clients must be, if it matters (S24).
     pub ranges: Vec<IpNet>,
+    /// What decides, on every node alike, which of them a client gets: the endpoints and their shares.
+    pub table: Option<Vec<(SocketAddr, u8)>>,
     /// For how long a client stays with its endpoint, in seconds; 0 = not at all.
     pub affinity: u64,
     /// Of several claims the least has the address.
@@ -151,7 +153,15 @@ fn host_port(pod: u32, backend: SocketAddr, proto: u8) -> Frontend {
         maglev: false,
     };
     let rank = (HOST_PORT, pod.to_string());
-    Frontend { set, backends: vec![backend], hidden: false, ranges: Vec::new(), affinity: 0, rank }
+    Frontend {
+        set,
+        backends: vec![backend],
+        hidden: false,
+        ranges: Vec::new(),
+        table: None,
+        affinity: 0,
+        rank,
+    }
 }
 
 /// Everything one port of a Service claims in one family.
@@ -163,10 +173,14 @@ fn claims(
     endpoints: &[(SocketAddr, Member<'_>)],
 ) -> Vec<(Key, Frontend)> {
     let frontend = |policy, outside, kind| {
-        let backends = match policy {
+        let mut shares = match policy {
             TrafficPolicy::Cluster => cluster_set(world, endpoints),
             TrafficPolicy::Local => local_set(endpoints),
         };
+        shares.sort_unstable();
+        let backends: Vec<SocketAddr> = shares.iter().map(|(backend, _)| *backend).collect();
+        let maglev = outside || service.load_balancing == LoadBalancing::Maglev;
+        let steady = service.slow_start_seconds == 0 && service.affinity_seconds.is_none();
         let any =
             endpoints.iter().any(|(_, member)| member.endpoint.ready || is_last_resort(member.endpoint));
         Frontend {
@@ -176,10 +190,11 @@ fn claims(
                 proto: port.protocol.number(),
                 family,
                 policy,
-                maglev: outside || service.load_balancing == LoadBalancing::Maglev,
+                maglev,
             },
             hidden: backends.is_empty() && policy == TrafficPolicy::Local && any,
             backends,
+            table: (maglev && steady).then_some(shares),
             ranges: if kind == LOAD_BALANCER { ranges(service, family) } else { Vec::new() },
             affinity: service.affinity_seconds.unwrap_or(0).into(),
             rank: (kind, service.name.to_string()),
@@ -278,7 +293,7 @@ fn endpoints<'a>(
                 let member = Member { endpoint, weight: slice.weight };
                 match found.iter_mut().find(|(known, _)| *known == address) {
                     Some((_, known)) if known.endpoint.terminating && !endpoint.terminating => {
-                        *known = member
+                        *known = member;
                     }
                     Some(_) => {}
                     None => found.push((address, member)),
@@ -300,7 +315,7 @@ fn is_usable(endpoint: &Endpoint, family: Family) -> bool {
 /// What a host can have at all.
 fn is_possible(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => !matches!(v4.octets(), [0 | 127, ..] | [169, 254, ..] | [224..=255, ..]),
+        IpAddr::V4(v4) => !matches!(v4.octets(), [0 | 127 | 224..=255, ..] | [169, 254, ..]),
         IpAddr::V6(v6) => !matches!(
             v6.segments(),
             [0, 0, 0, 0, 0, 0, 0, 0 | 1] | [0xfe80..=0xfebf | 0xff00..=0xffff, ..]
@@ -313,7 +328,7 @@ fn is_last_resort(endpoint: &Endpoint) -> bool {
 }
 
 /// S10, S14: those that hints allow among the ready ones; if nobody is ready, whoever still serves.
-fn cluster_set(world: &World, endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<SocketAddr> {
+fn cluster_set(world: &World, endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<(SocketAddr, u8)> {
     let ready: Vec<_> = endpoints.iter().filter(|(_, member)| member.endpoint.ready).collect();
     if ready.is_empty() {
         return chosen(endpoints.iter().filter(|(_, member)| is_last_resort(member.endpoint)));
@@ -343,7 +358,7 @@ fn hinted_zones(endpoint: &Endpoint) -> &[Arc<str>] {
 }
 
 /// S11, S15.
-fn local_set(endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<SocketAddr> {
+fn local_set(endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<(SocketAddr, u8)> {
     let local = || endpoints.iter().filter(|(_, member)| member.endpoint.node.as_deref() == Some(HERE));
     let ready: Vec<_> = local().filter(|(_, member)| member.endpoint.ready).collect();
     if ready.is_empty() {
@@ -353,7 +368,7 @@ fn local_set(endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<SocketAddr> {
     }
 }
 
-/// Those that get new connections at all.
-fn chosen<'a>(members: impl Iterator<Item = &'a (SocketAddr, Member<'a>)>) -> Vec<SocketAddr> {
-    members.filter(|(_, member)| member.weight > 0).map(|(address, _)| *address).collect()
+/// Those that get new connections at all, and their shares.
+fn chosen<'a>(members: impl Iterator<Item = &'a (SocketAddr, Member<'a>)>) -> Vec<(SocketAddr, u8)> {
+    members.map(|(address, member)| (*address, member.weight)).filter(|(_, weight)| *weight > 0).collect()
 }

@@ -63,6 +63,8 @@ pub(crate) struct World {
     pub overlay: u32,
     /// Hosts outside of the cluster.
     pub outside: Vec<IpAddr>,
+    /// Of the flow hash. It changes, as if another node had its turn: the choices of some Services must not.
+    pub hash_seed: u32,
     /// What the Services of the snapshot say.
     pub services: Services,
 }
@@ -162,6 +164,7 @@ impl World {
             outside: ["192.168.77.200", "203.0.113.9", "fd00:77::200", "2001:db8::9"]
                 .map(|address| address.parse().expect("an address"))
                 .to_vec(),
+            hash_seed: 0x5eed,
             services: Services::default(),
         };
         world.declare_nodes(rng);
@@ -215,7 +218,7 @@ impl World {
             host_ipv4: Some(v4(self.host[0])),
             host_ipv6: Some(v6(self.host[1])),
             addresses: [self.host, self.second].concat(),
-            hash_seed: 0x5eed,
+            hash_seed: self.hash_seed,
             endpoints: endpoints.collect(),
             ..NodeFacts::new(HERE)
         }
