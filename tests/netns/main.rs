@@ -1,5 +1,8 @@
 //! Real veths, real sockets: topologies of namespaces, first the harness itself.
 
+mod churn;
+mod clients;
+mod external;
 mod harness;
 mod node;
 mod paths;
@@ -22,8 +25,18 @@ fn main() -> std::process::ExitCode {
         services::cluster_ips_reach_every_backend,
         services::a_pod_reaches_itself_through_its_service,
         services::backends_leave_and_come,
+        clients::curl_reaches_nginx_by_every_address,
+        clients::dig_asks_over_udp_and_tcp,
+        clients::iperf3_streams_and_datagrams,
+        external::local_policy_keeps_the_caller_s_address,
+        external::without_endpoints_clients_are_refused,
+        external::source_ranges_guard_the_balancer_s_address,
+        external::clients_come_back_to_their_server,
+        external::balancers_see_which_node_has_endpoints,
+        external::sessions_survive_an_agent_s_restart,
         node::connected_sockets_end_with_their_backend,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
+        churn::endpoints_come_and_go_under_load,
         restart::a_killed_agent_loses_nothing,
         restart::the_kernel_needs_no_agent,
         restart::drift_is_repaired,

@@ -2,17 +2,20 @@
 //!
 //! Holds long flows open, each echoing a numbered message over and over, and opens new connections at a steady rate.
 //! Runs inside the namespace of a Pod against an echo server; prints one JSON object; fails if anything was lost.
+//! With `--tell`, a line `established` comes before, when all long flows stand, and then one for each new connection:
+//! when it began, in nanoseconds since 1970, whom it was for, and the name of the Pod that answered.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +31,12 @@ struct Options {
     /// New connections per second.
     #[arg(long, default_value_t = 1000)]
     rate: u64,
+    /// Between two messages of a long flow.
+    #[arg(long, default_value_t = 20)]
+    pause_milliseconds: u64,
+    /// Tell of each new connection who answered.
+    #[arg(long)]
+    tell: bool,
     /// Length of the run, unless SIGTERM ends it earlier.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -53,15 +62,23 @@ async fn main() -> Result<()> {
     tokio::spawn(finish(Duration::from_secs(options.seconds), end.clone()));
 
     let mut tasks = JoinSet::new();
+    let (starting, mut all_stand) = mpsc::channel(1);
     for number in 0..options.long {
         let (options, tally, end) = (Arc::clone(&options), Arc::clone(&tally), end.clone());
+        let starting = starting.clone();
         tasks.spawn(async move {
             let target = options.target[number % options.target.len()];
-            if let Err(error) = long_flow(target, &options, &tally, &end).await {
+            if let Err(error) = long_flow(target, &options, &tally, &end, starting).await {
                 tally.long_broken.fetch_add(1, Ordering::Relaxed);
                 eprintln!("long flow {number} to {target}: {error:#}");
             }
         });
+    }
+    drop(starting);
+    // Nobody sends: the channel ends when every flow has let go of it.
+    all_stand.recv().await;
+    if options.tell {
+        println!("established");
     }
     arrivals(&options, &tally, &end, &mut tasks).await;
     while tasks.join_next().await.transpose()?.is_some() {}
@@ -110,22 +127,41 @@ async fn long_flow(
     options: &Options,
     tally: &Tally,
     end: &CancellationToken,
+    starting: mpsc::Sender<()>,
 ) -> Result<()> {
     let mut stream = connect(target, options).await?;
-    let mut number = 0u64;
+    let (mut number, mut starting) = (0u64, Some(starting));
     while !end.is_cancelled() {
         echo(&mut stream, options, number).await?;
+        drop(starting.take());
         tally.long_messages.fetch_add(1, Ordering::Relaxed);
         number += 1;
-        sleep(Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(options.pause_milliseconds)).await;
     }
     Ok(())
 }
 
 async fn one_message(target: SocketAddr, options: &Options, number: u64) -> Result<()> {
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).context("clock")?.as_nanos();
     let mut stream = connect(target, options).await?;
+    if options.tell {
+        println!("{begun} {target} {}", who(&mut stream, options).await?);
+        return Ok(());
+    }
     echo(&mut stream, options, number).await?;
     stream.shutdown().await.context("shutdown")
+}
+
+/// The name of the Pod at the other end.
+async fn who(stream: &mut TcpStream, options: &Options) -> Result<String> {
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.context("send")?;
+    let mut answer = String::new();
+    timeout(Duration::from_secs(options.patience_seconds), stream.read_to_string(&mut answer))
+        .await
+        .context("receive: no answer")?
+        .context("receive")?;
+    let (_, name) = answer.split_once("\r\n\r\n").with_context(|| format!("not an answer: {answer:?}"))?;
+    Ok(name.trim().to_owned())
 }
 
 async fn connect(target: SocketAddr, options: &Options) -> Result<TcpStream> {
