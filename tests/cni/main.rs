@@ -8,6 +8,7 @@ mod chain;
 mod del;
 mod delegate;
 mod disk;
+mod effective;
 mod faults;
 mod foreign;
 mod gc;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         foreign::an_unusable_result_is_refused,
         disk::full,
         disk::read_only,
+        effective::first_packet_reaches_a_service,
         gc::keeps_what_the_runtime_knows,
         gc::namespaces_may_be_gone,
         gc::a_missing_list_is_an_error,
