@@ -69,7 +69,8 @@ struct CniArgs {
 impl Wishes {
     /// Reads and validates all wishes.
     pub(crate) fn read(config: &NetworkConfig, args: &Args) -> Result<Self, CniError> {
-        let runtime: RuntimeConfig = decode("runtimeConfig", config.runtime_config.as_ref())?;
+        let runtime = config.runtime_config.clone().map(decapitalized);
+        let runtime: RuntimeConfig = decode("runtimeConfig", runtime.as_ref())?;
         let cni: CniArgs = decode("args.cni", config.args.as_ref().and_then(|args| args.get("cni")))?;
         let listed = if runtime.ips.is_empty() { cni.ips } else { runtime.ips };
         let ips = if listed.is_empty() { args.ips.clone() } else { addresses(&listed)? };
@@ -98,6 +99,22 @@ fn decode<T: Default + for<'de> Deserialize<'de>>(key: &str, value: Option<&Valu
     match value {
         None | Some(Value::Null) => Ok(T::default()),
         Some(value) => T::deserialize(value).map_err(|error| invalid(format!("{key}: {error}"))),
+    }
+}
+
+/// The value with the first letters of all keys in lower case: containerd writes `HostPort`, because the reference
+/// plugins read keys in any case.
+fn decapitalized(value: Value) -> Value {
+    let lower = |key: String| {
+        let mut letters = key.chars();
+        letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
+    };
+    match value {
+        Value::Object(keys) => {
+            Value::Object(keys.into_iter().map(|(key, value)| (lower(key), decapitalized(value))).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(decapitalized).collect()),
+        other => other,
     }
 }
 
@@ -200,7 +217,7 @@ mod tests {
     fn port_mappings() {
         let all = r#"{"hostPort":80,"containerPort":8080,"protocol":"TCP","hostIP":""},
             {"hostPort":80,"containerPort":53,"protocol":"udp","hostIP":"0.0.0.0"},
-            {"hostPort":81,"containerPort":81,"hostIP":"192.0.2.1"},
+            {"HostPort":81,"ContainerPort":81,"Protocol":"","HostIP":"192.0.2.1"},
             {"hostPort":81,"containerPort":82,"hostIP":"192.0.2.2"},
             {"hostPort":81,"containerPort":82,"hostIP":"192.0.2.2"}"#;
         let want = ["*:80/tcp->8080", "*:80/udp->53", "192.0.2.1:81/tcp->81", "192.0.2.2:81/tcp->82"];
