@@ -1,6 +1,8 @@
 //! Pods of containerd, through CRI as a kubelet would run them.
 
+use std::collections::HashMap;
 use std::fs;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use quilla_tests::cluster::Cluster;
@@ -8,7 +10,7 @@ use quilla_tests::command::{Daemon, Run};
 use quilla_tests::eventually;
 use quilla_tests::require::{Need, skip};
 
-use crate::cri::{Client, Empty, PodConfig, PodMetadata};
+use crate::cri::{Client, Empty, PodConfig, PodMetadata, PortMapping};
 use crate::image;
 use crate::place::{NODE, Place};
 
@@ -44,7 +46,14 @@ impl Containerd {
 
     /// A Pod as the kubelet would describe it.
     fn run(&self, name: &str) -> Result<(PodConfig, String)> {
+        self.run_with(name, Vec::new())
+    }
+
+    fn run_with(&self, name: &str, port_mappings: Vec<PortMapping>) -> Result<(PodConfig, String)> {
+        let limit = |direction: &str| (format!("kubernetes.io/{direction}-bandwidth"), "1G".to_owned());
         let config = PodConfig {
+            port_mappings,
+            annotations: HashMap::from(["ingress", "egress"].map(limit)),
             metadata: Some(PodMetadata {
                 name: name.to_owned(),
                 uid: format!("uid-of-{name}"),
@@ -53,7 +62,6 @@ impl Containerd {
             }),
             hostname: name.to_owned(),
             linux: Some(Empty {}),
-            ..PodConfig::default()
         };
         let pod = self.client.run_pod(&config).with_context(|| self.daemon.tail(3))?;
         Ok((config, pod))
@@ -93,7 +101,7 @@ fn endpoints(cluster: &Cluster) -> Result<String> {
     cluster.node(NODE).quilla(&["endpoints", "--output", "json"])
 }
 
-/// CNI-1, CNI-14, CNI-20: `RunPodSandbox` attaches, two containers share address and ports, a Service answers, and
+/// CNI-1, CNI-14, CNI-20, CNI-33: `RunPodSandbox` attaches, two containers share address and ports, a Service answers, and
 /// `StopPodSandbox` leaves nothing, however often it is called.
 pub(crate) fn two_containers_of_a_pod() -> Result<()> {
     if skip("containerd::two_containers_of_a_pod", &NEEDS) {
@@ -120,6 +128,8 @@ pub(crate) fn two_containers_of_a_pod() -> Result<()> {
     let seen = client.output(&server, &show)?;
     ensure!(seen == client.output(&other, &show)?, "two addresses in one Pod");
     ensure!(addresses.iter().all(|address| seen.contains(address.as_str())), "{seen} lacks {addresses:?}");
+    let link = client.output(&other, &["ip", "-o", "link", "show", "eth0"])?;
+    ensure!(link.contains("qdisc tbf"), "CNI-33: the annotated bandwidth is not limited: {link}");
     let taken = client.exec(&other, &httpd)?;
     ensure!(taken.exit_code != 0 && taken.words().contains("in use"), "ports are not shared: {taken:?}");
 
@@ -131,7 +141,8 @@ pub(crate) fn two_containers_of_a_pod() -> Result<()> {
     ensure!(!endpoints(&cluster)?.contains(&pod), "the agent still knows it");
     client.remove_pod(&pod)?;
     ensure!(interfaces(&cluster)? + 1 == running, "its interface is left");
-    Ok(())
+    drop(containerd);
+    cluster.stop()
 }
 
 /// How many Pods have an interface on the node.
@@ -139,6 +150,35 @@ fn interfaces(cluster: &Cluster) -> Result<usize> {
     let mut ip = cluster.node(NODE).netns().command("ip");
     let links = ip.args(["-o", "link", "show", "type", "veth"]).text()?;
     Ok(links.lines().filter(|line| line.contains(": quil")).count())
+}
+
+/// CNI-33: a host port that CRI asks for leads from the world to the container, over both families; another Pod that
+/// wants it is refused, with the holder named, until the first is stopped.
+pub(crate) fn host_port() -> Result<()> {
+    if skip("containerd::host_port", &NEEDS) {
+        return Ok(());
+    }
+    let cluster = Cluster::builder("host-port").nodes(1).start()?;
+    let containerd = Containerd::start(&cluster)?;
+    let client = &containerd.client;
+    let mapping = PortMapping { host_port: 18080, container_port: 8080, ..PortMapping::default() };
+    let (config, pod) = containerd.run_with("first", vec![mapping.clone()])?;
+    let httpd = ["httpd", "-f", "-p", "8080", "-h", "/www"];
+    client.start_container(&pod, &config, "server", image::NAME, &httpd)?;
+    for address in cluster.node(NODE).addresses() {
+        let url = format!("http://{}/name", SocketAddr::new(address, 18080));
+        eventually::succeeds("the host port answers the world", || {
+            cluster.outside().command("curl").args(["-sf", "-m", "2", &url]).text()
+        })?;
+    }
+
+    let refused = containerd.run_with("second", vec![mapping.clone()]).expect_err("the port is taken");
+    ensure!(format!("{refused:#}").contains("default/first"), "the holder is not named: {refused:#}");
+    client.stop_pod(&pod)?;
+    let (_, second) = containerd.run_with("second", vec![mapping])?;
+    client.stop_pod(&second)?;
+    drop(containerd);
+    cluster.stop()
 }
 
 /// The data path that the plugin asked for: from the container to a Service of the cluster.
@@ -180,5 +220,7 @@ pub(crate) fn agent_dead() -> Result<()> {
         Ok(())
     })?;
     let (_, again) = containerd.run("again")?;
-    containerd.client.stop_pod(&again)
+    containerd.client.stop_pod(&again)?;
+    drop(containerd);
+    cluster.stop()
 }

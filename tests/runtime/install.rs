@@ -58,5 +58,5 @@ pub(crate) fn over_the_life_of_a_pod() -> Result<()> {
     command(&cluster, &bin, &conf)?.arg("--remove").text()?;
     let left = fs::read_dir(&bin).context("list plugins")?.count();
     ensure!(left == 0, "{left} files are left");
-    Ok(())
+    cluster.stop()
 }

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
         containerd::two_containers_of_a_pod,
         containerd::agent_dead,
+        containerd::host_port,
         install::over_the_life_of_a_pod,
         podman::two_containers_of_a_pod,
     ])

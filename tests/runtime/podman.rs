@@ -99,5 +99,6 @@ pub(crate) fn two_containers_of_a_pod() -> Result<()> {
     cluster.node(NODE).command("curl").args(["-sf", &format!("http://{address}:8080/name")]).text()?;
     podman.run(&["pod", "rm", "--force", "--time", "0", "pair"])?;
     ensure!(endpoints()? == before, "the agent still knows it: {}", endpoints()?);
-    Ok(())
+    drop(podman);
+    cluster.stop()
 }
