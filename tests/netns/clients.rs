@@ -11,6 +11,7 @@ use quilla_tests::client::{at, curl, dig, iperf3};
 use quilla_tests::cluster::Cluster;
 use quilla_tests::command::Run;
 use quilla_tests::eventually;
+use quilla_tests::node::Node;
 use quilla_tests::pod::Pod;
 use quilla_tests::topology::OUTSIDE;
 use quilla_tests::workload::Workload;
@@ -72,7 +73,7 @@ impl Exposed {
             cluster_ips: [ip(0)?, ip(1)?],
             node_port: number(ports.first().context("ports")?).context("a node port")?,
             health_check: number(&spec["healthCheckNodePort"]),
-            nodes: cluster.nodes().iter().map(|node| node.addresses()).collect(),
+            nodes: cluster.nodes().iter().map(Node::addresses).collect(),
         })
     }
 

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use quilla_tests::ask::{By, ask};
 use quilla_tests::client::{at, curl, dig};
 use quilla_tests::cluster::Cluster;
 use quilla_tests::topology::OUTSIDE;
@@ -205,12 +206,7 @@ pub(crate) fn sessions_survive_an_agent_s_restart() -> Result<()> {
             curl(|program| cluster.outside().command(program), *to)?.answer()
         })?;
     }
-    let mut load = cluster.outside().command(&binary::path("quilla-load")?.to_string_lossy());
-    load.args(["--long", "50", "--rate", "100", "--seconds", "300"]);
-    for to in &targets {
-        load.args(["--target", &to.to_string()]);
-    }
-    let load = load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start the load")?;
+    let load = load(&cluster, &targets, ["--long", "50", "--rate", "100"])?;
     for _ in 0..3 {
         for node in ["node-a", "node-b"] {
             cluster.node_mut(node).agent()?.kill()?;
@@ -223,10 +219,55 @@ pub(crate) fn sessions_survive_an_agent_s_restart() -> Result<()> {
             cluster.node_mut(node).wait_ready()?;
         }
     }
+    println!("agents restarted: {}", unharmed(load)?);
+    cluster.stop()
+}
+
+/// S17: a Pod whose weight becomes 0 keeps the sessions it has and gets no new ones, and some again with a weight.
+pub(crate) fn a_weight_of_zero_drains_a_pod() -> Result<()> {
+    let cluster = Cluster::builder("external-weight").nodes(2).start()?;
+    for (node, name) in [("node-a", "web-a"), ("node-b", "web-b")] {
+        cluster.pod(node, name).label("app", "web").start()?;
+    }
+    let exposed = expose(&cluster, "web", Workload::Nginx, &json!({}))?;
+    cluster.wait_service("web", 2)?;
+    let targets = at(cluster.node("node-a").addresses(), exposed.node_port);
+    let answers = |count: u32| -> Result<BTreeSet<String>> {
+        let mut servers = BTreeSet::new();
+        for to in targets {
+            let answers = ask(|program| cluster.outside().command(program), to, By::Http, count)?;
+            servers.extend(answers.into_iter().map(|answer| answer.server));
+        }
+        Ok(servers)
+    };
+    let become_of = |expected: &[&str]| {
+        eventually::becomes("who answers", || answers(30), |found| found.iter().eq(expected)).map(drop)
+    };
+    become_of(&["web-a", "web-b"])?;
+    let load = load(&cluster, &targets, ["--long", "40", "--rate", "0"])?;
+    for (weight, servers) in [("0", &["web-a"][..]), ("50", &["web-a", "web-b"])] {
+        let weight = format!("quilla.dev/weight={weight}");
+        cluster.kubectl(&["annotate", "pod", "web-b", &weight, "--overwrite"])?;
+        become_of(servers)?;
+    }
+    unharmed(load)?;
+    cluster.stop()
+}
+
+fn load(cluster: &Cluster, targets: &[SocketAddr], how: [&str; 4]) -> Result<Child> {
+    let mut load = cluster.outside().command(&binary::path("quilla-load")?.to_string_lossy());
+    load.args(how).args(["--seconds", "300"]);
+    for to in targets {
+        load.args(["--target", &to.to_string()]);
+    }
+    load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start the load")
+}
+
+/// Ends a load that must have lost nothing; what it says.
+fn unharmed(load: Child) -> Result<String> {
     kill_process(Pid::from_child(&load), Signal::TERM).context("the load is still running")?;
     let output = load.wait_with_output().context("wait for the load")?;
-    let said = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     ensure!(output.status.success(), "lost: {said}{}", String::from_utf8_lossy(&output.stderr));
-    println!("agents restarted: {}", said.trim());
-    cluster.stop()
+    Ok(said)
 }

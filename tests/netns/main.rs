@@ -34,6 +34,7 @@ fn main() -> std::process::ExitCode {
         external::clients_come_back_to_their_server,
         external::balancers_see_which_node_has_endpoints,
         external::sessions_survive_an_agent_s_restart,
+        external::a_weight_of_zero_drains_a_pod,
         node::connected_sockets_end_with_their_backend,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
         churn::endpoints_come_and_go_under_load,

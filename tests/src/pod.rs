@@ -40,13 +40,6 @@ impl<'c> PodBuilder<'c> {
         self
     }
 
-    /// Adds an annotation.
-    #[must_use]
-    pub fn annotation(mut self, key: &str, value: &str) -> Self {
-        self.object["metadata"]["annotations"][key] = json!(value);
-        self
-    }
-
     /// Runs a real server instead of the harness's own; ready when it takes connections.
     pub fn runs(mut self, workload: Workload) -> Result<Self> {
         let name = self.object["metadata"]["name"].as_str().context("name of the pod")?;

@@ -117,9 +117,9 @@ fn is_wrong(outs: &Outs<'_>, one: &Connection) -> bool {
 
 /// The judge is not blind: a connection in the middle of a time without is one too many.
 fn sees_planted_faults(outs: &Outs<'_>) -> Result<()> {
-    let bounded = outs.iter().flat_map(|(key, times)| times.iter().map(move |out| (key, out)));
+    let mut all = outs.iter().flat_map(|(key, times)| times.iter().map(move |out| (key, out)));
     let ((target, server), out) =
-        bounded.filter(|(_, out)| out.until < u64::MAX).next_back().context("nothing was ever out")?;
+        all.rfind(|(_, out)| out.until < u64::MAX).context("nothing was ever out")?;
     let begun = out.from + (out.until - out.from) / 2;
     let planted = Connection { begun, target: *target, server: (*server).to_owned() };
     ensure!(faults(outs, &[planted]).is_err(), "a planted fault was not seen");
