@@ -7,6 +7,7 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Index;
@@ -208,8 +209,15 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
     where
         V: Default,
     {
-        self.len += usize::from(!self.contains_key(&key));
-        self.part_mut(&key).entry(key).or_default()
+        let (branch, part) = place(&key);
+        let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);
+        match Arc::make_mut(&mut branch[part]).entry(key) {
+            Entry::Occupied(occupied) => occupied.into_mut(),
+            Entry::Vacant(vacant) => {
+                self.len += 1;
+                vacant.insert(V::default())
+            }
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Ids of backends. Called by the layout, before the sets that name them.
 
-use std::collections::BTreeSet;
-
 use quilla_abi::backend::Backend;
 use quilla_abi::epoch;
 
@@ -14,25 +12,28 @@ use crate::tables::Tables;
 impl Layout {
     /// Gives ids to backends that came, and takes back those of backends that went.
     pub(super) fn place_backends(&mut self, desired: &Desired, tables: &mut Tables) {
-        let mut came = std::mem::take(&mut self.crowded.backends);
+        let waiting = std::mem::take(&mut self.crowded.backends);
+        for key in waiting.into_iter().filter(|key| desired.backends.contains_key(key)) {
+            self.place_or_wait(key, tables);
+        }
         for change in self.desired.backends.clone().difference(&desired.backends) {
             match (change.old, change.new) {
                 (Some(_), None) => {
-                    came.remove(change.key);
                     self.remove_backend::<[u8; 4]>(change.key, tables);
                     self.remove_backend::<[u8; 16]>(change.key, tables);
                 }
-                (None, Some(_)) => {
-                    came.insert(*change.key);
-                }
+                (None, Some(_)) => self.place_or_wait(*change.key, tables),
                 _ => {}
             }
         }
-        let placed = |key: &BackendKey, layout: &mut Self, tables: &mut Tables| {
-            layout.place_backend::<[u8; 4]>(key, tables) || layout.place_backend::<[u8; 16]>(key, tables)
-        };
-        let crowded: BTreeSet<_> = came.into_iter().filter(|key| !placed(key, self, tables)).collect();
-        self.crowded.backends = crowded;
+    }
+
+    fn place_or_wait(&mut self, key: BackendKey, tables: &mut Tables) {
+        let placed =
+            self.place_backend::<[u8; 4]>(&key, tables) || self.place_backend::<[u8; 16]>(&key, tables);
+        if !placed {
+            self.crowded.backends.insert(key);
+        }
     }
 
     fn backend_pool<A: AddressFamily>(&mut self) -> &mut IdPool {
