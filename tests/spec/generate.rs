@@ -214,7 +214,7 @@ fn any_address(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
     match rng.u8(0..40) {
         32..=35 => virtual_address(rng.u8(1..=VIRTUAL))[family],
         26 | 36..=38 => host_address(world, rng, family),
-        39 => ["127.9.9.9", "::1"][family].parse().expect("an address"),
+        39 => ["127.0.0.1", "::1"][family].parse().expect("an address"),
         0..=12 => service_address(rng.u8(1..=SERVICES))[family],
         13..=18 => world.pods[rng.usize(0..world.pods.len())].addresses[family],
         19..=23 => {

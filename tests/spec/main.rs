@@ -34,7 +34,11 @@ use crate::explore::explore;
 use crate::rig::{OVERLAY, POD_DEVICES, UPLINK};
 
 fn main() -> std::process::ExitCode {
-    quilla_tests::suite::main(quilla_tests::tests![agreement, mutants::each_is_caught])
+    quilla_tests::suite::main(quilla_tests::tests![
+        agreement,
+        mutants::data_path::each_is_caught,
+        mutants::planner::each_is_caught
+    ])
 }
 
 /// E1, E7-E13, E19, E20, S1, S5, S10-S17, S45: planner and programs do what the specification says.

@@ -1,0 +1,113 @@
+//! Broken kernel programs: each is built like the real object, and run against the model in this process.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use quilla_datapath::Object;
+
+use super::{Mutant, PACKETS, Sources, told};
+use crate::explore::explore;
+use crate::{files, namespace};
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "checksums forget the addresses",
+        file: "ebpf/core/src/connection.rs",
+        from: "rewrite.addr_delta = delta(addresses(old), addresses(new));",
+        to: "rewrite.addr_delta = 0;",
+    },
+    Mutant {
+        name: "an established flow trusts any Ethernet source",
+        file: "ebpf/src/hook/pod.rs",
+        from: "&& skb.source_mac() == Ok(ingress.mac)",
+        to: "",
+    },
+    Mutant {
+        name: "the last hop is not noticed",
+        file: "ebpf/src/pipeline.rs",
+        from: "headers.hop_limit <= 1",
+        to: "headers.hop_limit == 0",
+    },
+    Mutant {
+        name: "an established overlay flow trusts any node",
+        file: "ebpf/src/hook/overlay.rs",
+        from: "helper::row(&NODES, slot).is_some_and(|node| route::is_node_at(node, origin))",
+        to: "origin.len() == 16",
+    },
+    Mutant {
+        name: "a SYN never reopens a closed connection",
+        file: "ebpf/src/service.rs",
+        from: "(opening && is_over(entry.state))",
+        to: "(opening && is_over(entry.state) && false)",
+    },
+    Mutant {
+        name: "a flow outlives its backend",
+        file: "ebpf/src/flow.rs",
+        from: "holds(a) && holds(b) && holds(c) && holds(d)",
+        to: "holds(a) && holds(b) && holds(c) && d.index != u32::MAX",
+    },
+    Mutant {
+        name: "a Pod may answer itself past us",
+        file: "ebpf/src/nat.rs",
+        from: "scratch.flow.backend != 0 && scratch.out.dst == headers.key.src",
+        to: "false && scratch.out.dst == headers.key.src",
+    },
+    Mutant {
+        name: "two connections share a tuple",
+        file: "ebpf/src/flow.rs",
+        from: "if !ours && !is_abandoned::<F>(holder, scratch) {",
+        to: "if false && !ours && !is_abandoned::<F>(holder, scratch) {",
+    },
+    Mutant {
+        name: "a slot beyond the Service's range",
+        file: "ebpf/core/src/service.rs",
+        from: "Some(service.slot_base.wrapping_add(offset as u32))",
+        to: "Some((service.slot_base + 1).wrapping_add(offset as u32))",
+    },
+    Mutant {
+        name: "drops are counted as another reason",
+        file: "ebpf/src/verdict.rs",
+        from: "count(&DROPS, reason as u32, skb);",
+        to: "count(&DROPS, reason as u32 + 1, skb);",
+    },
+    Mutant {
+        name: "UDP without a checksum gets one",
+        file: "ebpf/src/nat.rs",
+        from: "rewrite, u64::from(BPF_F_MARK_MANGLED_0), true)?;",
+        to: "rewrite, u64::from(BPF_F_MARK_MANGLED_0) & 0, true)?;",
+    },
+    Mutant {
+        name: "a client returns to an endpoint that left the set",
+        file: "ebpf/src/selection.rs",
+        from: "|| helper::find(&AFFINITY_MEMBERS, &member).is_none()",
+        to: "",
+    },
+    Mutant {
+        name: "source ranges are for everybody",
+        file: "ebpf/src/service.rs",
+        from: "flags & flag::SOURCE_RANGES != 0 &&",
+        to: "false && flags & flag::SOURCE_RANGES != 0 &&",
+    },
+];
+
+/// The specification proves its worth: each mutant of the programs disagrees with it.
+pub(crate) fn each_is_caught() -> Result<()> {
+    let members = ["abi", "ebpf", "ebpf/core"];
+    let sources = Sources::copy(&["abi", "ebpf"], &members)?;
+    sources.each_is_caught(MUTANTS, |sources, name| {
+        let object = compile(sources)?;
+        told(namespace(name)?.run(|| explore(&files(name), &Object::from_bytes(&object), 1, PACKETS))?)
+    })
+}
+
+fn compile(sources: &Sources) -> Result<Vec<u8>> {
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["build", "--quiet", "--package", "quilla-ebpf", "--target", "bpfel-unknown-none"])
+        .args(["-Z", "build-std=core", "--profile", "bpf"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", "-Clinker=bpf-linker -Ctarget-cpu=v3 -Clink-arg=--btf -Awarnings");
+    let object = sources.build(cargo, Path::new("bpfel-unknown-none/bpf/quilla-ebpf"))?;
+    std::fs::read(object).context("read the mutant")
+}

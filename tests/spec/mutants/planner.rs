@@ -1,0 +1,96 @@
+//! Broken planners: each is linked into the specification's own program, which runs it against the real object.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Mutant, PACKETS, Sources};
+use crate::{files, namespace};
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "externalTrafficPolicy is ignored",
+        file: "agent/plan/src/frontend.rs",
+        from: "self.add_set(plan, self.service.external_policy, true)",
+        to: "self.add_set(plan, TrafficPolicy::Cluster, true)",
+    },
+    Mutant {
+        name: "a client inside is bound to this node's endpoints",
+        file: "agent/plan/src/frontend.rs",
+        from: "self.add_set(plan, TrafficPolicy::Cluster, false)",
+        to: "self.add_set(plan, self.service.external_policy, false)",
+    },
+    Mutant {
+        name: "internalTrafficPolicy is ignored",
+        file: "agent/plan/src/frontend.rs",
+        from: "self.add_set(plan, self.service.internal_policy, false)",
+        to: "self.add_set(plan, TrafficPolicy::Cluster, false)",
+    },
+    Mutant {
+        name: "nobody who terminates is a last resort",
+        file: "agent/plan/src/choice.rs",
+        from: "if ready.is_empty() { members(candidates, last_resort) } else { ready }",
+        to: "ready",
+    },
+    Mutant {
+        name: "hints that name nobody here count",
+        file: "agent/plan/src/choice.rs",
+        from: "&& ready().any(|c| Self::SameNode.allows(c, place))",
+        to: "",
+    },
+];
+
+/// The package of `alone.rs` in the copy of the tree.
+const MANIFEST: &str = r#"
+[package]
+name = "alone"
+edition.workspace = true
+
+[[bin]]
+name = "alone"
+path = "alone.rs"
+
+[dependencies]
+anyhow.workspace = true
+fastrand.workspace = true
+ipnet.workspace = true
+quilla-abi = { workspace = true, features = ["user"] }
+quilla-datapath.workspace = true
+quilla-model.workspace = true
+quilla-plan.workspace = true
+"#;
+
+/// The specification proves its worth: each mutant of the planner disagrees with it.
+pub(crate) fn each_is_caught() -> Result<()> {
+    let parts = ["abi", "ebpf", "model", "agent/plan", "agent/datapath", "agent/src", "tests/spec"];
+    let members = ["abi", "model", "agent/plan", "agent/datapath", "tests/spec"];
+    let sources = Sources::copy(&parts, &members)?;
+    fs::write(sources.folder().join("tests/spec/Cargo.toml"), MANIFEST).context("write the manifest")?;
+    sources.each_is_caught(MUTANTS, |sources, name| {
+        let mut cargo = Command::new("cargo");
+        cargo.args(["build", "--quiet", "--package", "alone"]).env("RUSTFLAGS", "-Awarnings");
+        let program = sources.build(cargo, Path::new("debug/alone"))?;
+        namespace(&format!("planner-{name}"))?.run(|| run(&program, name))?
+    })
+}
+
+/// The first line of the disagreement, if there is one.
+fn run(program: &Path, name: &str) -> Result<Option<String>> {
+    let place = files(&format!("planner-{name}"));
+    fs::create_dir_all(&place).context("make a place for pins")?;
+    let object = Sources::root().join("ebpf/objects/quilla.bpf.o");
+    let output = Command::new(program)
+        .arg(place)
+        .arg(object)
+        .args(["1".to_owned(), PACKETS.to_string()])
+        .output()
+        .context("start the mutant")?;
+    let line = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+    match output.status.code() {
+        Some(0) => Ok(None),
+        Some(1) => Ok(Some(line)),
+        _ => bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
+    }
+}
