@@ -176,6 +176,8 @@ impl Site {
         {
             let text = self.node().netns().command("ip").args(arguments.split(' ')).text()?;
             let ours = text.lines().filter(|line| line.replace("quilla_", "").contains("quil"));
+            // Multicast neighbours come and go by themselves.
+            let ours = ours.filter(|line| !line.contains("NOARP"));
             // The order of neighbours is that of a hash table.
             for line in ours.collect::<BTreeSet<_>>() {
                 writeln!(traces, "{line}")?;
