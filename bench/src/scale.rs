@@ -1,6 +1,6 @@
 //! `scale`: a large cluster through the agent's reconciler into real maps: how long, how much memory, how many calls.
 //!
-//! The reconciler runs in this process, in a namespace with a dummy uplink, and is given snapshots as the watches would
+//! The reconciler runs in this process, in a namespace with an uplink to nowhere, and is given snapshots as the watches would
 //! publish them. Nothing is received or sent. A measurement fails when the rows it waits for did not get there.
 
 mod cluster;
@@ -51,7 +51,8 @@ pub(crate) struct Options {
 
 pub(crate) fn measure(options: &Options) -> Result<()> {
     let netns = Netns::create("scale")?;
-    netns.ip("link add uplink0 type dummy\naddr add 192.0.2.1/24 dev uplink0\nlink set uplink0 up")?;
+    netns.ip("link add uplink0 type veth peer name beyond0\naddr add 192.0.2.1/24 dev uplink0")?;
+    netns.ip("link set uplink0 up\nlink set beyond0 up")?;
     netns.run(|| inside(options))?
 }
 
