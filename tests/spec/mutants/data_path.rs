@@ -89,6 +89,42 @@ const MUTANTS: &[Mutant] = &[
         from: "flags & flag::SOURCE_RANGES != 0 &&",
         to: "false && flags & flag::SOURCE_RANGES != 0 &&",
     },
+    Mutant {
+        name: "an empty Local set is refused aloud",
+        file: "ebpf/src/selection.rs",
+        from: "choice.service.flags & flag::DROP_WHEN_EMPTY != 0",
+        to: "choice.service.flags & flag::DROP_WHEN_EMPTY == 0",
+    },
+    Mutant {
+        name: "clients outside reach other nodes under their own address",
+        file: "ebpf/src/nat.rs",
+        from: "|| (scratch.from.action == action::UPLINK && scratch.to.action == action::OVERLAY)",
+        to: "",
+    },
+    Mutant {
+        name: "clients outside lose their address",
+        file: "ebpf/src/nat.rs",
+        from: "scratch.from.action == action::UPLINK && scratch.to.action == action::OVERLAY)",
+        to: "scratch.from.action == action::UPLINK)",
+    },
+    Mutant {
+        name: "every node has a table of its own",
+        file: "ebpf/src/service.rs",
+        from: "F::hash(key, MAGLEV_SEED)",
+        to: "*hash",
+    },
+    Mutant {
+        name: "another port of a Service's address is nobody's",
+        file: "ebpf/src/service.rs",
+        from: "if has_ports && helper::find(F::services(), &marker).is_some()",
+        to: "if has_ports && helper::find(F::services(), &marker).is_none()",
+    },
+    Mutant {
+        name: "the cluster's own addresses come in by the uplink",
+        file: "ebpf/src/hook/uplink.rs",
+        from: "if targets::is_outside(route::find::<F>(headers.key.src)) {",
+        to: "if headers.hop_limit != 0 || targets::is_outside(route::find::<F>(headers.key.src)) {",
+    },
 ];
 
 /// The specification proves its worth: each mutant of the programs disagrees with it.

@@ -40,6 +40,60 @@ const MUTANTS: &[Mutant] = &[
         from: "&& ready().any(|c| Self::SameNode.allows(c, place))",
         to: "",
     },
+    Mutant {
+        name: "source ranges are skipped",
+        file: "agent/plan/src/frontend.rs",
+        from: "if ranges().next().is_none() {",
+        to: "if ranges().count() < 99 {",
+    },
+    Mutant {
+        name: "external addresses have no marker",
+        file: "agent/plan/src/frontend.rs",
+        from: "self.markers.insert(Marker { address, scope: scope::EXTERNAL });",
+        to: "",
+    },
+    Mutant {
+        name: "endpoints elsewhere are forgotten",
+        file: "agent/plan/src/frontend.rs",
+        from: "if hidden && !self.facts.reject_without_local {",
+        to: "if hidden && self.facts.reject_without_local {",
+    },
+    Mutant {
+        name: "a terminating duplicate wins",
+        file: "agent/plan/src/candidate.rs",
+        from: "found.sort_by_key(|candidate| (candidate.key, candidate.terminating));",
+        to: "found.sort_by_key(|candidate| (candidate.key, !candidate.terminating));",
+    },
+    Mutant {
+        name: "no share is a share",
+        file: "agent/plan/src/weight.rs",
+        from: "members.retain(|member| member.weight > 0);",
+        to: "members.iter_mut().for_each(|member| member.weight = member.weight.max(1));",
+    },
+    Mutant {
+        name: "node ports on every address of the node",
+        file: "agent/plan/src/frontend.rs",
+        from: "self.facts.node_port_addresses.iter().filter(of_family)",
+        to: "self.facts.addresses.iter().filter(of_family)",
+    },
+    Mutant {
+        name: "a former load balancer keeps its addresses",
+        file: "agent/plan/src/address.rs",
+        from: "if service.kind == ServiceType::LoadBalancer {",
+        to: "if service.kind != ServiceType::ClusterIp {",
+    },
+    Mutant {
+        name: "the last to claim an address has it",
+        file: "agent/plan/src/claim.rs",
+        from: "match claimants.values().next() {",
+        to: "match claimants.values().next_back() {",
+    },
+    Mutant {
+        name: "a deleted endpoint keeps its connections",
+        file: "agent/plan/src/diff.rs",
+        from: "steps.push(Step::Bump(v4.ended_generations().chain(v6.ended_generations()).collect()));",
+        to: "",
+    },
 ];
 
 /// The package of `alone.rs` in the copy of the tree.
