@@ -63,9 +63,9 @@ pub(super) fn judge(
             let seen: Vec<_> = observations.iter().filter(|one| one.frontend == *frontend).collect();
             for (place, (at, ready)) in turns.iter().enumerate() {
                 let until = turns.get(place + 1).map_or(u64::MAX, |(next, _)| *next);
-                let published = seen.iter().find(|one| {
-                    (*at..until).contains(&one.at) && one.members.contains(&endpoint.address) == *ready
-                });
+                let first = seen.partition_point(|one| one.at < *at);
+                let mut in_time = seen[first..].iter().take_while(|one| one.at < until);
+                let published = in_time.find(|one| one.members.contains(&endpoint.address) == *ready);
                 let Some(published) = published else {
                     // What was written last may end after the last look.
                     superseded += 1;
@@ -111,8 +111,10 @@ fn faults(outs: &Outs<'_>, connections: &[Connection]) -> Result<()> {
 }
 
 fn is_wrong(outs: &Outs<'_>, one: &Connection) -> bool {
-    let times = outs.get(&(one.target, one.server.as_str()));
-    times.into_iter().flatten().any(|out| out.from < one.begun && one.begun < out.until)
+    let Some(times) = outs.get(&(one.target, one.server.as_str())) else { return false };
+    // They are in order and apart: the last to begin before it is the only one that can contain it.
+    let before = times.partition_point(|out| out.from < one.begun);
+    before.checked_sub(1).is_some_and(|last| one.begun < times[last].until)
 }
 
 /// The judge is not blind: a connection in the middle of a time without is one too many.
