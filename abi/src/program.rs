@@ -46,5 +46,5 @@ pub mod rodata {
     pub const COUNT_HELPERS: &str = "COUNT_HELPERS";
 }
 
-/// `skb->mark` of packets that our own programs already gave a tunnel key: `to_overlay` lets them pass.
-pub const ENCAPSULATED_MARK: u32 = 0x0051_4c41;
+/// `skb->mark` of packets that our own programs sent on: the hook on the way out of the device lets them pass.
+pub const SENT_MARK: u32 = 0x0051_4c41;

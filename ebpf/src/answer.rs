@@ -86,7 +86,7 @@ fn header<F: Pipeline>(skb: Skb, key: &FlowKey<F::Addr>, proto: u8, payload: u32
     skb.write(ETHERNET, F::preamble(proto, payload as u16, addresses))?;
     skb.write_address(ETHERNET + F::SOURCE, &key.dst)?;
     skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, &key.src)?;
-    let rest = (payload as u16).to_be() as u32 + u32::from(u16::from(proto).to_be());
+    let rest = u32::from((payload as u16).to_be()) + u32::from(u16::from(proto).to_be());
     Ok(checksum::add(addresses, rest))
 }
 
@@ -136,8 +136,8 @@ fn error<F: Pipeline>(skb: Skb, memory: &mut Memory<F::Addr>, kind: Answer) -> R
     let payload = length + 8;
     let pseudo = header::<F>(skb, &headers.key, F::ICMP, payload)?;
     let icmp = answer::error_header::<F>(kind, *mtu as u16);
-    let [a, b, c, d, e, f, g, h] = icmp;
-    let fields = checksum::add(u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+    let word = |at: usize| u32::from_ne_bytes([icmp[at], icmp[at + 1], icmp[at + 2], icmp[at + 3]]);
+    let fields = checksum::add(word(0), word(4));
     let mut sum = checksum::add(fields, helper::sum(copy));
     if F::ICMP_PSEUDO_HEADER {
         sum = checksum::add(sum, pseudo);

@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key};
 use quilla_abi::node::{self, UnderlayAddress};
-use quilla_abi::program::ENCAPSULATED_MARK;
+use quilla_abi::program::SENT_MARK;
 use quilla_abi::{DropReason, address};
 use quilla_ebpf_core::{Family, V6};
 
@@ -38,7 +38,7 @@ pub(crate) fn to_node(skb: Skb, slot: u32) -> Result<(), DropReason> {
         BPF_F_ZERO_CSUM_TX | BPF_F_TUNINFO_IPV6
     };
     helper::set_tunnel_key(skb.raw(), &mut key, u64::from(flags))?;
-    skb.set_mark(ENCAPSULATED_MARK);
+    skb.set_mark(SENT_MARK);
     Ok(())
 }
 

@@ -57,6 +57,15 @@ impl Skb {
         unsafe { (*self.raw).mark = mark };
     }
 
+    /// Whether the frame is for another host's Ethernet address: seen where a switch floods or the device is promiscuous.
+    /// In a test run every frame looks like that.
+    #[inline(always)]
+    pub(crate) fn is_for_another(self) -> bool {
+        const PACKET_OTHERHOST: u32 = 3;
+        // SAFETY: as in `ifindex`.
+        !helper::tracing() && unsafe { (*self.raw).pkt_type } == PACKET_OTHERHOST
+    }
+
     /// A VLAN tag that the device took out of the frame.
     #[inline(always)]
     pub(crate) fn is_tagged(self) -> bool {

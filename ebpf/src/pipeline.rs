@@ -5,6 +5,7 @@
 
 use quilla_abi::flow::{Flow, Ingress, action, flag, scope};
 use quilla_abi::node::UnderlayAddress;
+use quilla_abi::program::SENT_MARK;
 use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::connection::opens;
 use quilla_ebpf_core::headers::{self, Message};
@@ -373,6 +374,7 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
         // The node's own answer may be leaving by another device than the one that the client asked on (E15).
         action::UPLINK if H::EGRESS && ifindex == skb.ifindex() => verdict.exit = Exit::Masqueraded,
         action::UPLINK => {
+            skb.set_mark(SENT_MARK);
             verdict.exit = Exit::Uplink;
             verdict.ifindex = ifindex;
         }

@@ -20,6 +20,7 @@ mod rig;
 mod silence;
 mod sockets;
 mod spoof;
+mod strangers;
 mod ways;
 
 fn main() -> std::process::ExitCode {
@@ -84,6 +85,10 @@ fn main() -> std::process::ExitCode {
         spoof::sources,
         spoof::neighbours,
         spoof::overlay,
+        strangers::groups,
+        strangers::without_ports,
+        strangers::shapes,
+        strangers::full_flow_table,
         ways::pod_to_pod,
         ways::services,
         ways::overlay,

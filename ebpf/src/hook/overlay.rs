@@ -3,7 +3,7 @@
 use quilla_abi::config::Config;
 use quilla_abi::flow::{Flow, Ingress};
 use quilla_abi::node::UnderlayAddress;
-use quilla_abi::program::ENCAPSULATED_MARK;
+use quilla_abi::program::SENT_MARK;
 use quilla_abi::route::kind;
 use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::Headers;
@@ -153,7 +153,7 @@ impl Hook for ToOverlay {
 
     #[inline(always)]
     fn is_ours(skb: Skb) -> bool {
-        skb.mark() != ENCAPSULATED_MARK
+        skb.mark() != SENT_MARK
     }
 
     #[inline(always)]

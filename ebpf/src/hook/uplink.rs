@@ -6,7 +6,7 @@ use quilla_abi::DropReason;
 use quilla_abi::config::{self, Config};
 use quilla_abi::flow::{Flow, scope};
 use quilla_abi::node::UnderlayAddress;
-use quilla_abi::program::ENCAPSULATED_MARK;
+use quilla_abi::program::SENT_MARK;
 use quilla_abi::route::kind;
 use quilla_abi::service::scope::EXTERNAL;
 use quilla_ebpf_core::Headers;
@@ -29,6 +29,11 @@ pub(crate) struct FromUplink;
 impl Hook for FromUplink {
     const BACK: Back = Back::Device;
     const SCOPE: u8 = scope::UPLINK;
+
+    #[inline(always)]
+    fn is_ours(skb: Skb) -> bool {
+        !skb.is_for_another()
+    }
 
     #[inline(always)]
     fn foreign(_skb: Skb, _ethertype: u16) -> Outcome {
@@ -190,10 +195,13 @@ impl Hook for ToUplink {
 
     #[inline(always)]
     fn is_ours(skb: Skb) -> bool {
+        if skb.mark() == SENT_MARK {
+            return false;
+        }
         match skb.ingress_ifindex() {
             0 => {
                 let answers = |config: &Config| config.flags & config::flag::NODE_BACKENDS != 0;
-                skb.mark() != ENCAPSULATED_MARK && route::config().is_ok_and(answers)
+                route::config().is_ok_and(answers)
             }
             came_by => came_by != skb.ifindex(),
         }

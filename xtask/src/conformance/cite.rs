@@ -5,10 +5,12 @@ const PREFIXES: [&str; 3] = ["CNI-", "S", "E"];
 
 /// The numbers that a source cites, each with the test that does, or none for the whole module.
 ///
-/// In a file of tests every documented function counts, elsewhere only those under `#[test]` and the like.
+/// In a file of tests every documented function counts, elsewhere only those under `#[test]` and the like. Comments
+/// inside a function count as its own.
 pub(super) fn cites(source: &str, all_functions: bool) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let (mut comment, mut is_test) = (String::new(), false);
+    let mut inside = None;
     for line in source.lines().map(str::trim) {
         if let Some(text) = line.strip_prefix("//!") {
             if all_functions || source.contains("#[test]") {
@@ -20,12 +22,16 @@ pub(super) fn cites(source: &str, all_functions: bool) -> Vec<(String, String)> 
         } else if line.starts_with("#[") || line.starts_with('#') {
             is_test |= line.contains("test]");
         } else if let Some(name) = function(line) {
-            if all_functions || is_test {
+            inside = (all_functions || is_test).then_some(name);
+            if inside.is_some() {
                 let items = numbers(&comment).into_iter().chain(of_name(name));
                 found.extend(items.map(|item| (item, name.to_owned())));
             }
             (comment, is_test) = (String::new(), false);
-        } else if !line.starts_with("//") {
+        } else if let Some(text) = line.strip_prefix("//") {
+            let test = inside.map(|name| numbers(text).into_iter().map(move |item| (item, name.to_owned())));
+            found.extend(test.into_iter().flatten());
+        } else {
             (comment, is_test) = (String::new(), false);
         }
     }
@@ -111,11 +117,10 @@ mod tests {
 
     #[test]
     fn who_cites() {
-        let source =
-            "//! E1\n/// S2: two\n#[test]\nfn two() {}\n/// S3\nfn helper() {}\n#[test]\nfn s4_four() {}\n";
+        let source = "//! E1\n/// S2: two\n#[test]\nfn two() {}\n/// S3\nfn helper() {}\n#[test]\nfn s4_four() {\n// E5: five\n}\n";
         let of =
             |all| cites(source, all).into_iter().map(|(item, by)| format!("{item} {by}")).collect::<Vec<_>>();
-        assert_eq!(of(false), ["E1 ", "S2 two", "S4 s4_four"]);
-        assert_eq!(of(true), ["E1 ", "S2 two", "S3 helper", "S4 s4_four"]);
+        assert_eq!(of(false), ["E1 ", "S2 two", "S4 s4_four", "E5 s4_four"]);
+        assert_eq!(of(true), ["E1 ", "S2 two", "S3 helper", "S4 s4_four", "E5 s4_four"]);
     }
 }
