@@ -127,14 +127,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let mut watching = watches::start(&client, &options.node_name, &updates, &metrics, &drain);
     tasks.start("watches", async move { while watching.join_next().await.is_some() {} });
     tasks.start("snapshot owner", snapshot::own(received, published, drain.clone()));
-    let file = last_known::path(&options.state_dir);
-    tasks.start("last-known snapshot", last_known::keep(file.clone(), snapshots.clone(), drain.clone()));
-    tasks.start("snapshot forwarder", forward(snapshots.clone(), reconciler.clone(), file, drain.clone()));
-    let (notices, noticed) = mpsc::channel(64);
-    let reporting = events::report(client, options.node_name.clone(), view.clone(), noticed, drain.clone());
-    tasks.start("events", reporting);
-    let checks = health_check::serve(view.clone(), Arc::clone(&metrics), notices, drain.clone());
-    tasks.start("health checks", checks);
+    tasks.start_snapshots(&options, &snapshots, &reconciler);
+    tasks.start_reports(&options, client, &view, &metrics);
     let ending =
         sockets::end(ended, Arc::clone(&datapath), support_sender, Arc::clone(&metrics), drain.clone());
     tasks.start("sockets of deleted backends", ending);
@@ -187,6 +181,36 @@ impl Tasks {
             part.await;
             name
         });
+    }
+
+    /// What becomes of snapshots: the reconciler's orders, and a copy on the disk for the next start.
+    fn start_snapshots(
+        &mut self,
+        options: &Options,
+        snapshots: &watch::Receiver<Option<Published>>,
+        reconciler: &Handle,
+    ) {
+        let (file, drain) = (last_known::path(&options.state_dir), || self.drain.clone());
+        let keeping = last_known::keep(file.clone(), snapshots.clone(), drain());
+        let forwarding = forward(snapshots.clone(), reconciler.clone(), file, drain());
+        self.start("last-known snapshot", keeping);
+        self.start("snapshot forwarder", forwarding);
+    }
+
+    /// What the cluster hears of the node: events, and the health check node ports.
+    fn start_reports(
+        &mut self,
+        options: &Options,
+        client: kube::Client,
+        view: &watch::Receiver<Arc<View>>,
+        metrics: &Arc<Metrics>,
+    ) {
+        let (notices, noticed) = mpsc::channel(64);
+        let node = options.node_name.clone();
+        let reporting = events::report(client, node, view.clone(), noticed, self.drain.clone());
+        let checks = health_check::serve(view.clone(), Arc::clone(metrics), notices, self.drain.clone());
+        self.start("events", reporting);
+        self.start("health checks", checks);
     }
 
     /// Health and metrics over HTTP: as kube-proxy serves them, and the agent's own.
