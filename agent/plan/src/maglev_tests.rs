@@ -125,7 +125,7 @@ proptest! {
         prop_assert_eq!(backends(&members, &table(&members, density)), backends(&turned, &table(&turned, density)));
     }
 
-    /// The share of a member is what its weight says, to one slot of each round of the heaviest.
+    /// The share of a member is what its weight says, to one slot for each of the others: the last round is cut off.
     #[test]
     fn shares_follow_weights(weights in vec(1..=100u8, 2..20), seed in any::<u16>()) {
         let member = |(number, weight): (u32, u8)| member(number + u32::from(seed) * 100, weight);
@@ -134,7 +134,7 @@ proptest! {
         let total: usize = members.iter().map(|member| usize::from(member.weight)).sum();
         for (member, share) in members.iter().zip(shares(&members, &table).into_values()) {
             let fair = table.len() * usize::from(member.weight) / total;
-            prop_assert!(share.abs_diff(fair) <= 2, "{share} slots instead of {fair} of {}", table.len());
+            prop_assert!(share.abs_diff(fair) <= members.len(), "{share} slots instead of {fair} of {}", table.len());
         }
     }
 }
