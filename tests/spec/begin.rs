@@ -48,7 +48,11 @@ impl Model {
         }
     }
 
+    /// Node ports at `localhost` are for the node's own sockets (S36): a packet never has that address.
     fn frontend(&self, side: Side, tuple: Tuple) -> Option<Frontend> {
+        if tuple.dst.is_loopback() {
+            return None;
+        }
         self.world.services.frontend(side, tuple.dst, tuple.dport, tuple.proto).cloned()
     }
 
