@@ -3,6 +3,7 @@
 mod device;
 mod links;
 mod maps;
+mod others;
 mod pins;
 mod sockets;
 mod support;
