@@ -214,6 +214,7 @@ impl Reconciler {
             failing: None,
             pod_cidrs: snapshot.nodes.get(&facts.name).map_or_else(Vec::new, |node| node.pod_cidrs.clone()),
             node_port_addresses: for_services.node_port_addresses.into_iter().collect(),
+            snapshot,
             desired,
             tables,
             problems: found,

@@ -99,6 +99,7 @@ fn add_service(snapshot: &mut Snapshot, number: u8, endpoints: u8) {
             serving: true,
             terminating: false,
             node: None,
+            pod: None,
             hints: None,
         };
         let slice = EndpointSlice {

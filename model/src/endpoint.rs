@@ -61,6 +61,9 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
+    /// The Pod that it is, of the slice's namespace. For people only; snapshots of older agents do not have it.
+    #[serde(default)]
+    pub pod: Option<Arc<str>>,
     /// Which clients it is meant for, if the controller said so.
     pub hints: Option<Box<Hints>>,
 }
@@ -72,4 +75,17 @@ pub struct Hints {
     pub nodes: Vec<Arc<str>>,
     /// For clients in these zones.
     pub zones: Vec<Arc<str>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Endpoint;
+
+    #[test]
+    fn endpoints_of_older_snapshots_are_still_read() {
+        let stored = r#"{"address": "10.0.0.1", "ready": true, "serving": true, "terminating": false,
+            "node": "a", "hints": null}"#;
+        let endpoint: Endpoint = serde_json::from_str(stored).unwrap();
+        assert_eq!((endpoint.node.as_deref(), endpoint.pod), (Some("a"), None));
+    }
 }

@@ -195,6 +195,7 @@ fn endpoint(world: &World, rng: &mut Rng, family: Family, hinted: bool) -> Endpo
         serving: true,
         terminating: false,
         node: (!node.is_empty()).then(|| node.into()),
+        pod: None,
         hints: (hinted && rng.u8(0..10) != 0).then(|| Box::new(hints(rng))),
     };
     set_state(&mut endpoint, rng);

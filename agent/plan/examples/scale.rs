@@ -42,8 +42,7 @@ impl State {
     fn round(&mut self, what: &str, snapshot: &Snapshot) {
         let snapshot = Arc::new(snapshot.clone());
         let old = Arc::clone(self.layout.tables());
-        let (planning, (desired, problems)) =
-            timed(|| self.planner.plan(&snapshot, &NodeFacts::new("here")));
+        let (planning, (desired, problems)) = timed(|| self.planner.plan(&snapshot, &NodeFacts::new("here")));
         let (laying_out, (new, more)) = timed(|| self.layout.lay_out(&desired));
         let (comparing, steps) = timed(|| diff(&old, &new));
         let rows: usize = steps.iter().map(Step::rows).sum();
@@ -76,6 +75,7 @@ fn add(snapshot: &mut Snapshot, number: u32, endpoints: u32) {
         serving: true,
         terminating: false,
         node: Some("elsewhere".into()),
+        pod: None,
         hints: None,
     };
     let slice = EndpointSlice {

@@ -25,7 +25,7 @@ fn service(name: &str, cluster_ips: &[&str], ports: &[(&str, u16, Protocol)]) ->
 
 fn endpoint(address: &str) -> Endpoint {
     let address = address.parse().unwrap();
-    Endpoint { address, ready: true, serving: true, terminating: false, node: None, hints: None }
+    Endpoint { address, ready: true, serving: true, terminating: false, node: None, pod: None, hints: None }
 }
 
 fn slice(

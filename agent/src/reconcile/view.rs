@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use quilla_model::Problem;
+use quilla_model::{Problem, Snapshot};
 use quilla_plan::{Desired, Tables};
 
 use crate::cni::AttachedEndpoint;
@@ -20,6 +20,8 @@ pub struct View {
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses of this node that serve node ports, and the health checks of load balancers.
     pub node_port_addresses: Vec<IpAddr>,
+    /// What was planned from: what things are called.
+    pub snapshot: Arc<Snapshot>,
     /// What the kernel should do.
     pub desired: Desired,
     /// With which rows.

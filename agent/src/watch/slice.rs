@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1::{
     Endpoint as ApiEndpoint, EndpointHints, EndpointPort as ApiPort, EndpointSlice as ApiSlice,
 };
@@ -44,11 +45,17 @@ impl Watch for Watched {
             other => return notes.parsed("addressType", other, None),
         };
         let ports = object.ports.iter().flatten();
+        let namespace = &name.namespace;
         let slice = EndpointSlice {
             service,
             family,
             ports: ports.filter_map(|port| endpoint_port(port, notes)).collect(),
-            endpoints: object.endpoints.iter().flatten().filter_map(|api| endpoint(api, notes)).collect(),
+            endpoints: object
+                .endpoints
+                .iter()
+                .flatten()
+                .filter_map(|api| endpoint(api, namespace, notes))
+                .collect(),
             weight: weight(object, notes),
             name,
         };
@@ -77,7 +84,7 @@ fn endpoint_port(api: &ApiPort, notes: &mut Notes) -> Option<EndpointPort> {
 }
 
 /// Only the first address counts; the API has said so since there are slices.
-fn endpoint(api: &ApiEndpoint, notes: &mut Notes) -> Option<Endpoint> {
+fn endpoint(api: &ApiEndpoint, namespace: &str, notes: &mut Notes) -> Option<Endpoint> {
     let text = api.addresses.first().map_or("", String::as_str);
     let address = notes.parsed("endpoint address", text, parse_lenient(text))?;
     let conditions = api.conditions.as_ref();
@@ -88,8 +95,16 @@ fn endpoint(api: &ApiEndpoint, notes: &mut Notes) -> Option<Endpoint> {
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node: api.node_name.as_deref().map(Arc::from),
+        pod: api.target_ref.as_ref().and_then(|target| pod(target, namespace)),
         hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
     })
+}
+
+/// Its name, if it is a Pod of that namespace; the API knows of no others.
+fn pod(target: &ObjectReference, namespace: &str) -> Option<Arc<str>> {
+    let is_pod = target.kind.as_deref() == Some("Pod")
+        && target.namespace.as_deref().is_none_or(|other| other == namespace);
+    target.name.as_deref().filter(|name| is_pod && !name.is_empty()).map(Arc::from)
 }
 
 fn hints(api: &EndpointHints) -> Hints {
@@ -156,6 +171,24 @@ mod tests {
         assert_eq!((&*hints.zones[0], &*hints.nodes[0]), ("z1", "a"));
         let reasons: Vec<_> = known.problems.iter().map(|problem| problem.reason).collect();
         assert_eq!(reasons, [Reason::Malformed; 3], "a port and two endpoints");
+    }
+
+    #[test]
+    fn s1_an_endpoint_has_the_name_of_its_pod_and_of_nothing_else() {
+        let labels = json!({"kubernetes.io/service-name": "web"});
+        let target = |kind: &str, namespace: &str| {
+            let target = json!({"kind": kind, "namespace": namespace, "name": "web-1"});
+            json!({"addresses": ["10.0.0.1"], "targetRef": target})
+        };
+        let endpoints = json!([
+            target("Pod", "shop"),
+            target("Pod", "other"),
+            target("VirtualMachine", "shop"),
+            {"addresses": ["10.0.0.2"]},
+        ]);
+        let known = slice_of("IPv4", &labels, &endpoints, &json!([]));
+        let pods: Vec<_> = slice(&known).endpoints.iter().map(|endpoint| endpoint.pod.as_deref()).collect();
+        assert_eq!(pods, [Some("web-1"), None, None, None]);
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl Cluster {
                 serving: true,
                 terminating: false,
                 node: Some("elsewhere".into()),
+                pod: None,
                 hints: None,
             }
         });

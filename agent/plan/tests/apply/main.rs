@@ -103,6 +103,7 @@ fn add_service(snapshot: &mut Snapshot, number: u8, shape: u8, endpoints: &[(u8,
         serving: true,
         terminating: false,
         node: None,
+        pod: None,
         hints: None,
     };
     for family in [Family::V4, Family::V6] {

@@ -141,6 +141,7 @@ pub(crate) fn endpoint(address: &str, letters: &str, hints: &str) -> Endpoint {
         serving: letters.contains('s'),
         terminating: letters.contains('t'),
         node: Some(if letters.contains('l') { "here" } else { "there" }.into()),
+        pod: None,
         hints: (!hints.is_empty()).then(|| Box::new(Hints { nodes: names(true), zones: names(false) })),
     }
 }

@@ -124,6 +124,7 @@ fn slices() -> impl Strategy<Value = EndpointSlice> {
             serving,
             terminating,
             node,
+            pod: None,
             hints,
         },
     );

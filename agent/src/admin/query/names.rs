@@ -1,10 +1,11 @@
 //! What an address is called in the cluster. Used by the queries that show addresses.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use quilla_abi::service::scope;
+use quilla_model::Snapshot;
 use quilla_plan::{Desired, Frontend, FrontendKey, Target};
 
 use crate::reconcile::View;
@@ -12,40 +13,52 @@ use crate::reconcile::View;
 pub(super) struct Names<'a> {
     node: &'a str,
     desired: &'a Desired,
-    pods: HashMap<IpAddr, String>,
+    /// Attached to this node.
+    own: HashMap<IpAddr, String>,
+    /// Behind Services, wherever they run: namespace and name.
+    others: HashMap<IpAddr, (&'a str, &'a str)>,
     nodes: HashMap<IpAddr, &'a str>,
 }
 
 impl<'a> Names<'a> {
     pub(super) fn new(node: &'a str, view: &'a View) -> Self {
-        let mut pods = HashMap::new();
+        let mut own = HashMap::new();
         for endpoint in &view.endpoints {
             let name = format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name);
-            pods.extend(endpoint.ipv4.map(|address| (IpAddr::V4(address), name.clone())));
-            pods.extend(endpoint.ipv6.map(|address| (IpAddr::V6(address), name)));
+            own.extend(endpoint.ipv4.map(|address| (IpAddr::V4(address), name.clone())));
+            own.extend(endpoint.ipv6.map(|address| (IpAddr::V6(address), name)));
         }
         let mut nodes = HashMap::new();
         for (name, tunnel) in &view.desired.tunnels {
             nodes.extend(tunnel.ipv4.map(|address| (IpAddr::V4(address), name.as_str())));
             nodes.extend(tunnel.ipv6.map(|address| (IpAddr::V6(address), name.as_str())));
         }
-        Self { node, desired: &view.desired, pods, nodes }
+        Self { node, desired: &view.desired, own, others: others(&view.snapshot), nodes }
     }
 
-    /// A Pod of this node, or a node.
+    /// A Pod, or a node. What shares its node's address goes by the name of the node.
     pub(super) fn host(&self, address: IpAddr) -> Option<String> {
-        if let Some(pod) = self.pods.get(&address) {
+        if let Some(pod) = self.own.get(&address) {
             return Some(format!("pod {pod}"));
         }
-        if self.desired.routes.get(&IpNet::from(address)) == Some(&Target::Host) {
-            return Some(format!("node {}", self.node));
+        if let Some(node) = self.node(address) {
+            return Some(format!("node {node}"));
         }
-        self.nodes.get(&address).map(|name| format!("node {name}"))
+        self.others.get(&address).map(|(namespace, name)| format!("pod {namespace}/{name}"))
+    }
+
+    fn node(&self, address: IpAddr) -> Option<&str> {
+        let own = self.desired.routes.get(&IpNet::from(address)) == Some(&Target::Host);
+        if own { Some(self.node) } else { self.nodes.get(&address).copied() }
     }
 
     /// Whether the address is a Pod's of that name: with its namespace, or without.
     pub(super) fn is_pod(&self, address: IpAddr, name: &str) -> bool {
-        self.pods.get(&address).is_some_and(|full| is_named(full, name))
+        if let Some(own) = self.own.get(&address) {
+            return is_named(own, name);
+        }
+        let other = self.others.get(&address).filter(|_| self.node(address).is_none());
+        other.is_some_and(|(namespace, pod)| is_named(&format!("{namespace}/{pod}"), name))
     }
 
     /// The Service and the port that has a frontend there.
@@ -57,6 +70,15 @@ impl<'a> Names<'a> {
         let port = &found.set.port_name;
         Some(if port.is_empty() { name } else { format!("{name}:{port}") })
     }
+}
+
+fn others(snapshot: &Snapshot) -> HashMap<IpAddr, (&str, &str)> {
+    let slices = snapshot.slices.values().flat_map(BTreeMap::values);
+    let named = slices.flat_map(|slice| {
+        let namespace = slice.name.namespace.as_str();
+        slice.endpoints.iter().filter_map(move |one| Some((one.address, (namespace, one.pod.as_deref()?))))
+    });
+    named.collect()
 }
 
 /// What a frontend belongs to: `NAMESPACE/NAME` of a Service; of anything else, with its kind.

@@ -44,6 +44,7 @@ fn add(snapshot: &mut Snapshot, service: Service, endpoints: &[(&str, &str)]) {
         serving: true,
         terminating: false,
         node: Some((*node).into()),
+        pod: (!address.ends_with(".1.5")).then(|| "worker".into()),
         hints: None,
     };
     let slice = EndpointSlice {
@@ -94,7 +95,8 @@ fn view() -> View {
     let (desired, problems) = plan(&snapshot, &facts);
     assert_eq!(problems, []);
     let (tables, _) = Layout::default().lay_out(&desired);
-    View { desired, tables, endpoints: vec![pod()], ..View::default() }
+    let snapshot = Arc::new(snapshot);
+    View { snapshot, desired, tables, endpoints: vec![pod()], ..View::default() }
 }
 
 fn cell<'a>(columns: &[&str], row: &'a Value, name: &str) -> &'a Value {
@@ -142,7 +144,7 @@ fn backends_name_their_pods_nodes_and_services() {
     for (address, endpoint, service) in [
         ("10.244.1.5:8080", json!("pod shop/client"), "shop/web:http"),
         ("192.0.2.2:8080", json!("node there"), "shop/web:http"),
-        ("10.244.2.9:8080", Value::Null, "shop/edge:http"),
+        ("10.244.2.9:8080", json!("pod shop/worker"), "shop/edge:http"),
     ] {
         let found = rows_of(&rows, BACKENDS, address);
         assert_eq!(found.len(), 1, "{rows:?}");
