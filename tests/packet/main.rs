@@ -14,6 +14,7 @@ mod cost;
 mod edges;
 mod headers;
 mod life;
+mod matrix;
 mod nat;
 mod outside;
 mod rig;
@@ -21,6 +22,7 @@ mod silence;
 mod sockets;
 mod spoof;
 mod strangers;
+mod unconcerned;
 mod ways;
 
 fn main() -> std::process::ExitCode {
@@ -34,6 +36,7 @@ fn main() -> std::process::ExitCode {
         choice::source_ranges,
         choice::maglev,
         choice::least_connections,
+        choice::cleared_backends,
         choice::slow_start,
         cost::an_established_packet_costs_one_lookup,
         edges::nobody,
@@ -56,6 +59,9 @@ fn main() -> std::process::ExitCode {
         life::lost_forward_entries,
         life::epochs,
         life::gone_backends,
+        matrix::local_pods,
+        matrix::packets,
+        matrix::sockets,
         nat::echo,
         nat::udp_without_checksum,
         nat::hairpin,
@@ -89,6 +95,7 @@ fn main() -> std::process::ExitCode {
         strangers::without_ports,
         strangers::shapes,
         strangers::full_flow_table,
+        unconcerned::connections,
         ways::pod_to_pod,
         ways::services,
         ways::overlay,

@@ -113,7 +113,7 @@ pub(crate) fn policies() -> Result<()> {
 }
 
 /// Takes the namespace for the node's own, or for a Pod's.
-fn be(rig: &Rig, node: bool) -> Result<()> {
+pub(crate) fn be(rig: &Rig, node: bool) -> Result<()> {
     let cookie = quilla_datapath::netns::cookie()?;
     let [low, high] = [cookie, cookie >> 32].map(|half| (half & 0xffff_ffff) as u32);
     let netns_cookie = if node { [low, high] } else { [0; 2] };
