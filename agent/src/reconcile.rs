@@ -163,7 +163,8 @@ impl Reconciler {
     /// One round, with its outcome counted, logged and, if it failed, tried again later.
     fn round(&mut self) {
         match self.reconcile() {
-            Ok(()) | Err(ReconcileError::NoSnapshot) => self.agenda.settled(),
+            Ok(()) => {}
+            Err(ReconcileError::NoSnapshot) => self.agenda.settled(),
             Err(error) => {
                 tracing::error!(error = error.in_full(), "reconcile failed");
                 self.agenda.retry(Instant::now());
@@ -176,7 +177,13 @@ impl Reconciler {
         self.metrics.reconcile_begun();
         let result = self.program();
         match &result {
-            Ok(()) => self.metrics.reconciled(started.elapsed()),
+            Ok(()) => {
+                self.metrics.reconciled(started.elapsed());
+                self.agenda.settled();
+                if self.layout.awaits_room() {
+                    self.agenda.crowded(Instant::now());
+                }
+            }
             Err(error) => {
                 self.unsure = true;
                 self.metrics.reconcile_failed(error.label());
@@ -250,11 +257,14 @@ impl Reconciler {
             steps.retain(|step| !step.starts_loads());
             steps.push(quilla_plan::diff::refresh());
         }
-        table::apply(self.datapath.maps(), &steps)?;
+        let applied = table::apply(self.datapath.maps(), &steps);
+        // After a failure, too: the next difference may not name them again, and to look at a socket of a backend that
+        // is still there costs nothing.
         let ended = sockets::ended(&steps);
         if !ended.is_empty() && self.ended.send(ended).is_err() {
             tracing::debug!("nobody ends sockets any more");
         }
+        applied?;
         if !steps.is_empty() {
             tracing::debug!(steps = steps.len(), rows = rows(&steps), "rows written");
         }

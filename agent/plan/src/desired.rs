@@ -12,7 +12,7 @@ use quilla_abi::config::Config;
 use quilla_model::{Family, ObjectName, ObjectRef, SharedMap, TrafficPolicy};
 
 use crate::facts::LocalEndpoint;
-use crate::maglev;
+use crate::{maglev, weight};
 
 /// The logical state of the node's data plane. Invariants: the set of every frontend is in `sets`, every member of a set
 /// is in `backends`.
@@ -160,10 +160,7 @@ impl BackendSet {
         match &self.found {
             Some(found) => found.to_vec(),
             None if maglev => maglev::table(&self.members, density),
-            None => (0..)
-                .zip(&self.members)
-                .flat_map(|(index, member)| std::iter::repeat_n(index, usize::from(member.weight)))
-                .collect(),
+            None => weight::slots(&self.members),
         }
     }
 }

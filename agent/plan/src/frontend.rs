@@ -56,7 +56,7 @@ pub fn plan_service<'a>(
     let problems = &mut plan.problems;
     let slices: Vec<_> = slices.into_iter().map(|slice| UsableSlice::new(slice, facts, problems)).collect();
     let ports = served_ports(service, problems);
-    let addresses = addresses(service, problems);
+    let addresses = addresses(service, facts, problems);
     plan.add_markers(&addresses, facts);
     let mut local_ready = BTreeSet::new();
     for &port in &ports {
@@ -308,7 +308,8 @@ impl Served<'_> {
             found: None,
             flags,
             affinity_seconds: self.service.affinity_seconds.unwrap_or(0),
-            slow_start_seconds: self.service.slow_start_seconds,
+            // A table is the same on every node, however long a node knows an endpoint.
+            slow_start_seconds: if key.maglev { 0 } else { self.service.slow_start_seconds },
             source_ranges: ranges.copied().collect(),
         }
     }

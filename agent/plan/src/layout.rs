@@ -1,7 +1,8 @@
 //! Where everything is in the kernel's maps: ids, slot ranges, node slots. Owned by the agent's reconciler.
 //!
 //! What did not change keeps its place; a changed set of backends gets a new range of slots, so that the old one stays
-//! intact for readers until the rows of all its frontends are flipped. The identity of a thing is in its row (a
+//! intact for readers until the rows of all its frontends are flipped; only where there is no room for both is it
+//! overwritten. The identity of a thing is in its row (a
 //! backend's address, a set's frontends, a node's underlay address, an endpoint's ifindex), so that a layout can be
 //! rebuilt from the maps alone. A layout looks only at what is not shared with what it laid out last.
 
@@ -79,6 +80,13 @@ impl Layout {
         self.desired = desired.clone();
         self.tables = Arc::new(tables);
         (Arc::clone(&self.tables), problems)
+    }
+
+    /// Whether something found no room that may find it in another layout of the same: numbers still rest.
+    pub fn awaits_room(&self) -> bool {
+        let ids = [&self.service_ids, &self.backend_ids_v4, &self.backend_ids_v6];
+        let resting = self.slots.is_resting() || ids.into_iter().any(IdPool::is_resting);
+        resting && !(self.crowded.sets.is_empty() && self.crowded.backends.is_empty())
     }
 
     fn mature(&mut self) {

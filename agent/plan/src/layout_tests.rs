@@ -1,22 +1,34 @@
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
+use quilla_abi::affinity::MemberKey;
 use quilla_abi::epoch;
+use quilla_abi::service::SourceRangeKey;
 use quilla_model::{Family, ObjectName, ObjectRef, Reason, TrafficPolicy};
 
 use quilla_abi::map::capacity;
 
 use super::Layout;
+use super::row::{backend_row, service_key};
 use super::set::usable;
 use crate::desired::{BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Member, SetKey};
+use crate::maglev::FULL_DENSITY;
+use crate::tables::Tables;
 
 fn desired(frontends: u32, backends: u32) -> Desired {
+    same_backends(frontends, 0..backends, false)
+}
+
+/// Frontends that all have these backends, each a set of its own.
+fn same_backends(frontends: u32, backends: Range<u32>, maglev: bool) -> Desired {
     let backend = |number: u32| BackendKey {
         address: IpAddr::V4((0x0b00_0000 + number).into()),
         port: 8080,
         protocol: 6,
     };
-    let members: Vec<_> = (0..backends).map(backend).map(|backend| Member { backend, weight: 1 }).collect();
+    let members: Vec<_> = backends.map(backend).map(|backend| Member { backend, weight: 1 }).collect();
     let backends = members.iter().map(|member| (member.backend, 1)).collect();
     let contents = Arc::new(BackendSet { members, ..BackendSet::default() });
     let frontend = |number: u32| {
@@ -27,14 +39,33 @@ fn desired(frontends: u32, backends: u32) -> Desired {
             protocol: 6,
             family: Family::V4,
             policy: TrafficPolicy::Cluster,
-            maglev: false,
+            maglev,
         });
-        let frontend = Frontend { set: Arc::clone(&set), kind: FrontendKind::ClusterIp, flags: 0 };
+        let frontend = Frontend { set: Arc::clone(&set), kind: FrontendKind::NodePort, flags: 0 };
         let key = FrontendKey { address, port: 80, protocol: 6, scope: 0 };
         ((key, frontend), (set, Arc::clone(&contents)))
     };
     let (frontends, sets) = (0..frontends).map(frontend).unzip();
-    Desired { frontends, sets, backends, ..Desired::default() }
+    Desired { frontends, sets, backends, maglev_density: FULL_DENSITY, ..Desired::default() }
+}
+
+/// Each frontend has a row, and each of its slots a backend of its set, which is the same for all. How many rows are not
+/// as the set says.
+fn stale(desired: &Desired, tables: &Tables) -> usize {
+    assert_eq!(tables.v4.services.len(), desired.frontends.len(), "each frontend has its row");
+    let (key, set) = desired.sets.iter().next().unwrap();
+    let indices = set.slots(key.maglev, desired.maglev_density);
+    let id = |member: &Member| tables.v4.backend_ids[&backend_row(&member.backend).unwrap()];
+    let members: Vec<u32> = set.members.iter().map(id).collect();
+    let wanted: Vec<u32> = indices.into_iter().map(|index| members[index as usize]).collect();
+    let members: HashSet<u32> = members.into_iter().collect();
+    let stale = |key: &&FrontendKey| {
+        let row = &tables.v4.services[&service_key(key).unwrap()];
+        let found = tables.slots_of(row).expect("a range of its own");
+        assert!(found.iter().all(|id| members.contains(id)), "nobody who is gone");
+        *found != wanted
+    };
+    desired.frontends.keys().filter(stale).count()
 }
 
 #[test]
@@ -59,4 +90,66 @@ fn a_service_of_a_hundred_thousand_endpoints_can_change_every_round() {
         let (_, problems) = layout.lay_out(&desired(1, 100_000 + round % 2));
         assert_eq!(problems, [], "round {round}: freed ranges come back in time");
     }
+}
+
+#[test]
+fn a_node_port_of_five_thousand_endpoints_can_change_every_round() {
+    let mut layout = Layout::default();
+    for round in 0..20 {
+        let desired = same_backends(1, round..5_000 + round, true);
+        let (tables, problems) = layout.lay_out(&desired);
+        assert_eq!(problems, [], "round {round}");
+        assert_eq!(stale(&desired, &tables), 0, "round {round}");
+    }
+}
+
+/// More tables change at once than there is room for beside the old ones, and as often as not to another size.
+#[test]
+fn what_changes_without_room_keeps_its_row_and_is_current_once_there_is_room() {
+    let mut layout = Layout::default();
+    let mut crowded = 0;
+    for round in 0..6 {
+        let members = if round % 2 == 0 { 1_300 } else { 1_320 };
+        let desired = same_backends(4, round * 50..round * 50 + members, true);
+        let (tables, problems) = layout.lay_out(&desired);
+        let stale = stale(&desired, &tables);
+        assert_eq!(problems.len(), stale, "round {round}: what is not current is named");
+        assert!(problems.iter().all(|problem| problem.reason == Reason::Capacity));
+        assert_eq!(layout.awaits_room(), stale > 0);
+        crowded += stale;
+    }
+    assert!(crowded > 0, "there was room for everything: nothing is shown");
+    let desired = same_backends(4, 250..1_570, true);
+    let rounds = (0..20).take_while(|_| {
+        layout.lay_out(&desired);
+        layout.awaits_room()
+    });
+    assert!(rounds.count() <= 5, "freed ranges come back");
+    let (tables, problems) = layout.lay_out(&desired);
+    assert_eq!((problems.len(), stale(&desired, &tables)), (0, 0));
+}
+
+/// Without room a table of the same size is written over: nothing waits.
+#[test]
+fn tables_that_keep_their_size_are_current_without_room() {
+    let mut layout = Layout::default();
+    for round in 0..4 {
+        let desired = same_backends(5, round..1_400 + round, true);
+        let (tables, problems) = layout.lay_out(&desired);
+        assert_eq!((problems.len(), stale(&desired, &tables)), (0, 0), "round {round}");
+    }
+}
+
+/// S24: a row of a run that died must not let its clients into another Service.
+#[test]
+fn s24_an_id_that_only_source_ranges_or_members_mention_is_not_given_out() {
+    let mut found = Tables::default();
+    let range = |id: u32| SourceRangeKey { prefix_len: 32, id: id.to_be_bytes(), addr: [0; 4] };
+    found.v4.source_ranges.insert(range(1), 1);
+    found.v4.source_ranges.insert(range(u32::MAX - 1), 1);
+    found.affinity_members.insert(MemberKey { service: 2, backend: 7 }, 1);
+    let mut layout = Layout::recover(&found);
+    let (tables, problems) = layout.lay_out(&desired(5, 1));
+    let ids: BTreeSet<u32> = tables.v4.services.values().map(|row| row.id).collect();
+    assert_eq!((ids, problems.len()), ((3..8).collect(), 0));
 }

@@ -14,32 +14,29 @@ use quilla_abi::service::MAGLEV_SEED;
 use siphasher::sip::SipHasher13;
 
 use crate::desired::{BackendKey, Member};
+use crate::pool::QUARANTINE;
 
 /// Sizes of tables. Each is about twice the one before: a set that grows moves most of its connections when it needs a
 /// larger table, which must be rare.
-const SIZES: [u32; 20] = [
-    2, 3, 7, 13, 31, 61, 127, 251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521, 131_071, 262_139,
-    524_287, 1_048_573,
-];
+///
+/// The largest is one of which there may be several at once: a table that changes is written beside the old one, and
+/// former ones rest for [`crate::pool::QUARANTINE`] layouts.
+const SIZES: [u32; 18] =
+    [2, 3, 7, 13, 31, 61, 127, 251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521, 131_071, LARGEST];
+const LARGEST: u32 = 262_139;
+const _: () = assert!((QUARANTINE + 2) * (LARGEST as u64) <= capacity::SLOTS as u64);
 
-/// Slots per member at best. The share of a member is exact to one slot, hence to 1 %.
+/// Slots per member at best. The share of a member is exact to one slot, hence to 1 %, in all but the largest tables.
 pub const FULL_DENSITY: u32 = 100;
 /// What is left of the density as the tables of a cluster need more room.
 const DENSITIES: [u32; 7] = [FULL_DENSITY, 50, 25, 12, 6, 3, 1];
-/// All tables together may have this many slots: half of them, because a changed table is written beside the old one.
+/// All tables together may have this many slots: half of them. With the other half the largest can change in every
+/// layout; where more change at once than there is room for, the layout overwrites them.
 const BUDGET: u64 = (capacity::SLOTS / 2) as u64;
 
 /// How many slots all tables together need, by density.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Demand([Need; DENSITIES.len()]);
-
-/// What the tables need at one density.
-#[derive(Clone, Copy, Debug, Default)]
-struct Need {
-    slots: u64,
-    /// Tables that would be larger than the largest size.
-    oversized: usize,
-}
+pub struct Demand([u64; DENSITIES.len()]);
 
 impl Demand {
     /// Tables of so many members each take the places of others, which were counted before.
@@ -47,38 +44,27 @@ impl Demand {
         if old == new {
             return;
         }
+        let slots = |tables: &[u32], density| -> u64 {
+            tables.iter().map(|&members| u64::from(size(members, density))).sum()
+        };
         for (need, density) in self.0.iter_mut().zip(DENSITIES) {
-            let (before, after) = (Need::of(old, density), Need::of(new, density));
-            need.slots = need.slots + after.slots - before.slots;
-            need.oversized = need.oversized + after.oversized - before.oversized;
+            *need = *need + slots(new, density) - slots(old, density);
         }
     }
 
     /// The density with which all of them fit the map.
     pub fn density(&self) -> u32 {
-        let fits = |need: &Need| need.oversized == 0 && need.slots <= BUDGET;
-        let fitting = self.0.iter().zip(DENSITIES).find(|(need, _)| fits(need));
+        let fitting = self.0.iter().zip(DENSITIES).find(|(need, _)| **need <= BUDGET);
         fitting.map_or(1, |(_, density)| density)
-    }
-}
-
-impl Need {
-    fn of(tables: &[u32], density: u32) -> Self {
-        let sizes = tables.iter().map(|&members| enough(members, density));
-        let oversized = sizes.clone().filter(Option::is_none).count();
-        Self { slots: sizes.flatten().map(u64::from).sum(), oversized }
     }
 }
 
 /// The number of slots for so many members; the largest there is if no size is large enough.
 pub fn size(members: u32, density: u32) -> u32 {
-    enough(members, density).unwrap_or(SIZES[SIZES.len() - 1])
-}
-
-fn enough(members: u32, density: u32) -> Option<u32> {
+    let enough = |size: &u32| u64::from(*size) >= u64::from(members) * u64::from(density);
     match members {
-        0 | 1 => Some(members),
-        _ => SIZES.into_iter().find(|size| u64::from(*size) >= u64::from(members) * u64::from(density)),
+        0 | 1 => members,
+        _ => SIZES.into_iter().find(enough).unwrap_or(LARGEST),
     }
 }
 

@@ -39,7 +39,7 @@ fn sizes_are_primes_and_fit_the_members() {
     }
     assert_eq!([0, 1, 2, 3, 100].map(|members| size(members, FULL_DENSITY)), [0, 1, 251, 509, 16_381]);
     assert_eq!([2, 3, 100].map(|members| size(members, 1)), [2, 3, 127]);
-    assert_eq!(size(u32::MAX, FULL_DENSITY), 1_048_573, "there is no larger one");
+    assert_eq!(size(u32::MAX, FULL_DENSITY), 262_139, "there is no larger one");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn all_tables_together_fit_the_map() {
     assert_eq!(fits(&[]), FULL_DENSITY);
     assert_eq!(fits(&[5_000, 100, 1]), FULL_DENSITY);
     assert_eq!(fits(&vec![5; 20_000]), 6, "10,000 Services of two ports, all reached from outside");
-    assert_eq!(fits(&[100_000]), 6);
+    assert_eq!(fits(&[100_000]), FULL_DENSITY, "the largest table takes nothing from the others");
     assert_eq!(fits(&vec![3; 1_000_000]), 1);
 }
 
@@ -94,7 +94,7 @@ fn a_share_is_even_and_a_member_that_leaves_moves_little_else() {
 fn five_thousand_members_have_even_shares() {
     let all = members(5_000);
     let shares = shares(&all, &table(&all, FULL_DENSITY));
-    assert!(shares.values().all(|share| (104..=105).contains(share)));
+    assert!(shares.values().all(|share| (52..=53).contains(share)));
 }
 
 /// Every node must have the same table, whatever its version: a change of any slot breaks flows that change nodes.

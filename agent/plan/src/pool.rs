@@ -4,6 +4,7 @@
 //! still hold the number of something that was just removed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 /// How many layouts a freed number rests.
 pub const QUARANTINE: u64 = 4;
@@ -17,6 +18,10 @@ impl<T> Resting<T> {
         Self(VecDeque::new())
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn rested(&mut self, age: u64) -> Option<T> {
         let (released, _) = self.0.front()?;
         if released + QUARANTINE <= age { self.0.pop_front().map(|(_, thing)| thing) } else { None }
@@ -26,26 +31,31 @@ impl<T> Resting<T> {
 /// Single numbers of a fixed range.
 #[derive(Clone, Debug)]
 pub struct IdPool {
-    /// Never given out from here on.
-    next: u32,
-    end: u32,
+    /// Never given out. Ranges: a number that was found in a map may be far from all others.
+    fresh: VecDeque<Range<u32>>,
     free: VecDeque<u32>,
     resting: Resting<u32>,
 }
 
 impl IdPool {
     /// All numbers from `start` up to but not including `end`, save those in use.
-    pub fn new(start: u32, end: u32, used: &BTreeSet<u32>) -> Self {
-        let next = used.range(start..end).next_back().map_or(start, |last| last + 1);
-        let free = (start..next).filter(|id| !used.contains(id)).collect();
-        Self { next, end, free, resting: Resting::new() }
+    pub fn new(mut start: u32, end: u32, used: &BTreeSet<u32>) -> Self {
+        let mut fresh = VecDeque::new();
+        for &id in used.range(start..end) {
+            fresh.push_back(start..id);
+            start = id + 1;
+        }
+        fresh.push_front(start..end);
+        Self { fresh, free: VecDeque::new(), resting: Resting::new() }
     }
 
     /// A number that nobody has; `None` when all are in use or resting.
     pub fn take(&mut self) -> Option<u32> {
-        if self.next < self.end {
-            self.next += 1;
-            return Some(self.next - 1);
+        while let Some(range) = self.fresh.front_mut() {
+            if let Some(id) = range.next() {
+                return Some(id);
+            }
+            self.fresh.pop_front();
         }
         self.free.pop_front()
     }
@@ -53,6 +63,11 @@ impl IdPool {
     /// Gives a number back, to rest.
     pub fn give_back(&mut self, id: u32, age: u64) {
         self.resting.0.push_back((age, id));
+    }
+
+    /// Whether something was given back that nobody may have yet.
+    pub fn is_resting(&self) -> bool {
+        !self.resting.is_empty()
     }
 
     /// Frees what has rested long enough.
@@ -106,6 +121,11 @@ impl RangePool {
     /// Gives a range back, to rest.
     pub fn give_back(&mut self, start: u32, length: u32, age: u64) {
         self.resting.0.push_back((age, (start, length)));
+    }
+
+    /// Whether something was given back that nobody may have yet.
+    pub fn is_resting(&self) -> bool {
+        !self.resting.is_empty()
     }
 
     /// Frees what has rested long enough.

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// How long to wait after a round that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait for room in the maps: what was freed rests for a few rounds.
+const ROOM_INTERVAL: Duration = Duration::from_millis(100);
 /// How long changes of devices are collected: each Pod that comes or goes makes several.
 const COALESCE: Duration = Duration::from_millis(50);
 
@@ -52,6 +54,11 @@ impl Agenda {
         self.retry_at = Some(now + RETRY_INTERVAL);
     }
 
+    /// The last round had no room for something and may have some soon.
+    pub(super) fn crowded(&mut self, now: Instant) {
+        self.retry_at = Some(now + ROOM_INTERVAL);
+    }
+
     /// The last round did all that can be done now.
     pub(super) fn settled(&mut self) {
         self.retry_at = None;
@@ -94,7 +101,7 @@ impl Agenda {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Agenda, COALESCE, RETRY_INTERVAL, Task};
+    use super::{Agenda, COALESCE, RETRY_INTERVAL, ROOM_INTERVAL, Task};
 
     const AUDIT: Duration = Duration::from_secs(30);
 
@@ -130,5 +137,7 @@ mod tests {
         agenda.retry(start);
         agenda.settled();
         assert_eq!(agenda.next(), start + AUDIT);
+        agenda.crowded(start);
+        assert_eq!(agenda.take_due(start + ROOM_INTERVAL), Some(Task::Round));
     }
 }

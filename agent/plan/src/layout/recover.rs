@@ -6,6 +6,7 @@
 //! the recovered layout share a number, whatever the maps said.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use quilla_abi::backend::Backend;
@@ -23,6 +24,9 @@ use crate::desired::{Desired, FrontendKey};
 use crate::family::AddressFamily;
 use crate::pool::{IdPool, RangePool};
 use crate::tables::{FamilyTables, Tables};
+
+/// Ids that sets can have.
+const SERVICE_IDS: Range<u32> = 1..u32::MAX;
 
 /// What a previous run left and nobody has asked for yet.
 #[derive(Clone, Debug)]
@@ -84,7 +88,7 @@ impl Layout {
             desired: Desired::default(),
             sets: Sets::new(),
             crowded: Crowded::default(),
-            service_ids: IdPool::new(1, u32::MAX, &recovery.ids),
+            service_ids: service_pool(tables, &recovery.ids),
             slots: recovery.slots,
             backend_ids_v4: backend_pool(&tables.v4, &known.v4),
             backend_ids_v6: backend_pool(&tables.v6, &known.v6),
@@ -163,7 +167,7 @@ impl<'a> Recovery<'a> {
             return true;
         }
         let Service { id, slot_base, slot_count, .. } = *row;
-        let whole = self.found.slots_of(row).is_some() && id != 0 && id != u32::MAX;
+        let whole = self.found.slots_of(row).is_some() && SERVICE_IDS.contains(&id);
         let known = self.ranges.get(&slot_base) == Some(&slot_count);
         let taken = whole && (slot_count == 0 || known || self.slots.reserve(slot_base, slot_count));
         if taken {
@@ -178,6 +182,20 @@ impl<'a> Recovery<'a> {
 
 fn valid_backend(id: u32) -> bool {
     (1..epoch::MAX_BACKENDS).contains(&id)
+}
+
+/// Ids that only members or source ranges mention rest first: what is written for them goes with the first layout.
+fn service_pool(found: &Tables, known: &BTreeSet<u32>) -> IdPool {
+    let members = found.affinity_members.keys().map(|key| key.service);
+    let v4 = found.v4.source_ranges.keys().map(|key| u32::from_be_bytes(key.id));
+    let v6 = found.v6.source_ranges.keys().map(|key| u32::from_be_bytes(key.id));
+    let mentioned: BTreeSet<u32> =
+        members.chain(v4).chain(v6).filter(|id| SERVICE_IDS.contains(id)).collect();
+    let mut pool = IdPool::new(SERVICE_IDS.start, SERVICE_IDS.end, &(known | &mentioned));
+    for &id in mentioned.difference(known) {
+        pool.give_back(id, 0);
+    }
+    pool
 }
 
 /// Ids that the maps mention without agreeing on them rest first, as if they were freed now.

@@ -1,7 +1,8 @@
 //! Ids and slot ranges of sets of backends. Called by the layout, once backends have their ids.
 //!
-//! Invariant: a set that is placed has all its slots; one that finds no room is not placed at all, and none of its
-//! frontends has a row.
+//! Invariant: every slot of a set that is placed names a backend that is there. A set that changes while there is no
+//! room for a second range keeps the one it has, overwritten in place; only one that never had a range is not placed,
+//! and none of its frontends has a row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -118,44 +119,42 @@ impl Layout {
         let slots: Vec<u32> = indices.iter().filter_map(|&index| ids.get(index as usize).copied()?).collect();
         let complete = slots.len() == indices.len();
         let old = set.place.take().or_else(|| self.recovered.as_mut()?.set(&set.frontends));
-        let Some(mut place) = self.move_set(old, slots, tables) else { return false };
+        let Some((mut place, moved)) = self.move_set(old, slots, key.maglev, tables) else { return false };
         let ids: Vec<u32> = ids.into_iter().flatten().collect();
         let members = set_members(&mut place, if content.affinity_seconds > 0 { &ids } else { &[] }, tables);
         let ranges = set_source_ranges(&mut place, &content.source_ranges, tables);
         set.place = Some(place);
-        complete && members && ranges
+        complete && moved && members && ranges
     }
 
-    /// `None` if there is no room; the old place is given back in any case, unless it is kept.
-    fn move_set(&mut self, old: Option<Place>, slots: Vec<u32>, tables: &mut Tables) -> Option<Place> {
+    /// A range of its own for new slots, and whether they are all there. `None` if a set without a place finds no room.
+    fn move_set(
+        &mut self,
+        old: Option<Place>,
+        slots: Vec<u32>,
+        maglev: bool,
+        tables: &mut Tables,
+    ) -> Option<(Place, bool)> {
         if let Some(old) = old.as_ref().filter(|old| *old.slots == *slots) {
-            let place = old.clone();
-            if !place.slots.is_empty() {
-                tables.slots.insert(place.slot_base, Arc::clone(&place.slots));
+            return Some((old.clone().with_slots(old.slots.to_vec(), tables), true));
+        }
+        let slot_base = match u32::try_from(slots.len()).ok()? {
+            0 => Some(0),
+            count => self.slots.take(count),
+        };
+        match (old, slot_base) {
+            (Some(old), None) => Some(old.overwritten(slots, maglev, tables)),
+            (Some(old), Some(slot_base)) => {
+                self.give_back_slots(&old, tables);
+                Some((Place { slot_base, ..old }.with_slots(slots, tables), true))
             }
-            return Some(place);
+            (None, slot_base) => {
+                let (slot_base, id) = (slot_base?, self.service_ids.take()?);
+                let (members, source_ranges) = (Vec::new(), Vec::new());
+                let place = Place { id, slot_base, slots: [].into(), members, source_ranges };
+                Some((place.with_slots(slots, tables), true))
+            }
         }
-        let count = u32::try_from(slots.len()).ok();
-        let slot_base = match count {
-            Some(0) => Some(0),
-            Some(count) => self.slots.take(count),
-            None => None,
-        };
-        let id = old.as_ref().map(|old| old.id).or_else(|| self.service_ids.take());
-        let (Some(slot_base), Some(id)) = (slot_base, id) else {
-            self.remove_place(old, tables);
-            return None;
-        };
-        let (mut members, mut source_ranges) = (Vec::new(), Vec::new());
-        if let Some(old) = old {
-            self.give_back_slots(&old, tables);
-            (members, source_ranges) = (old.members, old.source_ranges);
-        }
-        let slots: Arc<[u32]> = slots.into();
-        if !slots.is_empty() {
-            tables.slots.insert(slot_base, Arc::clone(&slots));
-        }
-        Some(Place { id, slot_base, slots, members, source_ranges })
     }
 
     fn remove_place(&mut self, place: Option<Place>, tables: &mut Tables) {
@@ -178,6 +177,29 @@ impl Place {
     /// The place that a row of a previous run names.
     pub(super) fn recovered(row: &Service, slots: Arc<[u32]>) -> Self {
         Self { id: row.id, slot_base: row.slot_base, slots, members: Vec::new(), source_ranges: Vec::new() }
+    }
+
+    fn with_slots(self, slots: Vec<u32>, tables: &mut Tables) -> Self {
+        let slots: Arc<[u32]> = slots.into();
+        if !slots.is_empty() {
+            tables.slots.insert(self.slot_base, Arc::clone(&slots));
+        }
+        Self { slots, ..self }
+    }
+
+    /// The old range with new contents, and whether these are what was wanted: a Maglev table of the same size is.
+    /// Elsewhere those who stay share the slots of those who go, and nobody comes. Readers of the range find a backend
+    /// in each slot at any time: those who come are there before the slots are written, those who go until after.
+    fn overwritten(self, slots: Vec<u32>, maglev: bool, tables: &mut Tables) -> (Self, bool) {
+        if maglev && slots.len() == self.slots.len() {
+            return (self.with_slots(slots, tables), true);
+        }
+        let wanted: BTreeSet<u32> = slots.iter().copied().collect();
+        let staying: Vec<u32> = self.slots.iter().copied().filter(|id| wanted.contains(id)).collect();
+        let heirs = if staying.is_empty() { &slots } else { &staying };
+        let slot = |(id, heir): (&u32, &u32)| if wanted.contains(id) { *id } else { *heir };
+        let kept = self.slots.iter().zip(heirs.iter().cycle()).map(slot).collect();
+        (self.with_slots(kept, tables), false)
     }
 }
 
