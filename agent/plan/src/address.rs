@@ -9,6 +9,7 @@ use quilla_model::address::unusable;
 use quilla_model::{Family, ObjectRef, Problem, Reason, Service, ServicePort, ServiceType};
 
 use crate::desired::FrontendKind;
+use crate::service_facts::ServiceFacts;
 
 /// Where a Service is reached on its own ports, and by whom.
 pub(crate) struct Addresses {
@@ -19,7 +20,7 @@ pub(crate) struct Addresses {
 }
 
 /// The usable addresses of a Service.
-pub(crate) fn addresses(service: &Service, problems: &mut Vec<Problem>) -> Addresses {
+pub(crate) fn addresses(service: &Service, facts: &ServiceFacts, problems: &mut Vec<Problem>) -> Addresses {
     // A Service that was one of a load balancer may keep its addresses in the status for a while.
     let balanced =
         if service.kind == ServiceType::LoadBalancer { &service.load_balancer_ips[..] } else { &[] };
@@ -31,7 +32,7 @@ pub(crate) fn addresses(service: &Service, problems: &mut Vec<Problem>) -> Addre
     let mut virtual_ips: Vec<(FrontendKind, IpAddr)> = Vec::new();
     for (kind, list) in lists {
         for &address in list {
-            if let Some(fault) = fault(service, address) {
+            if let Some(fault) = fault(service, kind, address, facts) {
                 let object = ObjectRef::new("Service", &service.name);
                 let detail = format!("{} {address}: {fault}", field(kind));
                 problems.push(Problem::new(object, Reason::UnusableAddress, detail));
@@ -43,9 +44,19 @@ pub(crate) fn addresses(service: &Service, problems: &mut Vec<Problem>) -> Addre
     Addresses { virtual_ips, source_ranges: source_ranges(service) }
 }
 
-fn fault(service: &Service, address: IpAddr) -> Option<&'static str> {
+fn fault(
+    service: &Service,
+    kind: FrontendKind,
+    address: IpAddr,
+    facts: &ServiceFacts,
+) -> Option<&'static str> {
     let foreign = service.cluster_ip(Family::of(address)).is_none();
-    unusable(address).or(foreign.then_some("the Service has no clusterIP of the family"))
+    // Else whoever may write a Service could answer for any other one (CVE-2020-8554).
+    let allocated =
+        kind != FrontendKind::ClusterIp && facts.service_cidrs.iter().any(|cidr| cidr.contains(&address));
+    unusable(address)
+        .or(foreign.then_some("the Service has no clusterIP of the family"))
+        .or(allocated.then_some("in a service CIDR"))
 }
 
 fn field(kind: FrontendKind) -> &'static str {

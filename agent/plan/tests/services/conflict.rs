@@ -44,6 +44,7 @@ fn a_cluster_ip_is_never_lost_to_an_external_address() {
     let thief = external("a", "10.96.0.1", &["10.96.0.2"]);
     let planned = Cluster::new().with(thief).with(cluster_ip("b", &["10.96.0.2"])).plan();
     assert_eq!(owner(&planned, "10.96.0.2:80", INSIDE), "Service shop/b");
+    assert!(planned.frontend("10.96.0.2:80", OUTSIDE).is_none(), "nor does it answer for it to the world");
     assert_eq!(planned.problems.len(), 1);
     assert_eq!(planned.problems[0].object.name, "a");
 }
