@@ -8,6 +8,7 @@ mod node;
 mod paths;
 mod restart;
 mod services;
+mod uplinks;
 
 fn main() -> std::process::ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         external::a_weight_of_zero_drains_a_pod,
         node::connected_sockets_end_with_their_backend,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
+        uplinks::each_uplink_answers_its_own_clients,
         churn::endpoints_come_and_go_under_load,
         restart::a_killed_agent_loses_nothing,
         restart::the_kernel_needs_no_agent,
