@@ -1,17 +1,19 @@
 //! Tells the cluster what is wrong with its objects: one Event per problem and agent.
 //!
-//! Follows the reconciler's view and never influences it; other parts of the agent send what they have to say. The name of an Event is made from the problem, so that an
-//! agent that starts again does not repeat itself.
+//! Follows the reconciler's view and never influences it; other parts of the agent send what they have to say. The name
+//! of an Event is made from the problem and the object's uid, so that an agent that starts again does not repeat itself.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{ApiResource, DynamicObject, ObjectMeta, PostParams};
 use kube::{Api, Client};
 use quilla_model::{ObjectRef, Problem};
 use tokio::sync::{mpsc, watch};
@@ -83,7 +85,8 @@ fn unreported(problems: &[Problem], reported: &mut BTreeSet<Problem>) -> Vec<Pro
 
 /// An Event that cannot be stored is not worth more than a line in the log.
 async fn post(client: &Client, node: &str, notice: &Notice) {
-    let event = event(node, notice, Timestamp::now());
+    let involved = reference(client, &notice.object).await;
+    let event = event(node, notice, involved, Timestamp::now());
     let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     match api.create(&PostParams::default(), &event).await {
@@ -93,24 +96,63 @@ async fn post(client: &Client, node: &str, notice: &Notice) {
     }
 }
 
-fn event(node: &str, notice: &Notice, now: Timestamp) -> Event {
+/// The object as an Event names it, with its uid if it is still there: `kubectl describe` selects Events by it. The
+/// watches keep no uids, and an Event is rare enough for a question of its own.
+async fn reference(client: &Client, object: &ObjectRef) -> ObjectReference {
+    let resource = resource(object.kind);
+    let api_version = resource.as_ref().map(|resource| resource.api_version.clone());
+    let uid = match resource {
+        Some(resource) => uid(client, object, &resource).await,
+        None => None,
+    };
+    ObjectReference {
+        api_version,
+        kind: Some(object.kind.to_owned()),
+        namespace: Some(object.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+        name: Some(object.name.clone()),
+        uid,
+        ..ObjectReference::default()
+    }
+}
+
+/// An Event without a uid is better than none.
+async fn uid(client: &Client, object: &ObjectRef, resource: &ApiResource) -> Option<String> {
+    let api: Api<DynamicObject> = match object.namespace.as_str() {
+        "" => Api::all_with(client.clone(), resource),
+        namespace => Api::namespaced_with(client.clone(), namespace, resource),
+    };
+    let found = api.get_opt(&object.name).await.inspect_err(|error| {
+        tracing::debug!(object.r#ref = %object, error = %error, "get the object of an event");
+    });
+    found.ok()??.metadata.uid
+}
+
+/// Where the API has objects of a kind; `None` for what is none of its objects.
+fn resource(kind: &str) -> Option<ApiResource> {
+    let known = [
+        ApiResource::erase::<Service>(&()),
+        ApiResource::erase::<EndpointSlice>(&()),
+        ApiResource::erase::<Pod>(&()),
+        ApiResource::erase::<Node>(&()),
+        ApiResource::erase::<Namespace>(&()),
+        ApiResource::erase::<ServiceCIDR>(&()),
+    ];
+    known.into_iter().find(|resource| resource.kind == kind)
+}
+
+fn event(node: &str, notice: &Notice, involved: ObjectReference, now: Timestamp) -> Event {
     let Notice { object, reason, message } = notice;
     // Events of cluster-wide objects live in `default`.
     let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
     let mut hasher = DefaultHasher::new();
-    (node, &object.kind, reason, message).hash(&mut hasher);
+    (node, &object.kind, &involved.uid, reason, message).hash(&mut hasher);
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{}.{:016x}", object.name, hasher.finish())),
             namespace: Some(namespace.to_owned()),
             ..ObjectMeta::default()
         },
-        involved_object: ObjectReference {
-            kind: Some(object.kind.to_owned()),
-            namespace: Some(object.namespace.clone()).filter(|namespace| !namespace.is_empty()),
-            name: Some(object.name.clone()),
-            ..ObjectReference::default()
-        },
+        involved_object: involved,
         reason: Some(reason.to_string()),
         message: Some(message.clone()),
         type_: Some("Warning".into()),
@@ -130,24 +172,82 @@ fn camel_case(label: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::Json;
+    use axum::routing::get;
+    use k8s_openapi::api::core::v1::ObjectReference;
     use k8s_openapi::jiff::Timestamp;
+    use kube::{Client, Config};
     use quilla_model::{ObjectName, ObjectRef, Problem, Reason};
+    use serde_json::json;
 
-    use super::{MAX_REPORTED, Notice, event, unreported};
+    use super::{MAX_REPORTED, Notice, event, reference, resource, unreported};
+    use crate::watch::Kind;
 
     #[test]
     fn an_event_names_its_object_and_repeats_its_name() {
         let object = ObjectRef::new("Service", &ObjectName::new("shop", "web"));
         let problem = Problem::new(object, Reason::UnusableAddress, "clusterIP 127.0.0.1");
         let notice = Notice::from(&problem);
-        let first = event("a", &notice, Timestamp::UNIX_EPOCH);
+        let of = |node: &str, uid: &str, now| {
+            let involved = ObjectReference { uid: Some(uid.into()), ..ObjectReference::default() };
+            event(node, &notice, involved, now)
+        };
+        let first = of("a", "1", Timestamp::UNIX_EPOCH);
         assert_eq!(first.reason.as_deref(), Some("UnusableAddress"));
-        assert_eq!(first.involved_object.name.as_deref(), Some("web"));
+        assert_eq!(first.involved_object.uid.as_deref(), Some("1"));
         assert_eq!(first.metadata.namespace.as_deref(), Some("shop"));
-        assert_eq!(first.metadata.name, event("a", &notice, Timestamp::now()).metadata.name);
-        assert_ne!(first.metadata.name, event("b", &notice, Timestamp::now()).metadata.name);
-        let node = Notice { object: ObjectRef::cluster("Node", "n1"), ..notice };
-        assert_eq!(event("a", &node, Timestamp::now()).metadata.namespace.as_deref(), Some("default"));
+        assert_eq!(first.metadata.name, of("a", "1", Timestamp::now()).metadata.name);
+        assert_ne!(first.metadata.name, of("b", "1", Timestamp::now()).metadata.name);
+        let anew = of("a", "2", Timestamp::now()).metadata.name;
+        assert_ne!(first.metadata.name, anew, "an object of the same name that came later");
+        let node = Notice { object: ObjectRef::cluster("Node", "n1"), ..notice.clone() };
+        let event = event("a", &node, ObjectReference::default(), Timestamp::now());
+        assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
+    }
+
+    /// An apiserver with one Service and one Node.
+    async fn apiserver() -> Client {
+        let object = |kind: &str, uid: &str| {
+            Json(json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "x", "uid": uid}}))
+        };
+        let (service, node) = (object("Service", "service-uid"), object("Node", "node-uid"));
+        let router = axum::Router::new()
+            .route("/api/v1/namespaces/shop/services/web", get(async || service))
+            .route("/api/v1/nodes/n1", get(async || node));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Client::try_from(Config::new(format!("http://{address}").parse().unwrap())).unwrap()
+    }
+
+    /// `kubectl describe` selects by uid, `kubectl events --for` by version, kind and name.
+    #[tokio::test]
+    async fn an_event_can_be_found_from_its_object() {
+        let client = apiserver().await;
+        let service = ObjectRef::new("Service", &ObjectName::new("shop", "web"));
+        let found = reference(&client, &service).await;
+        let expected = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Service".into()),
+            namespace: Some("shop".into()),
+            name: Some("web".into()),
+            uid: Some("service-uid".into()),
+            ..ObjectReference::default()
+        };
+        assert_eq!(found, expected);
+        let node = reference(&client, &ObjectRef::cluster("Node", "n1")).await;
+        assert_eq!((node.uid.as_deref(), node.namespace), (Some("node-uid"), None));
+        let gone =
+            reference(&client, &ObjectRef::new("EndpointSlice", &ObjectName::new("shop", "gone"))).await;
+        assert_eq!((gone.uid, gone.api_version.as_deref()), (None, Some("discovery.k8s.io/v1")));
+    }
+
+    #[test]
+    fn every_watched_kind_has_a_place_in_the_api() {
+        for kind in Kind::ALL {
+            assert!(resource(kind.name()).is_some(), "{kind:?}");
+        }
+        assert!(resource("Agent").is_none(), "the self-test is no object");
     }
 
     #[test]
