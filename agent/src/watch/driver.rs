@@ -57,6 +57,20 @@ impl Notes {
         }
         value
     }
+
+    /// The value of an annotation, or a note of what is allowed and what counts instead.
+    pub(super) fn annotation<T>(
+        &mut self,
+        key: &str,
+        text: &str,
+        value: Option<T>,
+        allowed: &str,
+    ) -> Option<T> {
+        if value.is_none() {
+            self.add(Reason::Malformed, format!("{key} {text:?}: {allowed}"));
+        }
+        value
+    }
 }
 
 /// Where updates go.

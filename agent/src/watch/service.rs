@@ -14,10 +14,13 @@ use super::{Kind, Value, port};
 
 /// A Service with this label belongs to another proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// `random`, `maglev` or `least-connections`.
+/// See [`LOAD_BALANCING_ALLOWED`].
 const LOAD_BALANCING: &str = "quilla.dev/load-balancing";
+const LOAD_BALANCING_ALLOWED: &str = "one of random, maglev, least-connections; random is used";
 /// For how long a new endpoint gets fewer connections, such as `30s`.
 const SLOW_START: &str = "quilla.dev/slow-start";
+const SLOW_START_ALLOWED: &str =
+    "a whole number with s, m or h, such as 30s, up to 24h; there is no slow start";
 /// The API's default for `ClientIP` affinity.
 const AFFINITY_SECONDS: i32 = 10_800;
 
@@ -112,12 +115,13 @@ fn affinity(spec: &ServiceSpec, notes: &mut Notes) -> Option<u32> {
 
 fn load_balancing(object: &ApiService, notes: &mut Notes) -> LoadBalancing {
     let Some(text) = object.annotations().get(LOAD_BALANCING) else { return LoadBalancing::default() };
-    notes.parsed(LOAD_BALANCING, text, LoadBalancing::parse(text)).unwrap_or_default()
+    let choice = LoadBalancing::parse(text);
+    notes.annotation(LOAD_BALANCING, text, choice, LOAD_BALANCING_ALLOWED).unwrap_or_default()
 }
 
 fn slow_start(object: &ApiService, notes: &mut Notes) -> u32 {
     let Some(text) = object.annotations().get(SLOW_START) else { return 0 };
-    notes.parsed(SLOW_START, text, seconds(text)).unwrap_or(0)
+    notes.annotation(SLOW_START, text, seconds(text), SLOW_START_ALLOWED).unwrap_or(0)
 }
 
 /// A whole number with one of the units `s`, `m` and `h`, up to a day.
@@ -282,5 +286,19 @@ mod tests {
             let expected = ((LoadBalancing::Random, 0), vec![Reason::Malformed]);
             assert_eq!(read("quilla.dev/slow-start", text), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_wrong_annotation_is_told_what_is_allowed_and_what_counts() {
+        let annotations = json!({"quilla.dev/load-balancing": "Maglev", "quilla.dev/slow-start": "30"});
+        let metadata = json!({"namespace": "shop", "name": "web", "annotations": annotations});
+        let known = read::<Watched>(json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.1"}}));
+        let details: Vec<_> = known.problems.iter().map(|problem| problem.detail.as_str()).collect();
+        let expected = [
+            "quilla.dev/load-balancing \"Maglev\": one of random, maglev, least-connections; random is used",
+            "quilla.dev/slow-start \"30\": a whole number with s, m or h, such as 30s, up to 24h; \
+             there is no slow start",
+        ];
+        assert_eq!(details, expected);
     }
 }

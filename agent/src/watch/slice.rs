@@ -71,7 +71,8 @@ impl Watch for Watched {
 fn weight(object: &ApiSlice, notes: &mut Notes) -> u8 {
     let Some(text) = object.annotations().get(WEIGHT) else { return DEFAULT_WEIGHT };
     let weight = text.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
-    notes.parsed(WEIGHT, text, weight).unwrap_or(DEFAULT_WEIGHT)
+    let allowed = format!("a whole number from 0 to {MAX_WEIGHT}; {DEFAULT_WEIGHT} is used");
+    notes.annotation(WEIGHT, text, weight, &allowed).unwrap_or(DEFAULT_WEIGHT)
 }
 
 /// A port without a number means every port, which no Service port can mean.
