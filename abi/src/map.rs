@@ -72,7 +72,8 @@ pub const SCRATCH_V6: &str = "scratch_v6";
 /// When the kernel last asked the flows of an endpoint or a node to restore their replies (E12), by the index of its
 /// epoch after [`crate::epoch::ENDPOINTS`]; never pinned.
 pub const RESTORES: &str = "restores";
-/// How many answers each CPU may still make this second, per-CPU array of one; never pinned.
+/// How many answers each CPU made this second, per-CPU array: refusals and "too big" to the cluster, then the same to the
+/// world; never pinned.
 pub const ANSWERS: &str = "answers";
 
 /// Default capacities, in entries. The loader may change those of hashes; arrays are part of the ABI.
@@ -95,4 +96,6 @@ pub mod capacity {
     pub const FRAGMENTS: u32 = 8_192;
     /// Of each `sockets_*`.
     pub const SOCKETS: u32 = 65_536;
+    /// Of `answers`: the kinds that are counted apart.
+    pub const ANSWERS: u32 = 4;
 }

@@ -1,7 +1,7 @@
 //! Answers made in the data path: TCP resets, and ICMP errors about packets that are too large or that nobody wants.
 //!
 //! Called by `verdict` with a packet that was dropped and is still as it came; turns it into the answer, in its place.
-//! Answers come under the address that was asked, at most [`PER_SECOND`] from each CPU.
+//! Answers come under the address that was asked, at most [`PER_SECOND`] of a kind from each CPU.
 
 use quilla_abi::DropReason;
 use quilla_abi::flow::FlowKey;
@@ -21,6 +21,7 @@ use crate::scratch::{COPY, Memory};
 const PER_SECOND: u32 = 1_000;
 
 /// The way back from a hook.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Back {
     /// There is none: the packet comes from the host's own stack.
@@ -39,9 +40,10 @@ pub(crate) fn make<F: Pipeline>(
     skb: Skb,
     memory: &mut Memory<F::Addr>,
     reason: DropReason,
+    back: u32,
 ) -> Result<(), DropReason> {
     let kind = answer::answer::<F>(reason, &memory.headers).ok_or(reason)?;
-    spend().ok_or(reason)?;
+    spend(kind, back).ok_or(reason)?;
     // From here on every helper may fail on odd packets; then there is no answer.
     skb.turn_round()?;
     match kind {
@@ -67,10 +69,13 @@ pub(crate) fn to_origin(skb: Skb, origin: &UnderlayAddress) -> Result<(), DropRe
     encap::to_node(skb, slot)
 }
 
-/// Takes one answer from this CPU's allowance.
+/// Takes one answer from this CPU's allowance for its kind: a flood of refused connections leaves those whose packets
+/// are too large in peace, and one from the world those of the cluster.
 #[inline(always)]
-fn spend() -> Option<()> {
-    let Allowance { since, spent } = helper::own_row(&ANSWERS, 0)?;
+fn spend(kind: Answer, back: u32) -> Option<()> {
+    let outside = u32::from(back == Back::Device as u32);
+    let Allowance { since, spent } =
+        helper::own_row(&ANSWERS, 2 * outside + u32::from(kind == Answer::TooBig))?;
     let now = helper::now();
     if now.wrapping_sub(*since) >= helper::hz() {
         (*since, *spent) = (now, 0);

@@ -162,8 +162,8 @@ extern "C" fn claim_v4(scratch: *mut Scratch<[u8; 4]>) -> i32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answer_v4(skb: *mut __sk_buff, reason: u32, to_node: u32) -> i32 {
-    pipeline::answer::<V4>(Skb::new(skb), reason, to_node).encode()
+extern "C" fn answer_v4(skb: *mut __sk_buff, reason: u32, back: u32) -> i32 {
+    pipeline::answer::<V4>(Skb::new(skb), reason, back).encode()
 }
 
 #[unsafe(no_mangle)]
@@ -182,8 +182,8 @@ extern "C" fn select_v4(scratch: *mut Scratch<[u8; 4]>, scope: u32) -> i32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answer_v6(skb: *mut __sk_buff, reason: u32, to_node: u32) -> i32 {
-    pipeline::answer::<V6>(Skb::new(skb), reason, to_node).encode()
+extern "C" fn answer_v6(skb: *mut __sk_buff, reason: u32, back: u32) -> i32 {
+    pipeline::answer::<V6>(Skb::new(skb), reason, back).encode()
 }
 
 #[unsafe(no_mangle)]
@@ -222,7 +222,7 @@ extern "C" fn parse_v6(skb: *mut __sk_buff) -> i32 {
 impl Pipeline for V4 {
     #[inline(always)]
     fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason> {
-        <()>::decode(answer_v4(skb.raw(), u32::from(reason as u8), u32::from(back == Back::Node)))
+        <()>::decode(answer_v4(skb.raw(), u32::from(reason as u8), back as u32))
     }
 
     #[inline(always)]
@@ -259,7 +259,7 @@ impl Pipeline for V4 {
 impl Pipeline for V6 {
     #[inline(always)]
     fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason> {
-        <()>::decode(answer_v6(skb.raw(), u32::from(reason as u8), u32::from(back == Back::Node)))
+        <()>::decode(answer_v6(skb.raw(), u32::from(reason as u8), back as u32))
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@
 use core::arch::asm;
 
 use quilla_abi::load::Load;
+use quilla_ebpf_core::service::is_grown;
 
 use crate::helper;
 use crate::maps::Maps;
@@ -30,11 +31,19 @@ pub(crate) fn open<F: Maps>(backend: u32) -> u32 {
     row::<F>(backend).map_or(0, |load| load.connections)
 }
 
-/// How long ago the backend appeared, in ticks; `None`: long ago.
+/// How long ago the backend appeared, in ticks; `None`: long ago. That is written down before the clock has gone round.
 #[inline(always)]
 pub(crate) fn age<F: Maps>(backend: u32) -> Option<u32> {
-    let since = row::<F>(backend)?.since;
-    (since != 0).then(|| helper::now().wrapping_sub(since))
+    let load = row::<F>(backend)?;
+    if load.since == 0 {
+        return None;
+    }
+    let age = helper::now().wrapping_sub(load.since);
+    if is_grown(age, helper::hz()) {
+        load.since = 0;
+        return None;
+    }
+    Some(age)
 }
 
 #[inline(always)]

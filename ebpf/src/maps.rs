@@ -112,9 +112,9 @@ static SCRATCH_V6: PerCpuArray<Memory<Ipv6>> = PerCpuArray::with_max_entries(1, 
 pub(crate) static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDPOINTS + epoch::MAX_NODES, 0);
 
 #[map(name = "answers")]
-pub(crate) static ANSWERS: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static ANSWERS: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(capacity::ANSWERS, 0);
 
-/// How many answers a CPU made in the second that began at a tick.
+/// How many answers of a kind a CPU made in the second that began at a tick.
 #[repr(C)]
 pub(crate) struct Allowance {
     pub(crate) since: u32,

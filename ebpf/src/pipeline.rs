@@ -386,11 +386,11 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
 
 /// Turns a dropped packet into the answer about it.
 #[inline(always)]
-pub(crate) fn answer<F: Pipeline>(skb: Skb, reason: u32, to_node: u32) -> Result<(), DropReason> {
+pub(crate) fn answer<F: Pipeline>(skb: Skb, reason: u32, back: u32) -> Result<(), DropReason> {
     let memory = memory::<F>()?;
     let reason = DropReason::from_number(reason as u8).ok_or(DropReason::Internal)?;
-    answer::make::<F>(skb, memory, reason)?;
-    if to_node != 0 { answer::to_origin(skb, &memory.origin) } else { Ok(()) }
+    answer::make::<F>(skb, memory, reason, back)?;
+    if back == Back::Node as u32 { answer::to_origin(skb, &memory.origin) } else { Ok(()) }
 }
 
 /// An ICMP error: translates what it embeds, and computes its way into this CPU's memory.

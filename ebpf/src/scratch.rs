@@ -5,7 +5,7 @@
 use quilla_abi::epoch::Dep;
 use quilla_abi::flow::{Flow, FlowKey, Forward, Ingress, action, scope};
 use quilla_abi::node::UnderlayAddress;
-use quilla_abi::service::Service;
+use quilla_abi::service::{Service, ServiceKey};
 use quilla_abi::{Address, Be16};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::embedded::Embedded;
@@ -59,16 +59,16 @@ impl Side {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Choice<A> {
+    /// What is asked for.
+    pub(crate) frontend: ServiceKey<A>,
     /// The Service.
     pub(crate) service: Service,
     /// Who asks; all zero for processes of the node itself.
     pub(crate) client: A,
     /// Decides where chance does.
     pub(crate) hash: u32,
-    /// IP protocol number.
-    pub(crate) proto: u8,
     /// 1 for a packet from the middle of a connection, whose backend was chosen before.
-    pub(crate) stray: u8,
+    pub(crate) stray: u16,
     /// Of the backend.
     pub(crate) port: Be16,
     /// Of the backend.

@@ -11,7 +11,7 @@ use quilla_ebpf_core::service as selection;
 use crate::helper::{self, ANY};
 use crate::maps::{AFFINITY_MEMBERS, Maps, SLOTS};
 use crate::scratch::Choice;
-use crate::{flow, load};
+use crate::{flow, load, service};
 
 /// Completes a choice, or says why there is none.
 #[inline(always)]
@@ -22,16 +22,32 @@ pub(crate) fn choose<F: Maps>(choice: Option<&mut Choice<F::Addr>>) -> Result<()
         return Ok(());
     }
     let backend = pick::<F>(&choice.service, choice.hash);
-    if !take::<F>(choice, backend) {
-        let hidden = choice.service.flags & flag::DROP_WHEN_EMPTY != 0;
-        return Err(if hidden { DropReason::NoLocalBackend } else { DropReason::NoBackend });
+    let mut found = take::<F>(choice, backend);
+    // A row that was just replaced may name a backend that is gone; what has replaced it does not.
+    if !found && choice.service.slot_count != 0 && service::read::<F>(&choice.frontend, &mut choice.service) {
+        let backend = at(selection::slot(&choice.service, choice.hash));
+        found = take::<F>(choice, backend);
+    }
+    if !found {
+        return Err(missing(choice));
     }
     if sticky && choice.stray == 0 {
-        let value = Affinity { backend, last_used: helper::now() };
+        let value = Affinity { backend: choice.backend, last_used: helper::now() };
         // A client that is not remembered is served all the same.
         let (Ok(()) | Err(_)) = helper::insert(F::affinity(), &key(choice), &value, ANY);
     }
     Ok(())
+}
+
+/// Why there is no backend. Where there should be one, the next packet will find it, and nobody is told otherwise.
+#[inline(always)]
+fn missing<A>(choice: &Choice<A>) -> DropReason {
+    match choice.service.slot_count {
+        0 if choice.service.flags & flag::DROP_WHEN_EMPTY != 0 => DropReason::NoLocalBackend,
+        0 => DropReason::NoBackend,
+        _ if choice.stray != 0 => DropReason::NoFlow,
+        _ => DropReason::BackendGone,
+    }
 }
 
 #[inline(always)]
@@ -99,5 +115,5 @@ fn take<F: Maps>(choice: &mut Choice<F::Addr>, backend: u32) -> bool {
     choice.backend = backend;
     choice.addr = row.addr;
     choice.port = row.port;
-    row.proto == choice.proto
+    row.proto == choice.frontend.proto
 }

@@ -2,16 +2,18 @@
 
 use quilla_abi::backend::Backend;
 use quilla_abi::flow::{Flow, dep, flag as flow_flag, state};
+use quilla_abi::service::scope::EXTERNAL;
 use quilla_abi::service::{MAGLEV_SEED, Service, ServiceKey, flag};
 use quilla_abi::{Be16, DropReason};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, is_over, opens};
 use quilla_ebpf_core::protocol::ip;
+use quilla_ebpf_core::route::is_outside;
 
 use crate::maps::{Maps, SourceRange};
 use crate::pipeline::Pipeline;
 use crate::scratch::Scratch;
-use crate::{flow, helper};
+use crate::{flow, helper, route};
 
 /// Takes over what an existing entry says, if the packet still belongs to it: its translation is kept, only routing
 /// is computed anew.
@@ -50,10 +52,13 @@ pub(crate) fn select<F: Pipeline>(
     if (key.proto != ip::TCP && key.proto != ip::UDP) || F::is_loopback(key.dst) {
         return Ok(false);
     }
-    let frontend = ServiceKey { addr: key.dst, port: key.dport, proto: key.proto, scope };
     let Scratch { choice, flow, out, hash, .. } = scratch;
-    if !read::<F>(&frontend, &mut choice.service) {
+    choice.frontend = ServiceKey { addr: key.dst, port: key.dport, proto: key.proto, scope };
+    if !read::<F>(&choice.frontend, &mut choice.service) {
         return Ok(false);
+    }
+    if scope == EXTERNAL {
+        from_outside::<F>(&key.src)?;
     }
     let flags = choice.service.flags;
     if flags & flag::SOURCE_RANGES != 0 && !may_use::<F>(choice.service.id, &key.src) {
@@ -61,8 +66,7 @@ pub(crate) fn select<F: Pipeline>(
     }
     let opening = opens(headers.tcp);
     choice.client = key.src;
-    choice.proto = key.proto;
-    choice.stray = u8::from(key.proto == ip::TCP && !opening);
+    choice.stray = u16::from(key.proto == ip::TCP && !opening);
     choice.hash = if flags & flag::MAGLEV != 0 { F::hash(key, MAGLEV_SEED) } else { *hash };
     F::choose(choice)?;
     flow.service = choice.service.id;
@@ -74,6 +78,12 @@ pub(crate) fn select<F: Pipeline>(
         flow.flags |= flow_flag::COUNTED;
     }
     Ok(true)
+}
+
+/// Under an address of the cluster a client would take a tuple of the inside, and is not even refused (E19).
+#[inline(never)]
+pub(crate) fn from_outside<F: Maps>(client: &F::Addr) -> Result<(), DropReason> {
+    if is_outside(route::find::<F>(*client)) { Ok(()) } else { Err(DropReason::SpoofedAddress) }
 }
 
 /// Whether a client is in one of the ranges that the Service is for (S24).

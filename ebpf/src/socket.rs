@@ -183,9 +183,9 @@ pub(crate) fn forward<P: Place>(name: Name) -> i32 {
     if !of_node && (proto == ip::UDP || <P::F as Family>::is_loopback(addr)) {
         return ALLOW;
     }
-    let key = ServiceKey { addr, port, proto, scope: scope::INTERNAL };
-    let mut choice = Choice::default();
-    if !service::read::<P::F>(&key, &mut choice.service) {
+    let mut choice =
+        Choice { frontend: ServiceKey { addr, port, proto, scope: scope::INTERNAL }, ..Choice::default() };
+    if !service::read::<P::F>(&choice.frontend, &mut choice.service) {
         return if of_node { elsewhere::<P::F>(addr) } else { ALLOW };
     }
     let flags = choice.service.flags;
@@ -201,18 +201,19 @@ pub(crate) fn forward<P: Place>(name: Name) -> i32 {
     // One socket stays with one backend, so that the datagrams of a socket that is not connected stay together.
     let words = [cookie[0], cookie[1], P::F::sum(&addr), u32::from(port.wire()) | u32::from(proto) << 16];
     choice.hash = jhash(&words, config.hash_seed);
-    choice.proto = proto;
     match P::F::choose(&mut choice) {
         Ok(()) => {}
         // The Pod's packets are dropped at its device, without an answer (S21).
-        Err(DropReason::NoLocalBackend) if !of_node => return ALLOW,
+        Err(DropReason::NoLocalBackend | DropReason::BackendGone) if !of_node => return ALLOW,
         Err(_) => return refuse(ECONNREFUSED),
     }
-    let counts = proto == ip::TCP && flags & flag::LEAST_CONNECTIONS != 0;
-    let frontend = Frontend { addr, port, flags: if counts { COUNTED } else { 0 } };
     let key = socket_key(cookie, choice.addr, choice.port, proto);
+    let counts = proto == ip::TCP && flags & flag::LEAST_CONNECTIONS != 0;
+    // A socket that tried before, and failed, counts already.
+    let joins = counts && !is_counted::<P::F>(&key);
+    let frontend = Frontend { addr, port, flags: if counts { COUNTED } else { 0 } };
     if helper::insert(P::F::sockets(), &key, &frontend, ANY).is_ok() {
-        if counts {
+        if joins {
             load::join::<P::F>(choice.backend);
         }
         P::set(name, choice.addr);
@@ -282,12 +283,16 @@ pub(crate) fn release(sock: *mut bpf_sock) -> i32 {
     ALLOW
 }
 
+/// Whether a socket counts for the backend.
+#[inline(always)]
+fn is_counted<F: Maps>(key: &SocketKey<F::Addr>) -> bool {
+    helper::find_recent(F::sockets(), key).is_some_and(|frontend| frontend.flags & COUNTED != 0)
+}
+
 /// Forgets a socket and its backend, for which it no longer counts.
 #[inline(never)]
 fn forget<F: Maps>(key: &SocketKey<F::Addr>) -> i32 {
-    let counted =
-        helper::find_recent(F::sockets(), key).is_some_and(|frontend| frontend.flags & COUNTED != 0);
-    if counted {
+    if is_counted::<F>(key) {
         let backend = Backend { addr: key.addr, port: key.port, proto: key.proto, pad: 0 };
         if let Some(id) = helper::find(F::backend_ids(), &backend) {
             load::leave::<F>(*id);

@@ -1,6 +1,7 @@
 //! E5, S20, S45: what senders are told about packets that are not delivered.
 
 use anyhow::Result;
+use quilla_abi::service::{Service, scope};
 use quilla_abi::{DropReason, epoch};
 use quilla_tests::packet::{IcmpError, Packet, tcp};
 
@@ -125,6 +126,15 @@ pub(crate) fn not_without_end() -> Result<()> {
         let syn = Packet::tcp(family.at(Who::PodA, 40_000), family.at(Who::Service(16), 80)).flags(tcp::SYN);
         let answered = rig.flood(Hook::FromPodA, &from_a(syn), 20_000)?;
         assert!((1..20_000).contains(&answered), "{answered} answers");
+        // Other kinds, and the world, have their own allowance.
+        let config = quilla_abi::config::Config { overlay_mtu: 1400, ..Rig::config() };
+        rig.datapath.maps().config.set(0, &config)?;
+        let (client, vip) = (family.at(Who::World, 40_000), family.at(Who::Vip(1), 80));
+        let large = Packet::tcp(family.at(Who::PodA, 1), family.at(Who::Remote, 80)).payload(&[9; 1400]);
+        assert_eq!(rig.flood(Hook::FromPodA, &from_a(large), 500)?, 500, "too big");
+        rig.serve((vip, TCP), scope::EXTERNAL, Service::default(), &[])?;
+        let syn = Packet::tcp(client, vip).flags(tcp::SYN);
+        assert_eq!(rig.flood(Hook::FromUplink, &syn, 500)?, 500, "the world");
         Ok(())
     })
 }

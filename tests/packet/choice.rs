@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use quilla_abi::backend::Backend;
 use quilla_abi::load::Load;
 use quilla_abi::service::{Service, flag, scope};
 use quilla_abi::{DropReason, epoch};
@@ -232,6 +233,35 @@ pub(crate) fn least_connections() -> Result<()> {
     })
 }
 
+/// S20: where a row names a backend that was cleared a moment ago nobody is refused; the next packet finds another.
+pub(crate) fn cleared_backends() -> Result<()> {
+    tell("cleared", |rig, family| {
+        let [gone, new] = two(family);
+        for (n, proto) in [(10, TCP), (12, UDP)] {
+            rig.set_service(family, n, proto, &[gone])?;
+            let id = rig.backend(gone, proto)?;
+            match family {
+                Family::V4 => rig.datapath.maps().backends_v4.set(id, &Backend::default())?,
+                Family::V6 => rig.datapath.maps().backends_v6.set(id, &Backend::default())?,
+            }
+        }
+        let client = family.at(Who::PodA, 40_000);
+        let (stream, names) = (family.at(Who::Service(10), 80), family.at(Who::Service(12), 53));
+        let (opening, datagram) = (from_a(syn(client, stream)), from_a(Packet::udp(client, names)));
+        rig.run(Hook::FromPodA, &opening).dropped(DropReason::BackendGone);
+        rig.run(Hook::FromPodA, &datagram).dropped(DropReason::BackendGone);
+        let middle = from_a(Packet::tcp(client, stream));
+        rig.run(Hook::FromPodA, &middle).dropped(DropReason::NoFlow);
+        for (n, proto) in [(10, TCP), (12, UDP)] {
+            rig.set_service(family, n, proto, &[new])?;
+        }
+        for packet in [opening, datagram] {
+            assert_eq!(backend(&rig.run(Hook::FromPodA, &packet)), new.port());
+        }
+        Ok(())
+    })
+}
+
 /// A backend that just appeared gets its share little by little.
 pub(crate) fn slow_start() -> Result<()> {
     tell("slow", |rig, family| {
@@ -253,6 +283,18 @@ pub(crate) fn slow_start() -> Result<()> {
             shares[0] < 10 && (45..=105).contains(&shares[1]) && (120..=180).contains(&shares[2]),
             "{shares:?}"
         );
+        // Once it has grown up it stays so, however often the clock goes round.
+        for age in [86_401 * hz, 1 << 31] {
+            rig.set_load((young, TCP), Load { connections: 3, since: now.wrapping_sub(age).max(1) })?;
+            spread(rig, Hook::FromUplink, Who::World, family, vip, 3000..3032);
+            let load = rig.load_of((young, TCP))?;
+            assert_eq!((load.connections, load.since), (3, 0), "{age}");
+            let ports = 3000..3032;
+            for port in ports {
+                let reset = Packet::tcp(family.at(Who::World, port), vip).flags(tcp::RST);
+                rig.run(Hook::FromUplink, &reset);
+            }
+        }
         Ok(())
     })
 }

@@ -249,6 +249,17 @@ pub(crate) fn forged_clients() -> Result<()> {
             rig.run(Hook::FromUplink, &forged).dropped(DropReason::SpoofedAddress);
         }
         assert!(rig.run(Hook::FromUplink, &syn(family.at(Who::OtherNode, 1), vip)).reason.is_none());
+        // Where others are refused they hear nothing, and no affinity is with them.
+        let row = Service { id: 5, affinity_seconds: 100, ..Service::default() };
+        let forged = family.at(Who::PodB, 40_000);
+        for backends in [&[][..], &[family.at(Who::PodA, 8080)]] {
+            rig.serve((vip, TCP), scope::EXTERNAL, row, backends)?;
+            rig.run(Hook::FromUplink, &syn(forged, vip)).dropped(DropReason::SpoofedAddress);
+        }
+        let other = SocketAddr::new(vip.ip(), 81);
+        rig.run(Hook::FromUplink, &syn(forged, other)).dropped(DropReason::SpoofedAddress);
+        let maps = rig.datapath.maps();
+        assert!(maps.affinity_v4.entries()?.is_empty() && maps.affinity_v6.entries()?.is_empty());
         Ok(())
     })
 }

@@ -13,7 +13,7 @@ fn budget(name: &str) -> u32 {
     match name {
         program::CLOCK => 100,
         program::SOCK_RELEASE => 500,
-        name if program::SOCK_ADDR.contains(&name) => 4_500,
+        name if program::SOCK_ADDR.contains(&name) => 6_500,
         _ => 80_000,
     }
 }

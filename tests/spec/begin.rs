@@ -37,7 +37,8 @@ impl Model {
             Hook::FromUplink => match self.frontend(Side::Outside, tuple) {
                 Some(frontend) => self.serve(hook, &frontend, headers, frame, seen),
                 None if self.world.place(tuple.dst) == Place::ServiceAddress => {
-                    drop(self.nobody(Side::Outside, tuple))
+                    let nobody = self.nobody(Side::Outside, tuple);
+                    drop(if self.is_forged(tuple.src) { DropReason::SpoofedAddress } else { nobody })
                 }
                 None => Ok(Err(Expect::Pass)),
             },
@@ -126,6 +127,11 @@ impl Model {
         self.connect(hook, headers, forward, dst, false, seen)
     }
 
+    /// The cluster's own addresses do not come in by the uplink.
+    fn is_forged(&self, src: IpAddr) -> bool {
+        !matches!(self.world.place(src), Place::Outside | Place::OwnLink)
+    }
+
     /// A connection through a Service: whom its client may get, and no other.
     fn serve(
         &mut self,
@@ -136,6 +142,9 @@ impl Model {
         seen: Seen<'_>,
     ) -> Begun {
         let Tuple { src, proto, .. } = headers.tuple;
+        if hook == Hook::FromUplink && self.is_forged(src) {
+            return drop(DropReason::SpoofedAddress);
+        }
         if !frontend.ranges.is_empty() && !frontend.ranges.iter().any(|range| range.contains(&src)) {
             return drop(DropReason::SourceRange);
         }
@@ -146,11 +155,6 @@ impl Model {
         let stray = headers.is_stray();
         if !stray {
             self.affinity.note(frontend, src, &allowed, self.now);
-        }
-        // The cluster's own addresses do not come in by the uplink.
-        let outside = matches!(self.world.place(src), Place::Outside | Place::OwnLink);
-        if hook == Hook::FromUplink && !outside {
-            return drop(DropReason::SpoofedAddress);
         }
         let targets: Vec<_> = allowed.iter().map(|backend| self.target(backend.ip())).collect();
         if frame[headers.ttl_at] <= 1

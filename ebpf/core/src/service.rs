@@ -6,6 +6,8 @@ use crate::hash::jhash;
 
 /// Seed of the hash that decides a second time.
 const AGAIN: u32 = 0x6167_6169;
+/// The longest slow start (seconds): a day. Windows are [`Service::slow_start_seconds`].
+const SLOW_START_MAX_SECONDS: u32 = 86_400;
 /// Seed of the hash that decides whether a young backend is spared.
 const SPARE: u32 = 0x7370_6172;
 
@@ -38,6 +40,13 @@ pub fn other_slot(service: &Service, hash: u32) -> Option<u32> {
 pub fn is_spared(age: u32, window: u32, hash: u32) -> bool {
     let draw = (u64::from(jhash(&[hash], SPARE)) * u64::from(window)) >> 32;
     u64::from(age) <= draw && age < window
+}
+
+/// Whether a backend of this age (ticks) is older than any window. An age beyond half of the clock's range is of a time
+/// that is yet to come, or long past.
+#[inline(always)]
+pub const fn is_grown(age: u32, hz: u32) -> bool {
+    age >= 1 << 31 || age as u64 > SLOW_START_MAX_SECONDS as u64 * hz as u64
 }
 
 /// Whether a client's last use is recent enough for it to come back to the same backend (S18).

@@ -116,20 +116,15 @@ fn select<F: Pipeline>(
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<bool, DropReason> {
-    if !F::select(scratch, EXTERNAL)? {
-        let key = &headers.key;
-        return if F::host(config) != Some(key.dst) && is_service::<F>(&key.dst) {
-            Err(service::nobody::<F>(headers, EXTERNAL))
-        } else {
-            Ok(false)
-        };
+    let key = &headers.key;
+    if F::select(scratch, EXTERNAL)? {
+        return Ok(true);
     }
-    // Under an address of the cluster it would take a tuple of the inside.
-    if targets::is_outside(route::find::<F>(headers.key.src)) {
-        Ok(true)
-    } else {
-        Err(DropReason::SpoofedAddress)
+    if F::host(config) == Some(key.dst) || !is_service::<F>(&key.dst) {
+        return Ok(false);
     }
+    service::from_outside::<F>(&key.src)?;
+    Err(service::nobody::<F>(headers, EXTERNAL))
 }
 
 /// Whether only Services have the address: the stack would send it back to where it came from.
