@@ -173,18 +173,19 @@ pub(crate) fn bandwidth() -> Result<()> {
 
 /// How many datagrams reach the address in the other namespace: some at least, most if the way is to be fast.
 fn arrived(from: &Netns, to: &Netns, address: &str, fast: bool) -> Result<usize> {
-    let server = to.run(|| UdpSocket::bind((address, 9)))?.context("bind")?;
+    let server = to.run(|| UdpSocket::bind((address, 0)))?.context("bind")?;
+    let address = server.local_addr().context("look up the port")?;
     server.set_nonblocking(true).context("set non-blocking")?;
     let client = from.run(|| UdpSocket::bind("0.0.0.0:0"))?.context("bind the client")?;
     let mut buffer = [0; 1500];
     // A link may need a moment until it carries anything.
     eventually::succeeds("the first datagram arrives", || {
-        client.send_to(b"x", (address, 9)).context("send")?;
+        client.send_to(b"x", address).context("send")?;
         server.recv(&mut buffer).context("receive")
     })?;
     for _ in 0..DATAGRAMS {
         // A full queue is said to the sender, too.
-        drop(client.send_to(&[0; 1000], (address, 9)));
+        drop(client.send_to(&[0; 1000], address));
     }
     let mut count = 0;
     let receive = || {

@@ -28,6 +28,11 @@ impl Full {
         node.start_agent()?;
         Ok(Self { node, state })
     }
+
+    /// Refused while a file is open for writing: by a child, too, that another test has forked and not yet executed.
+    fn remount(&self, flags: MountFlags) -> Result<()> {
+        eventually::succeeds("remount", || mount_remount(&self.state, flags, SIZE).context("remount"))
+    }
 }
 
 impl Drop for Full {
@@ -79,14 +84,14 @@ pub(crate) fn read_only() -> Result<()> {
         // An open journal keeps its file system writable.
         disk.node.kill_agent();
         let flags = if restarted { MountFlags::RDONLY } else { MountFlags::empty() };
-        mount_remount(&disk.state, flags, SIZE).context("remount")?;
+        disk.remount(flags)?;
         disk.node.start_agent()?;
         ensure!(disk.node.add(&pod)? == first, "the journal is not read");
     }
     disk.node.call("ADD", &other).run()?.error(11)?;
     disk.node.call("STATUS", &other).run()?.error(50)?;
     disk.node.del(&pod)?;
-    mount_remount(&disk.state, MountFlags::empty(), SIZE).context("remount")?;
+    disk.remount(MountFlags::empty())?;
     eventually::succeeds("status", || disk.node.call("STATUS", &other).run()?.silence())?;
     let second = disk.node.add(&other)?;
     ensure!(addresses(&second)[0] != addresses(&first)[0], "given twice in a row: {second}");

@@ -22,8 +22,9 @@ pub(crate) fn two_pods_reach_each_other() -> Result<()> {
     let directions =
         [(&left, &left_result, &right, &right_result), (&right, &right_result, &left, &left_result)];
     for (client, client_result, server, server_result) in directions {
+        // One for both families: a port listened on stays taken while a forked child has not yet executed.
+        let listener = server.netns.run(|| TcpListener::bind("[::]:8080"))?.context("listen")?;
         for (mine, theirs) in addresses(client_result).iter().zip(addresses(server_result)) {
-            let listener = server.netns.run(|| TcpListener::bind("[::]:8080"))?.context("listen")?;
             let address = SocketAddr::new(theirs.parse::<IpAddr>()?, 8080);
             let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
             let mut stream = client.netns.run(connect)?.with_context(|| format!("{mine} to {theirs}"))?;

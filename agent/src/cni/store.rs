@@ -1,5 +1,5 @@
 //! Who holds which address: the decisions of the CNI server, in memory and in the journal. Called by sessions under one
-//! lock; nothing here waits. The journal has a change before anybody hears of it.
+//! lock; nothing here waits but [`Store::open`]. The journal has a change before anybody hears of it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
@@ -7,7 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -19,6 +20,12 @@ use quilla_cni_protocol::{
 use crate::cni::ipam::{Addresses, Ipam, IpamError, Pools, Seconds};
 use crate::cni::journal::{Durability, Journal, JournalError, Record, Recovered};
 use crate::cni::{AttachedEndpoint, Origin};
+
+/// How long a lock may outlive the agent that had it: a killed process is still ending, or a child that it was starting
+/// has not yet got rid of its open files.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+const LOCK_TICK: Duration = Duration::from_millis(10);
 
 /// Why the store refused.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +148,7 @@ pub(super) struct Store {
 
 impl Store {
     /// Reads the journal. A reservation that was never attached belongs to a plugin whose connection ended with the
-    /// last agent: its addresses go back.
+    /// last agent: its addresses go back. Blocks for [`LOCK_PATIENCE`] at most.
     pub(super) fn open(dir: &Path, cool_down: Duration) -> Result<Self, StoreError> {
         fs::create_dir_all(dir).map_err(io_error("create directory", dir))?;
         let lock = lock(dir)?;
@@ -477,10 +484,14 @@ impl Store {
 fn lock(dir: &Path) -> Result<File, StoreError> {
     // The directory itself: nothing need be written for it.
     let file = File::open(dir).map_err(io_error("open", dir))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: dir.into() }),
-        Err(TryLockError::Error(source)) => Err(io_error("lock", dir)(source)),
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_TICK),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: dir.into() }),
+            Err(TryLockError::Error(source)) => return Err(io_error("lock", dir)(source)),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use quilla_cni_protocol::{Attachment, Wanted};
@@ -108,6 +109,28 @@ fn a_second_agent_is_refused() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let _first = open(dir.path());
     assert!(matches!(Store::open(dir.path(), Duration::ZERO), Err(StoreError::InUse { .. })));
+}
+
+/// CNI-30: a lock that outlives its agent for a moment, in a child between fork and exec, is waited for.
+#[test]
+fn a_lock_about_to_go_is_waited_for() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let first = open(dir.path());
+    let child = first._lock.try_clone().expect("duplicates");
+    drop(first);
+    let openings = || {
+        let files = fs::read_dir("/proc/self/fd").expect("lists").flatten();
+        files.filter(|file| fs::read_link(file.path()).is_ok_and(|target| target == dir.path())).count()
+    };
+    let second = thread::scope(|scope| {
+        let second = scope.spawn(|| Store::open(dir.path(), Duration::ZERO));
+        while openings() < 2 && !second.is_finished() {
+            thread::yield_now();
+        }
+        drop(child);
+        second.join().expect("does not panic")
+    });
+    second.expect("opens");
 }
 
 /// The file does not grow with the node's history.
