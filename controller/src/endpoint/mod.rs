@@ -6,6 +6,7 @@ mod hints;
 mod pod;
 mod slices;
 mod topology;
+mod trigger;
 mod weight;
 
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 pub use desired::{Group, desired};
 pub use slices::{Plan, plan};
 pub use topology::Topology;
+pub use trigger::{Triggers, of_pod as pod_trigger, of_service as service_trigger};
 pub use weight::{WEIGHT_ANNOTATION, validate as validate_weight};
 
 /// The label that names a slice's Service.

@@ -3,14 +3,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 
 use super::desired::{Endpoints, identity};
-use super::{
-    Group, HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SERVICE_LABEL, TRIGGER_ANNOTATION, pod, weight,
-};
+use super::{Group, HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SERVICE_LABEL, TRIGGER_ANNOTATION, weight};
 
 /// The most endpoints we put into one slice.
 pub(super) const LARGEST: usize = 100;
@@ -181,27 +179,21 @@ impl Plan {
         self.create.is_empty() && self.update.is_empty() && self.delete.is_empty()
     }
 
-    /// Stamps the slices to be written with the time of the change that they tell of, if it is known: the latest
-    /// change of a Pod's readiness or the Service's creation, where it is news. A stale stamp is removed.
-    pub fn stamp<'a>(&mut self, service: &Service, pods: impl IntoIterator<Item = &'a Pod>) {
-        let changes = pods.into_iter().filter_map(|pod| match &pod.metadata.deletion_timestamp {
-            Some(deleted) => Some(deleted),
-            None => pod::ready_since(pod),
-        });
-        let latest = changes.chain(service.metadata.creation_timestamp.as_ref()).max().map(text);
+    /// Stamps the slices to be written with the time of the change that they tell of. Without one, as after a change of
+    /// ports or labels, the stamp of an earlier change is removed.
+    pub fn stamp(&mut self, trigger: Option<&Time>) {
         for slice in self.create.iter_mut().chain(&mut self.update) {
             let mut annotations = slice.metadata.annotations.take().unwrap_or_default();
-            let stored = annotations.remove(TRIGGER_ANNOTATION);
-            if let Some(latest) = latest.clone().filter(|latest| stored.is_none_or(|stored| stored < *latest))
-            {
-                annotations.insert(TRIGGER_ANNOTATION.to_owned(), latest);
-            }
+            match trigger {
+                Some(time) => annotations.insert(TRIGGER_ANNOTATION.to_owned(), text(time)),
+                None => annotations.remove(TRIGGER_ANNOTATION),
+            };
             slice.metadata.annotations = Some(annotations).filter(|annotations| !annotations.is_empty());
         }
     }
 }
 
-/// RFC 3339 in UTC to the second, which sorts as it reads.
+/// RFC 3339 in UTC to the second.
 fn text(time: &Time) -> String {
     time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

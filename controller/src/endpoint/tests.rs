@@ -2,17 +2,20 @@
 #![allow(clippy::needless_pass_by_value, reason = "JSON reads best inline")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::slices::LARGEST;
 use super::{
     HEADLESS_LABEL, MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, TRIGGER_ANNOTATION, Topology,
-    WEIGHT_ANNOTATION, desired, plan,
+    Triggers, WEIGHT_ANNOTATION, desired, plan, pod_trigger, service_trigger,
 };
+use crate::reconcile::cache::{Change, Key};
 
 fn service(spec: Value) -> Service {
     let mut spec = spec;
@@ -302,22 +305,86 @@ fn a_change_of_one_endpoint_writes_one_slice() {
     assert_eq!(planned(&service, &[], &slices).delete.len(), 3);
 }
 
+/// A Pod whose readiness changed at a time.
+fn since(time: &str, ready: bool) -> Pod {
+    let mut pod = pod(1, ready);
+    pod["status"]["conditions"][0]["lastTransitionTime"] = json!(time);
+    typed(pod)
+}
+
+fn pod_change(old: Option<&Pod>, new: &Pod) -> Option<String> {
+    let change = Change {
+        key: Key::new("default", "p1"),
+        old: old.map(|old| Arc::new(old.clone())),
+        new: Some(Arc::new(new.clone())),
+    };
+    pod_trigger(&change).map(|time| time.0.to_string())
+}
+
 #[test]
-fn s53_the_trigger_time_is_the_latest_change_and_is_told_once() {
-    let mut timed = pod(1, true);
-    timed["status"]["conditions"][0]["lastTransitionTime"] = json!("2026-01-02T00:00:00Z");
-    let (service, pods) = (service(json!({})), [typed(timed)]);
-    let mut first = planned(&service, &pods, &[]);
-    first.stamp(&service, &pods);
+fn s53_only_a_new_moment_of_a_pod_is_a_trigger() {
+    let (early, late) = ("2026-01-02T00:00:00Z", "2026-01-02T00:03:00Z");
+    let (unready, ready) = (since(early, false), since(late, true));
+    assert_eq!(pod_change(None, &unready).as_deref(), Some(early));
+    assert_eq!(pod_change(Some(&unready), &ready).as_deref(), Some(late));
+    let mut labelled = ready.clone();
+    labelled.metadata.labels = Some([("app".to_owned(), "web".to_owned())].into());
+    assert_eq!(pod_change(Some(&ready), &labelled), None, "the Pod is as ready as it was");
+    let mut ending = ready.clone();
+    ending.metadata.deletion_timestamp = Some(Time("2026-01-02T00:05:30Z".parse().expect("time")));
+    ending.metadata.deletion_grace_period_seconds = Some(30);
+    assert_eq!(
+        pod_change(Some(&ready), &ending).as_deref(),
+        Some("2026-01-02T00:05:00Z"),
+        "when it was asked"
+    );
+    assert_eq!(pod_change(Some(&ending), &ending), None);
+}
+
+#[test]
+fn s53_a_service_triggers_by_its_creation_only() {
+    let time = Time("2026-01-02T00:00:00Z".parse().expect("time"));
+    let mut new = service(json!({}));
+    new.metadata.creation_timestamp = Some(time.clone());
+    let trigger = |old: Option<&Service>, new: &Service| {
+        let old = old.map(|old| Arc::new(old.clone()));
+        service_trigger(&Change { key: Key::new("default", "web"), old, new: Some(Arc::new(new.clone())) })
+    };
+    assert_eq!(trigger(None, &new), Some(time.clone()));
+    assert_eq!(trigger(Some(&new), &new), None);
+    let mut again = new.clone();
+    again.metadata.uid = Some("s2".to_owned());
+    assert_eq!(trigger(Some(&new), &again), Some(time), "deleted and created again between two looks");
+}
+
+#[test]
+fn s53_a_change_is_told_once_and_a_stamp_never_outlives_it() {
+    let time = |text: &str| Time(text.parse().expect("time"));
+    let (early, late) = (time("2026-01-02T00:00:00Z"), time("2026-01-02T00:03:00Z"));
+    let key = Key::new("default", "web");
+    let mut triggers = Triggers::default();
+    triggers.put(key.clone(), late.clone());
+    triggers.put(key.clone(), early);
+    assert_eq!(triggers.take(&key), Some(late.clone()));
+    assert_eq!(triggers.take(&key), None);
+
     let stamp = |slice: &EndpointSlice| {
         slice.metadata.annotations.as_ref().and_then(|all| all.get(TRIGGER_ANNOTATION)).cloned()
     };
-    assert_eq!(stamp(&first.create[0]).as_deref(), Some("2026-01-02T00:00:00Z"));
+    let pods = [typed(pod(1, true))];
+    let mut first = planned(&service(json!({})), &pods, &[]);
+    first.stamp(Some(&late));
+    assert_eq!(stamp(&first.create[0]).as_deref(), Some("2026-01-02T00:03:00Z"));
     let slices = apply(Vec::new(), first, &mut 0);
-    let pods = [pods[0].clone(), typed(pod(2, true))];
-    let mut second = planned(&service, &pods, &slices);
-    second.stamp(&service, &pods);
+    let mut labelled = service(json!({}));
+    labelled.metadata.labels = None;
+    let mut second = planned(&labelled, &pods, &slices);
+    second.stamp(None);
     assert_eq!(stamp(&second.update[0]), None);
+    let moved = service(json!({"ports": [{"port": 80, "targetPort": 8081}]}));
+    let mut third = planned(&moved, &pods, &slices);
+    third.stamp(None);
+    assert_eq!(stamp(&third.create[0]), None);
 }
 
 proptest! {

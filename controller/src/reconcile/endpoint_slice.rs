@@ -8,6 +8,7 @@ use futures::future::join_all;
 use futures::stream::{BoxStream, select_all};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
@@ -16,7 +17,10 @@ use rand::RngExt;
 use super::cache::{Cache, Change, Key};
 use super::label_index::LabelIndex;
 use super::{Reconciler, watch};
-use crate::endpoint::{MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, Topology, desired, plan};
+use crate::endpoint::{
+    MANAGED_BY, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, Topology, Triggers, desired, plan, pod_trigger,
+    service_trigger,
+};
 use crate::error::{Error, is_code};
 use crate::metrics::Metrics;
 use crate::selector::selects;
@@ -42,6 +46,7 @@ pub struct EndpointSlices {
     nodes: Cache<Node>,
     topology: Topology,
     slices: Cache<EndpointSlice>,
+    triggers: Triggers,
 }
 
 impl std::fmt::Debug for EndpointSlices {
@@ -54,7 +59,8 @@ impl EndpointSlices {
     pub fn new(client: Client) -> Self {
         let (services, pods) = (Cache::default(), Cache::default());
         let (labels, nodes, slices) = (LabelIndex::default(), Cache::default(), Cache::default());
-        Self { client, services, pods, labels, nodes, topology: Topology::default(), slices }
+        let (topology, triggers) = (Topology::default(), Triggers::default());
+        Self { client, services, pods, labels, nodes, topology, slices, triggers }
     }
 
     /// The Services that selected the Pod or select it now.
@@ -66,6 +72,31 @@ impl EndpointSlices {
         };
         let services = self.services.within(&change.key.namespace);
         services.filter(|(_, service)| selected(service)).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn observe_services(&mut self, event: Event<Service>) -> Vec<Key> {
+        let live = self.services.is_listed();
+        let changes = self.services.apply(event);
+        for change in changes.iter().filter(|_| live) {
+            if let Some(time) = service_trigger(change) {
+                self.triggers.put(change.key.clone(), time);
+            }
+        }
+        changes.into_iter().map(|change| change.key).collect()
+    }
+
+    fn observe_pods(&mut self, event: Event<Pod>) -> Vec<Key> {
+        let live = self.pods.is_listed();
+        let mut concerned = Vec::new();
+        for change in self.pods.apply(event) {
+            self.labels.update(&change);
+            let services = self.services_of(&change);
+            if let Some(time) = pod_trigger(&change).filter(|_| live) {
+                services.iter().for_each(|key| self.triggers.put(key.clone(), time.clone()));
+            }
+            concerned.extend(services);
+        }
+        concerned
     }
 
     /// A node matters by what it adds to the topology only.
@@ -90,7 +121,7 @@ impl EndpointSlices {
         slices.filter(|slice| service_of(slice).as_ref() == Some(key)).cloned().collect()
     }
 
-    fn plan(&self, key: &Key) -> Plan {
+    fn plan(&self, key: &Key, trigger: Option<&Time>) -> Plan {
         let existing = self.managed(key);
         let Some(service) = self.services.get(key).filter(|service| !is_external_name(service)) else {
             let delete = existing.iter().map(|slice| EndpointSlice::clone(slice)).collect();
@@ -105,20 +136,31 @@ impl EndpointSlices {
             .filter_map(|key| self.pods.get(key).map(|pod| &**pod))
             .filter(|pod| selects(Some(selector), pod.metadata.labels.as_ref()))
             .collect();
-        let desired = desired(service, pods.iter().copied(), &self.topology);
+        let desired = desired(service, pods, &self.topology);
         let mut plan = plan(service, desired, existing.iter().map(|slice| &**slice));
-        plan.stamp(service, pods);
+        plan.stamp(trigger);
         plan
     }
 
-    /// Sees what was written before the watch does, also of a plan that failed half-way.
-    fn absorb(&mut self, written: Vec<Written>) {
+    /// Sees what was written before the watch does, also of a plan that failed half-way; one that failed is still to
+    /// tell of its change.
+    fn settle(
+        &mut self,
+        key: &Key,
+        trigger: Option<Time>,
+        written: Vec<Written>,
+        outcome: Result<(), Error>,
+    ) -> Result<(), Error> {
+        if let (Some(time), Err(_)) = (trigger, &outcome) {
+            self.triggers.put(key.clone(), time);
+        }
         for one in written {
             match one {
                 Written::Put(slice) => drop(self.slices.put(*slice)),
                 Written::Deleted(key) => drop(self.slices.remove(&key)),
             }
         }
+        outcome
     }
 }
 
@@ -198,16 +240,8 @@ impl Reconciler for EndpointSlices {
 
     fn observe(&mut self, event: Seen) -> Vec<Key> {
         match event {
-            Seen::Service(event) => {
-                self.services.apply(*event).into_iter().map(|change| change.key).collect()
-            }
-            Seen::Pod(event) => {
-                let changes = self.pods.apply(*event);
-                for change in &changes {
-                    self.labels.update(change);
-                }
-                changes.iter().flat_map(|change| self.services_of(change)).collect()
-            }
+            Seen::Service(event) => self.observe_services(*event),
+            Seen::Pod(event) => self.observe_pods(*event),
             Seen::Node(event) => {
                 let changes = self.nodes.apply(*event);
                 self.services_by_topology(&changes)
@@ -228,20 +262,20 @@ impl Reconciler for EndpointSlices {
     }
 
     async fn reconcile(&mut self, key: &Key) -> Result<(), Error> {
-        let (written, outcome) = self.writer(key).run(self.plan(key)).await;
-        self.absorb(written);
-        outcome
+        let trigger = self.triggers.take(key);
+        let (written, outcome) = self.writer(key).run(self.plan(key, trigger.as_ref())).await;
+        self.settle(key, trigger, written, outcome)
     }
 
     /// All at once: no two Services share a slice, and the apiserver stores what comes together with one sync.
     async fn reconcile_all(&mut self, keys: &[Key]) -> Vec<Result<(), Error>> {
-        let writes = keys.iter().map(|key| self.writer(key).run(self.plan(key)));
-        let done = join_all(writes.collect::<Vec<_>>()).await;
-        let absorb = |(written, outcome)| {
-            self.absorb(written);
-            outcome
-        };
-        done.into_iter().map(absorb).collect()
+        let triggers: Vec<_> = keys.iter().map(|key| self.triggers.take(key)).collect();
+        let planned =
+            keys.iter().zip(&triggers).map(|(key, trigger)| (key, self.plan(key, trigger.as_ref())));
+        let writes: Vec<_> = planned.map(|(key, plan)| self.writer(key).run(plan)).collect();
+        let done = join_all(writes).await;
+        let told = keys.iter().zip(triggers).zip(done);
+        told.map(|((key, trigger), (written, outcome))| self.settle(key, trigger, written, outcome)).collect()
     }
 }
 
