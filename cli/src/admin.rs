@@ -20,7 +20,7 @@ pub(crate) struct Answer {
     pub(crate) omitted: usize,
 }
 
-/// The agent answers at once or not at all.
+/// Longer than the agent allows itself, so that its own words arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no answer.
@@ -38,6 +38,9 @@ pub(crate) enum AskError {
         /// How long was waited.
         within: Duration,
     },
+    /// The agent ended, or it is not the agent.
+    #[error("the connection ended without an answer (does quilla-agent still run?)")]
+    HungUp,
     /// The connection broke.
     #[error("{operation}")]
     Io {
@@ -72,6 +75,9 @@ fn ask_within(within: Duration, socket: &Path, question: &Value) -> Result<Answe
         ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent { within },
         _ => AskError::Io { operation: "read the answer", source },
     })?;
+    if answer.is_empty() {
+        return Err(AskError::HungUp);
+    }
     understand(&answer)
 }
 
@@ -87,6 +93,7 @@ fn understand(answer: &str) -> Result<Answer, AskError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
     use std::time::Duration;
 
@@ -95,13 +102,22 @@ mod tests {
     use super::{AskError, ask_within, understand};
 
     #[test]
-    fn nobody_and_silence_are_told_apart() {
+    fn nobody_silence_and_an_early_end_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("admin.sock");
         let ask = || ask_within(Duration::from_millis(20), &socket, &json!({"query": "status"})).unwrap_err();
         assert!(ask().to_string().contains("is quilla-agent running? see --socket"));
-        let _silent = UnixListener::bind(&socket).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
         assert!(matches!(ask(), AskError::Silent { .. }));
+        // The silent conversation is still in the queue.
+        let hang_up = std::thread::spawn(move || {
+            for stream in listener.incoming().take(2) {
+                BufReader::new(stream.unwrap()).read_line(&mut String::new()).unwrap();
+            }
+        });
+        let error = ask_within(Duration::from_secs(10), &socket, &json!({"query": "status"})).unwrap_err();
+        assert!(matches!(error, AskError::HungUp), "{error}");
+        hang_up.join().unwrap();
         let error = AskError::Silent { within: Duration::from_secs(10) };
         assert!(error.to_string().starts_with("no answer within 10 s"), "{error}");
     }

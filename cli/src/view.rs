@@ -21,7 +21,7 @@ pub(crate) struct FlowFilter {
     /// Only those of this Service: `NAME`, `NAMESPACE/NAME`, with `:PORT` or without.
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
-    /// Only those with this source: a Pod of this node, an address or a range.
+    /// Only those with this source: a Pod, an address or a range.
     #[arg(long, value_name = "SOURCE")]
     from: Option<String>,
     /// Only those with this destination, before or after translation.
@@ -30,8 +30,8 @@ pub(crate) struct FlowFilter {
     /// Only those from or to this port.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Only those of this protocol, by name or number.
-    #[arg(long, value_name = "PROTOCOL")]
+    /// Only those of this protocol: `tcp`, `udp`, `icmp`, `icmpv6` or a number.
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     proto: Option<String>,
     /// Only those in this state.
     #[arg(long, value_parser = ["new", "established", "fin", "closed", "reset"])]
@@ -42,11 +42,24 @@ pub(crate) struct FlowFilter {
     limit: Option<usize>,
 }
 
-/// Sorts flows, so that two listings can be compared.
+/// A protocol that the agent names, or the number of any.
+fn protocol(text: &str) -> Result<String, String> {
+    const NAMES: [&str; 4] = ["tcp", "udp", "icmp", "icmpv6"];
+    let known = NAMES.iter().any(|name| name.eq_ignore_ascii_case(text));
+    match text.parse::<u8>() {
+        _ if known => Ok(text.to_owned()),
+        Ok(number) => Ok(number.to_string()),
+        Err(_) => Err(format!("one of {}, or a number from 0 to 255", NAMES.join(", "))),
+    }
+}
+
+/// Sorts flows, so that two listings can be compared, and counts those beyond the limit as left out.
 pub(crate) fn flows(answer: &mut Answer, filter: &FlowFilter) {
     // The columns that name a flow come first, so whole rows compare as flows do.
     answer.rows.sort_by_cached_key(|row| row.iter().map(Value::to_string).collect::<Vec<_>>());
-    answer.rows.truncate(filter.limit.unwrap_or(usize::MAX));
+    let limit = filter.limit.unwrap_or(usize::MAX);
+    answer.omitted += answer.rows.len().saturating_sub(limit);
+    answer.rows.truncate(limit);
 }
 
 /// Says what a table alone does not.
@@ -93,10 +106,13 @@ mod tests {
             let rows = json!([["TCP", "10.0.0.2:9"], ["TCP", "10.0.0.1:9"], ["TCP", "[fd00::1]:9"]]);
             let mut answer = answer(&["protocol", "source"], rows);
             flows(&mut answer, &FlowFilter { limit, ..FlowFilter::default() });
-            answer.rows.into_iter().map(|mut row| row.swap_remove(1)).collect::<Vec<_>>()
+            let omitted = answer.omitted;
+            (answer.rows.into_iter().map(|mut row| row.swap_remove(1)).collect::<Vec<_>>(), omitted)
         };
-        assert_eq!(listed(None), ["10.0.0.1:9", "10.0.0.2:9", "[fd00::1]:9"]);
-        assert_eq!(listed(Some(1)), ["10.0.0.1:9"]);
+        let all = vec![json!("10.0.0.1:9"), json!("10.0.0.2:9"), json!("[fd00::1]:9")];
+        assert_eq!(listed(Some(1)), (all[..1].to_vec(), 2));
+        assert_eq!(listed(Some(3)), (all.clone(), 0));
+        assert_eq!(listed(None), (all, 0));
     }
 
     #[test]
@@ -113,6 +129,14 @@ mod tests {
         assert_eq!((&filter["port"], &filter["proto"]), (&json!(80), &json!("tcp")));
         assert_eq!((&filter["pod"], filter.get("limit")), (&Value::Null, None), "the limit is applied here");
         assert!(asked("quilla flows --state open").is_err());
+        for (typed, sent) in [("TCP", "TCP"), ("icmpv6", "icmpv6"), ("132", "132"), ("006", "6")] {
+            let question = asked(&format!("quilla flows --proto {typed}")).unwrap();
+            assert_eq!(question["filter"]["proto"], sent);
+        }
+        for wrong in ["tpc", "256", "-1", ""] {
+            let refused = asked(&format!("quilla flows --proto={wrong}")).unwrap_err().to_string();
+            assert!(refused.contains("tcp, udp, icmp, icmpv6, or a number from 0 to 255"), "{refused}");
+        }
         assert_eq!(asked("quilla services").unwrap(), json!({"query": "services"}));
     }
 

@@ -92,6 +92,18 @@ fn flows_as_yaml_with_what_is_left_out() {
 }
 
 #[test]
+fn a_limit_says_what_it_cut() {
+    let rows = json!([["TCP", "10.0.0.1:9"], ["TCP", "10.0.0.2:9"], ["TCP", "10.0.0.3:9"]]);
+    let answer = json!({"columns": ["protocol", "source"], "rows": rows, "omitted": 0});
+    let (output, _) = conversation("flows --limit 1", &answer, Stdio::piped());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "quilla: 2 more are not listed; narrow the question\n"
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "PROTOCOL  SOURCE\nTCP       10.0.0.1:9\n");
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let output = quilla(Stdio::piped());
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
