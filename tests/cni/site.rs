@@ -77,6 +77,11 @@ impl Site {
         })
     }
 
+    /// Waits for what an agent can do that did not end.
+    pub(crate) fn goes_on(&mut self) -> Result<()> {
+        self.cluster.node_mut(NODE).wait_ready()
+    }
+
     // === fail-points ===
 
     /// Each happens once, after the ones before it.
