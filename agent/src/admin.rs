@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cni::Ledger;
@@ -26,10 +27,12 @@ use crate::reconcile::View;
 use crate::selftest::Readiness;
 use crate::sockets::Support;
 
-use query::{Filter, Query};
+use query::{Answer, Filter, Query, QueryError};
 
-/// Nobody needs longer to send one line.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nobody needs longer to send one line, or to take an answer.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter than the command line tool waits: it gets an error rather than nothing.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 /// No request is longer.
 const REQUEST_BYTES: u64 = 4096;
 
@@ -85,33 +88,80 @@ pub async fn serve(listener: UnixListener, admin: Admin, drain: CancellationToke
 }
 
 async fn converse(stream: UnixStream, admin: Admin) {
-    let answered = tokio::time::timeout(REQUEST_TIMEOUT, answer(stream, admin)).await;
-    if let Ok(Err(error)) = answered {
+    let answered = |request| async move {
+        let found = tokio::task::spawn_blocking(move || query::answer(&request, &admin));
+        within(ANSWER_TIMEOUT, found).await
+    };
+    if let Err(error) = exchange(stream, answered).await {
         tracing::debug!(error = %error, "admin connection");
     }
 }
 
-async fn answer(stream: UnixStream, admin: Admin) -> io::Result<()> {
+/// One request and its answer.
+async fn exchange<A: Future<Output = Value>>(
+    stream: UnixStream,
+    answered: impl FnOnce(Request) -> A,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(reader.take(REQUEST_BYTES)).read_line(&mut line).await?;
+    let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
+    tokio::time::timeout(TRANSFER_TIMEOUT, reader.read_line(&mut line)).await??;
     let document = match serde_json::from_str::<Request>(&line) {
-        Ok(request) => look_up(request, admin).await,
+        Ok(request) => answered(request).await,
         Err(error) => failure(&error),
     };
-    writer.write_all(document.to_string().as_bytes()).await?;
+    let document = document.to_string();
+    tokio::time::timeout(TRANSFER_TIMEOUT, writer.write_all(document.as_bytes())).await??;
     writer.shutdown().await
 }
 
-async fn look_up(request: Request, admin: Admin) -> Value {
-    let found = tokio::task::spawn_blocking(move || query::answer(&request, &admin)).await;
-    match found {
-        Ok(Ok(answer)) => json!(answer),
+/// The document of an answer that is being made; an error if that takes too long.
+async fn within(limit: Duration, found: JoinHandle<Result<Answer, QueryError>>) -> Value {
+    match tokio::time::timeout(limit, found).await {
+        Ok(Ok(Ok(answer))) => json!(answer),
+        Ok(Ok(Err(error))) => failure(&error),
         Ok(Err(error)) => failure(&error),
-        Err(error) => failure(&error),
+        Err(_) => failure(&Late { limit }),
     }
+}
+
+/// The node is too busy, or its maps are too full, to answer a person.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {} s; the node is busy, ask again", .limit.as_secs())]
+struct Late {
+    limit: Duration,
 }
 
 fn failure(error: &dyn std::error::Error) -> Value {
     json!({ "error": error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::{exchange, within};
+
+    /// What comes back for a line, if the answer to it never comes.
+    async fn conversation(line: &str) -> Value {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(line.as_bytes()).await.unwrap();
+        let never = |_| within(Duration::ZERO, tokio::spawn(std::future::pending()));
+        exchange(server, never).await.unwrap();
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        serde_json::from_str(&text).expect("a document, whatever happens")
+    }
+
+    #[tokio::test]
+    async fn who_asks_gets_a_document_also_when_the_answer_takes_too_long() {
+        let late = conversation("{\"query\": \"services\"}\n").await;
+        assert_eq!(late, json!({"error": "no answer within 0 s; the node is busy, ask again"}));
+        let wrong = conversation("{\"query\": \"service\"}\n").await;
+        assert!(wrong["error"].as_str().unwrap().contains("unknown variant"), "{wrong}");
+    }
 }

@@ -15,7 +15,7 @@ use quilla_abi::service::{Service, ServiceKey, SourceRangeKey};
 use quilla_datapath::{ArrayTable, Maps, Table};
 
 pub use apply::apply;
-pub use dump::dump;
+pub use dump::{dump, dump_services};
 pub use recount::recount;
 
 /// The maps of one family.

@@ -8,7 +8,6 @@ mod services;
 use std::net::SocketAddr;
 
 use quilla_abi::{Be16, DropReason, Mac};
-use quilla_datapath::Result;
 use quilla_plan::family::AddressFamily;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,7 +19,7 @@ use crate::selftest::Readiness;
 use crate::sockets::Support;
 use crate::table;
 
-pub(super) use flows::Filter;
+pub(super) use flows::{Filter, FilterError};
 use names::Names;
 
 /// What can be asked.
@@ -35,6 +34,17 @@ pub(super) enum Query {
     Endpoints,
     Nodes,
     Problems,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum QueryError {
+    /// A map could not be read.
+    #[error(transparent)]
+    Map(#[from] quilla_datapath::DatapathError),
+    /// The filter names what there is not.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
 }
 
 /// An answer; every row has a cell for each column.
@@ -52,22 +62,25 @@ impl Answer {
     }
 }
 
-pub(super) fn answer(request: &Request, admin: &Admin) -> Result<Answer> {
+pub(super) fn answer(request: &Request, admin: &Admin) -> Result<Answer, QueryError> {
     let view = admin.view.borrow().clone();
     let maps = admin.datapath.maps();
     Ok(match request.query {
         Query::Status => Answer::new(STATUS, vec![status(admin, &view)]),
         Query::Services => {
-            let extra = services::Extra::read(maps)?;
-            Answer::new(services::SERVICES, services::services(&table::dump(maps)?, &extra, &view.desired))
+            let ranges = services::read_ranges(maps)?;
+            let tables = table::dump_services(maps)?;
+            Answer::new(services::SERVICES, services::services(&tables, &ranges, &view.desired))
         }
         Query::Backends => {
-            let extra = services::Extra::read(maps)?;
+            let connections = services::read_connections(maps)?;
             let names = Names::new(&admin.node, &view);
-            Answer::new(services::BACKENDS, services::backends(&table::dump(maps)?, &extra, &names))
+            let tables = table::dump_services(maps)?;
+            Answer::new(services::BACKENDS, services::backends(&tables, &connections, &names))
         }
         Query::Flows => {
             let names = Names::new(&admin.node, &view);
+            request.filter.check(&names)?;
             let (rows, omitted) = flows::rows(maps, &request.filter, &names)?;
             Answer { columns: flows::COLUMNS, rows, omitted }
         }
@@ -136,7 +149,7 @@ fn problem(problem: &quilla_model::Problem) -> Value {
 }
 
 /// What was dropped and why, and what was delivered and how; rows that never moved are left out.
-fn counters(admin: &Admin) -> Result<Vec<Value>> {
+fn counters(admin: &Admin) -> quilla_datapath::Result<Vec<Value>> {
     let maps = admin.datapath.maps();
     let drops = maps.drops.totals()?;
     let mut rows = Vec::new();

@@ -25,6 +25,13 @@ pub fn dump(maps: &Maps) -> Result<Tables> {
     })
 }
 
+/// Only what Services are made of: their rows, slots and backends. For people who ask, where the rest would be read in vain.
+pub fn dump_services(maps: &Maps) -> Result<Tables> {
+    let (v4, v6) = (v4(maps).dump_services()?, v6(maps).dump_services()?);
+    let rows = v4.services.values().chain(v6.services.values());
+    Ok(Tables { slots: ranges(rows, &maps.slots.rows()?), v4, v6, ..Tables::default() })
+}
+
 /// Rows of an array that are not free.
 fn used<V: Default + PartialEq>(rows: Vec<V>) -> impl Iterator<Item = (u32, V)> {
     (0..).zip(rows).filter(|(_, row)| *row != V::default())
@@ -53,12 +60,19 @@ macro_rules! dump_family {
         impl FamilyMaps<'_, $address> {
             fn dump(&self) -> Result<FamilyTables<$address>> {
                 Ok(FamilyTables {
-                    services: self.services.entries()?.into_iter().collect(),
                     source_ranges: self.source_ranges.entries()?.into_iter().collect(),
-                    backends: used(self.backends.rows()?).collect(),
                     backend_ids: self.backend_ids.entries()?.into_iter().collect(),
                     endpoints: self.endpoints.entries()?.into_iter().collect(),
                     routes: self.routes.entries()?.into_iter().collect(),
+                    ..self.dump_services()?
+                })
+            }
+
+            fn dump_services(&self) -> Result<FamilyTables<$address>> {
+                Ok(FamilyTables {
+                    services: self.services.entries()?.into_iter().collect(),
+                    backends: used(self.backends.rows()?).collect(),
+                    ..FamilyTables::default()
                 })
             }
         }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use quilla_abi::flow::{Flow, FlowKey, action, flag, state};
-use quilla_datapath::{Maps, Result};
+use quilla_datapath::Maps;
 use quilla_plan::family::AddressFamily;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -52,7 +52,11 @@ pub(in crate::admin) struct Filter {
 }
 
 /// Flows, and how many more there are than are listed.
-pub(super) fn rows(maps: &Maps, filter: &Filter, names: &Names<'_>) -> Result<(Vec<Value>, usize)> {
+pub(super) fn rows(
+    maps: &Maps,
+    filter: &Filter,
+    names: &Names<'_>,
+) -> quilla_datapath::Result<(Vec<Value>, usize)> {
     let mut rows = Vec::new();
     let mut omitted = 0;
     let mut take = |found: Found| {
@@ -133,7 +137,29 @@ impl Found {
     }
 }
 
+/// A condition that nothing can meet, most likely a typing error.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{condition} {wanted:?}: neither an address, a range such as 10.0.0.0/8, nor a Pod that this node knows by name"
+)]
+pub(in crate::admin) struct FilterError {
+    condition: &'static str,
+    wanted: String,
+}
+
 impl Filter {
+    /// Refuses ends that are no address and nobody's name.
+    pub(super) fn check(&self, names: &Names<'_>) -> Result<(), FilterError> {
+        for (condition, wanted) in [("pod", &self.pod), ("from", &self.from), ("to", &self.to)] {
+            let Some(wanted) = wanted else { continue };
+            let address = wanted.parse::<IpAddr>().is_ok() || wanted.parse::<IpNet>().is_ok();
+            if !address && !names.knows_pod(wanted) {
+                return Err(FilterError { condition, wanted: wanted.clone() });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn passes(&self, found: &Found, names: &Names<'_>) -> bool {
         let ends = found.ends();
         let end = |wanted: &str, end: &SocketAddr| is_end(wanted, end.ip(), names);

@@ -61,11 +61,22 @@ impl<'a> Names<'a> {
         other.is_some_and(|(namespace, pod)| is_named(&format!("{namespace}/{pod}"), name))
     }
 
-    /// The Service and the port that has a frontend there.
+    /// Whether any Pod has that name.
+    pub(super) fn knows_pod(&self, name: &str) -> bool {
+        let full = |(namespace, pod): &(&str, &str)| format!("{namespace}/{pod}");
+        self.own.values().any(|own| is_named(own, name))
+            || self.others.values().any(|other| is_named(&full(other), name))
+    }
+
+    /// The Service and the port that has a frontend there, in whichever scope.
     pub(super) fn service(&self, end: SocketAddr, protocol: u8) -> Option<String> {
         let key = |scope| FrontendKey { address: end.ip(), port: end.port(), protocol, scope };
-        let frontends = &self.desired.frontends;
-        let found = frontends.get(&key(scope::INTERNAL)).or_else(|| frontends.get(&key(scope::EXTERNAL)))?;
+        self.frontend(&key(scope::INTERNAL)).or_else(|| self.frontend(&key(scope::EXTERNAL)))
+    }
+
+    /// The Service and the port that have this frontend; two may have one address in different scopes.
+    pub(super) fn frontend(&self, key: &FrontendKey) -> Option<String> {
+        let found = self.desired.frontends.get(key)?;
         let name = owner(found);
         let port = &found.set.port_name;
         Some(if port.is_empty() { name } else { format!("{name}:{port}") })

@@ -1,7 +1,7 @@
 //! Frontends and backends as the maps hold them, with the names of what they are. Called for `services` and `backends`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use quilla_abi::backend::Backend;
 use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag, scope};
@@ -33,26 +33,20 @@ pub(super) const BACKENDS: &[&str] =
     &["id", "family", "address", "protocol", "endpoint", "services", "slots", "connections"];
 
 /// Ranges of client addresses, by the id of the set.
-type Ranges = BTreeMap<u32, Vec<String>>;
+pub(super) type Ranges = BTreeMap<u32, Vec<String>>;
 
-/// What the maps say beside the tables of the plan.
-#[derive(Debug, Default)]
-pub(super) struct Extra {
-    ranges: [Ranges; 2],
-    /// Open connections by backend id.
-    connections: [Vec<u32>; 2],
+/// The ranges of both families.
+pub(super) fn read_ranges(maps: &Maps) -> Result<[Ranges; 2]> {
+    let mut ranges = [Ranges::new(), Ranges::new()];
+    maps.source_ranges_v4.for_each(|key, _| add_range(&mut ranges[0], key))?;
+    maps.source_ranges_v6.for_each(|key, _| add_range(&mut ranges[1], key))?;
+    Ok(ranges)
 }
 
-impl Extra {
-    pub(super) fn read(maps: &Maps) -> Result<Self> {
-        let mut ranges = [Ranges::new(), Ranges::new()];
-        maps.source_ranges_v4.for_each(|key, _| add_range(&mut ranges[0], key))?;
-        maps.source_ranges_v6.for_each(|key, _| add_range(&mut ranges[1], key))?;
-        let connections =
-            |rows: Vec<quilla_abi::load::Load>| rows.iter().map(|row| row.connections).collect();
-        let connections = [connections(maps.loads_v4.rows()?), connections(maps.loads_v6.rows()?)];
-        Ok(Self { ranges, connections })
-    }
+/// Open connections of both families, by backend id.
+pub(super) fn read_connections(maps: &Maps) -> Result<[Vec<u32>; 2]> {
+    let connections = |rows: Vec<quilla_abi::load::Load>| rows.iter().map(|row| row.connections).collect();
+    Ok([connections(maps.loads_v4.rows()?), connections(maps.loads_v6.rows()?)])
 }
 
 fn add_range<A: AddressFamily>(ranges: &mut Ranges, key: &SourceRangeKey<A>) {
@@ -62,8 +56,7 @@ fn add_range<A: AddressFamily>(ranges: &mut Ranges, key: &SourceRangeKey<A>) {
 }
 
 /// One row per frontend; markers of addresses are none.
-pub(super) fn services(tables: &Tables, extra: &Extra, desired: &Desired) -> Vec<Value> {
-    let [v4, v6] = &extra.ranges;
+pub(super) fn services(tables: &Tables, [v4, v6]: &[Ranges; 2], desired: &Desired) -> Vec<Value> {
     let v4 = frontends::<[u8; 4]>(tables, v4, desired);
     v4.into_iter().chain(frontends::<[u8; 16]>(tables, v6, desired)).collect()
 }
@@ -134,8 +127,7 @@ fn when_empty(row: &Service) -> Option<&'static str> {
 }
 
 /// One row per backend, selected or draining.
-pub(super) fn backends(tables: &Tables, extra: &Extra, names: &Names<'_>) -> Vec<Value> {
-    let [v4, v6] = &extra.connections;
+pub(super) fn backends(tables: &Tables, [v4, v6]: &[Vec<u32>; 2], names: &Names<'_>) -> Vec<Value> {
     let v4 = of_family::<[u8; 4]>(tables, v4, names, "IPv4");
     v4.into_iter().chain(of_family::<[u8; 16]>(tables, v6, names, "IPv6")).collect()
 }
@@ -160,8 +152,7 @@ fn of_family<A: AddressFamily>(
     let mut seen = BTreeSet::new();
     for (key, row) in tables.services.iter() {
         let slots = all.slots_of(row).unwrap_or_default();
-        let end = SocketAddr::new(key.addr.to_ip(), key.port.get());
-        let service = names.service(end, key.proto);
+        let service = names.frontend(&frontend_key(key));
         let first = seen.insert(row.id);
         for id in slots.iter() {
             let of = uses.entry(*id).or_default();

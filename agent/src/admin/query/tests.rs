@@ -2,17 +2,18 @@
 
 use quilla_abi::Be16;
 use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, flag, state};
+use quilla_abi::service::{ServiceKey, scope};
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort,
     ServiceType, Snapshot, TrafficPolicy,
 };
-use quilla_plan::{Layout, NodeFacts, plan};
+use quilla_plan::{FrontendKey, Layout, NodeFacts, plan};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 use super::flows::{Filter, Found};
 use super::names::Names;
-use super::services::{BACKENDS, Extra, SERVICES, backends, services};
+use super::services::{BACKENDS, SERVICES, backends, services};
 use crate::cni::{AttachedEndpoint, Origin};
 use crate::reconcile::View;
 
@@ -111,7 +112,7 @@ fn rows_of<'a>(rows: &'a [Value], columns: &[&str], address: &str) -> Vec<&'a Va
 #[test]
 fn services_name_objects_scopes_and_what_is_empty() {
     let view = view();
-    let rows = services(&view.tables, &Extra::default(), &view.desired);
+    let rows = services(&view.tables, &Default::default(), &view.desired);
     assert!(rows.iter().all(|row| row.as_array().unwrap().len() == SERVICES.len()), "{rows:?}");
     let of = |address| rows_of(&rows, SERVICES, address);
     let web = of("10.96.0.10:80");
@@ -139,7 +140,7 @@ fn services_name_objects_scopes_and_what_is_empty() {
 #[test]
 fn backends_name_their_pods_nodes_and_services() {
     let view = view();
-    let rows = backends(&view.tables, &Extra::default(), &Names::new("here", &view));
+    let rows = backends(&view.tables, &Default::default(), &Names::new("here", &view));
     assert!(rows.iter().all(|row| row.as_array().unwrap().len() == BACKENDS.len()), "{rows:?}");
     for (address, endpoint, service) in [
         ("10.244.1.5:8080", json!("pod shop/client"), "shop/web:http"),
@@ -151,6 +152,25 @@ fn backends_name_their_pods_nodes_and_services() {
         assert_eq!(*cell(BACKENDS, found[0], "endpoint"), endpoint);
         assert_eq!(*cell(BACKENDS, found[0], "services"), json!([service]));
     }
+}
+
+/// Two Services may have one address: one for clients inside, one for those outside.
+#[test]
+fn backends_name_the_service_of_their_own_scope() {
+    let mut view = view();
+    let key = |address: [u8; 4], scope| ServiceKey { addr: address, port: Be16::new(80), proto: 6, scope };
+    let inside = key([198, 51, 100, 1], scope::INTERNAL);
+    let row = *view.tables.v4.services.get(&inside).unwrap();
+    Arc::make_mut(&mut view.tables).v4.services.insert(key([10, 96, 0, 10], scope::EXTERNAL), row);
+    let frontend =
+        |address: [u8; 4], scope| FrontendKey { address: address.into(), port: 80, protocol: 6, scope };
+    let edge = view.desired.frontends.get(&frontend([198, 51, 100, 1], scope::INTERNAL)).unwrap().clone();
+    view.desired.frontends.insert(frontend([10, 96, 0, 10], scope::EXTERNAL), edge);
+    let rows = backends(&view.tables, &Default::default(), &Names::new("here", &view));
+    let found = rows_of(&rows, BACKENDS, "10.244.2.9:8080");
+    assert_eq!(*cell(BACKENDS, found[0], "services"), json!(["shop/edge:http"]));
+    let found = rows_of(&rows, BACKENDS, "10.244.1.5:8080");
+    assert_eq!(*cell(BACKENDS, found[0], "services"), json!(["shop/web:http"]));
 }
 
 /// The Pod's connection to the Service on the other node, and the answering entry.
@@ -213,4 +233,24 @@ fn flows_are_filtered_by_every_condition() {
         assert!(!passes(bad.clone()), "{bad}");
     }
     assert!(serde_json::from_value::<Filter>(json!({"por": 80})).is_err(), "a condition that is none");
+}
+
+#[test]
+fn an_end_that_nobody_has_is_refused_with_what_is_allowed() {
+    let view = view();
+    let names = Names::new("here", &view);
+    let check = |filter: Value| serde_json::from_value::<Filter>(filter).unwrap().check(&names);
+    for good in [
+        json!({}),
+        json!({"from": "client", "to": "10.96.0.10"}),
+        json!({"pod": "shop/worker", "from": "fd00::/8"}),
+    ] {
+        check(good.clone()).unwrap_or_else(|error| panic!("{good}: {error}"));
+    }
+    for bad in ["pod", "from", "to"] {
+        let message = check(json!({bad: "garbage"})).unwrap_err().to_string();
+        let expected = format!("{bad} \"garbage\": neither an address, a range");
+        assert!(message.starts_with(&expected), "{message}");
+    }
+    assert!(check(json!({"from": "10.0.0.0/33"})).is_err());
 }
