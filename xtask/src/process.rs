@@ -37,10 +37,11 @@ impl Workspace {
     }
 }
 
-/// Runs to the end; anything but success is an error that names the command.
+/// Runs to the end; anything but success is an error that names the command. What is echoed goes to standard error:
+/// standard output belongs to what was asked for.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = describe(command);
-    println!("+ {line}");
+    eprintln!("+ {line}");
     let status = command.status().with_context(|| format!("start {line}"))?;
     if !status.success() {
         bail!("`{line}`: {status}");
@@ -61,7 +62,7 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
 /// Like [`run`], but gives up after `limit`: for downloads that may hang where the network is closed.
 pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     let line = describe(command);
-    println!("+ {line}");
+    eprintln!("+ {line}");
     let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("start {line}"))?;
     if !wait_within(&mut child, limit).with_context(|| line.clone())? {
         bail!("`{line}` failed");

@@ -92,7 +92,9 @@ impl EndpointSlices {
             self.labels.update(&change);
             let services = self.services_of(&change);
             if let Some(time) = pod_trigger(&change).filter(|_| live) {
-                services.iter().for_each(|key| self.triggers.put(key.clone(), time.clone()));
+                for key in &services {
+                    self.triggers.put(key.clone(), time.clone());
+                }
             }
             concerned.extend(services);
         }
