@@ -119,6 +119,17 @@ async fn unknown_fields_as_the_client_wishes() {
     assert!(ignored.warnings.is_empty() && ignored.body["spec"]["frob"].is_null(), "{ignored:?}");
 }
 
+/// What `kubectl create configmap` and its like send.
+#[tokio::test(flavor = "multi_thread")]
+async fn protobuf_is_refused_with_the_way_round_it() {
+    let api = Api::start().await;
+    let protobuf = [("content-type", "application/vnd.kubernetes.protobuf")];
+    let answer = api.send(Method::POST, PODS, &protobuf, b"k8s\0".to_vec()).await;
+    assert_eq!((answer.code, &answer.body["reason"]), (415, &json!("UnsupportedMediaType")));
+    let message = answer.body["message"].as_str().unwrap();
+    assert!(message.contains("--dry-run=client -o json") && message.contains("create -f -"), "{message}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn server_side_apply_is_refused_clearly() {
     let api = Api::start().await;

@@ -87,6 +87,22 @@ async fn apply_validates_on_the_server() {
     assert_eq!(created, "configmap/a created\n");
 }
 
+/// What `kubectl get -o yaml` prints of several objects can be applied again, and is validated item by item.
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_takes_a_list() {
+    let api = Api::start().await;
+    let item = "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {x: one}}";
+    let list = |item: &str| format!("{{apiVersion: v1, kind: List, items: [{item}]}}");
+    let manifest = api.file("list.yaml", &list(item));
+    assert_eq!(api.kubectl(&["apply", "-f", &manifest]).await, "configmap/a created\n");
+    let printed = api.kubectl(&["get", "configmaps", "-o", "yaml"]).await;
+    let printed = api.file("printed.yaml", &printed);
+    assert!(api.kubectl(&["apply", "-f", &printed]).await.starts_with("configmap/a "), "applied again");
+    let wrong = api.file("wrong.yaml", &list(&item.replace("data", "dada")));
+    let refused = api.run_kubectl(&["apply", "-f", &wrong], &[]).await;
+    assert!(text(&refused.stderr).contains("unknown field \"dada\""), "{}", text(&refused.stderr));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn get_shows_the_usual_columns() {
     let (api, _) = applied().await;

@@ -99,6 +99,7 @@ async fn discovery_tells_every_kind() {
         assert_eq!(api.get(&path).await.body["kind"], "APIResourceList", "{path}");
         assert_eq!(api.get(&format!("/openapi/v3{path}")).await.body["openapi"], "3.0.0", "{path}");
     }
+    assert_eq!(api.get("/openapi/v2").await.body["swagger"], "2.0");
     assert_eq!(api.get("/version").await.body["major"], "1");
 }
 

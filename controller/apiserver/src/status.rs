@@ -41,6 +41,14 @@ impl Refusal {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
+    /// What every `kubectl create KIND` shorthand sends, and typed Go clients that prefer it.
+    pub(crate) fn protobuf() -> Self {
+        let message = "this server reads JSON, not protobuf: with kubectl, write the object with \
+            `kubectl create ... --dry-run=client -o json` and send it with `kubectl create -f -`; \
+            in a Go client, set ContentType to application/json";
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+
     pub(crate) fn unauthorized() -> Self {
         Self::new(401, "Unauthorized", "Unauthorized")
     }

@@ -100,6 +100,11 @@ impl Service {
             Route::Groups => discovery::groups(),
             Route::Group(name) => discovery::group(&name),
             Route::Resources { group, version } => discovery::resources(&group, &version),
+            Route::OpenApiV2 if accept.contains(openapi::V2_ASKED) => {
+                let body = Full::new(Bytes::from_static(openapi::NO_MODELS)).boxed_unsync();
+                return response(StatusCode::OK, openapi::V2_PROTOBUF, body);
+            }
+            Route::OpenApiV2 => openapi::version_2(),
             Route::OpenApiIndex => openapi::index(),
             Route::OpenApi { group, version } => openapi::document(&group, &version),
             _ => discovery::version(),
@@ -226,6 +231,7 @@ impl Service {
 async fn json_body(request: Request<Incoming>) -> Result<Value> {
     match media_type(request.headers()).as_str() {
         "" | "application/json" => parse(&read_body(request).await?),
+        "application/vnd.kubernetes.protobuf" => Err(Refusal::protobuf()),
         other => Err(Refusal::unsupported_media_type(other, "application/json")),
     }
 }

@@ -1,5 +1,8 @@
 //! As much `OpenAPI` v3 as kubectl needs to leave validation to the server.
 //!
+//! Of v2 there is just the frame, without models: kubectl asks for it before it takes a `kind: List` apart, and leaves
+//! what it finds no model for to the server.
+//!
 //! kubectl looks for the `fieldValidation` parameter of a kind's PATCH; finding it, it validates by asking the server.
 //! Invariant: schemas are left open on purpose, for a schema that is not exact would make clients refuse good objects.
 
@@ -7,6 +10,23 @@ use serde_json::{Map, Value, json};
 
 use super::discovery::{named_groups, of, versions};
 use crate::resource::Resource;
+
+/// The encoding in which client-go asks for `/openapi/v2`.
+pub(super) const V2_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// Its name in the answer: by RFC 2045 a media type has no `@`, and client-go refuses an answer with one.
+pub(super) const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// An `openapi.v2.Document` of gnostic's `OpenAPIv2.proto` with nothing but its first field, `swagger: "2.0"`.
+pub(super) const NO_MODELS: &[u8] = b"\x0a\x032.0";
+
+/// The same as JSON.
+pub(super) fn version_2() -> Value {
+    json!({
+        "swagger": "2.0", "info": {"title": "Quilla", "version": env!("CARGO_PKG_VERSION")},
+        "paths": {}, "definitions": {},
+    })
+}
 
 pub(super) fn index() -> Value {
     let mut paths = Map::new();

@@ -22,6 +22,7 @@ pub(super) enum Route {
         version: String,
     },
     OpenApiIndex,
+    OpenApiV2,
     OpenApi {
         group: String,
         version: String,
@@ -47,6 +48,7 @@ pub(super) fn route(path: &str) -> Result<Route> {
         ["version"] => Ok(Route::Version),
         ["api"] => Ok(Route::CoreVersions),
         ["apis"] => Ok(Route::Groups),
+        ["openapi", "v2"] => Ok(Route::OpenApiV2),
         ["openapi", "v3"] => Ok(Route::OpenApiIndex),
         ["openapi", "v3", "api", version] => {
             served(Route::OpenApi { group: String::new(), version: owned(version) })
