@@ -98,7 +98,7 @@ async fn apply_takes_a_list() {
     let printed = api.kubectl(&["get", "configmaps", "-o", "yaml"]).await;
     let printed = api.file("printed.yaml", &printed);
     assert!(api.kubectl(&["apply", "-f", &printed]).await.starts_with("configmap/a "), "applied again");
-    let wrong = api.file("wrong.yaml", &list(&item.replace("data", "dada")));
+    let wrong = api.file("wrong.yaml", &list(&item.replace(", data", ", dada")));
     let refused = api.run_kubectl(&["apply", "-f", &wrong], &[]).await;
     assert!(text(&refused.stderr).contains("unknown field \"dada\""), "{}", text(&refused.stderr));
 }

@@ -17,7 +17,7 @@ use crate::topology::Machine;
 use crate::{binary, eventually};
 
 /// Where a node's agent serves health and metrics, on the node's loopback.
-const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9640);
+pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9640);
 
 /// Flow table entries per node: enough for any test here, and little enough for many nodes on one machine.
 const FLOWS: &str = "65536";

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use quilla_tests::cluster::Cluster;
 use quilla_tests::command::in_place;
+use quilla_tests::node::METRICS;
 use quilla_tests::sandbox::{FILES, Record};
 use quilla_tests::{binary, eventually, sandbox};
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,11 +48,16 @@ pub(crate) fn run(action: &Action) -> Result<()> {
 }
 
 pub(crate) fn how_to_look_inside() -> String {
-    "  cargo xtask dev shell node-a     a shell on a node (or node-b, node-c, fabric)\n  \
-       there:  kubectl get pods,services -o wide\n  \
-       there:  quilla status;  quilla services;  quilla flows;  quilla drops\n  \
-     cargo xtask dev down             end it"
-        .to_owned()
+    let files = format!("{FILES}/{CLUSTER}");
+    format!(
+        "  cargo xtask dev shell node-a     a shell on a node (or node-b, node-c, fabric)\n  \
+           there:  kubectl get pods,services -o wide\n  \
+           there:  quilla status;  quilla services;  quilla flows;  quilla drops\n  \
+           there:  tail {files}/node-a/log/agent.log     (or podlet.log; {files}/controller.log)\n  \
+           there:  curl http://{METRICS}/metrics     (each node its own, on its loopback)\n  \
+           there:  nsenter --net=/run/netns/{CLUSTER}.node-a.NAMESPACE.POD ip address     (in a Pod)\n  \
+         cargo xtask dev down             end it"
+    )
 }
 
 fn log() -> Result<PathBuf> {
