@@ -87,6 +87,8 @@ pub(crate) struct Seen<'a> {
     /// As it was left.
     pub packet: &'a [u8],
     pub dropped: Option<DropReason>,
+    /// Left to the stack as nobody's.
+    pub passed: bool,
 }
 
 /// What must become of a packet.
@@ -318,8 +320,11 @@ impl Model {
             if connection.backend_gone && !reopens && !reselects {
                 return Ok(Expect::Drop(DropReason::BackendGone));
             }
-            // Whatever was spoken to past all Services belongs to one now.
-            let lost = direction == Direction::Original
+            // Whatever was spoken to past all Services belongs to one now; the connection ends when the data path looks
+            // at it again, which the Service alone is no reason to do.
+            let looked_again = seen.dropped.is_some() || seen.passed;
+            let lost = looked_again
+                && direction == Direction::Original
                 && matches!(connection.forward, Target::Uplink | Target::OnwardUplink)
                 && !connection.balanced
                 && self.world.place(tuple.dst) == Place::ServiceAddress;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use quilla_abi::address::v4_mapped;
+use quilla_abi::config::Config;
 use quilla_abi::program;
 use quilla_datapath::{Datapath, Object, Options, Outcome, TestContext, TestRunner, bpffs};
-use quilla_plan::Layout;
+use quilla_plan::{Layout, Tables};
 
 use crate::model::Hook;
 use crate::table::apply;
@@ -68,7 +69,7 @@ impl Rig {
         Ok(self.runners[program].run(frame, &context)?)
     }
 
-    /// A new world: forgets all flows.
+    /// A new world: forgets all flows, and what the uplinks had to look at for their sake.
     pub(crate) fn install(&mut self, world: &World) -> Result<()> {
         let maps = self.datapath.maps();
         macro_rules! empty {
@@ -78,6 +79,8 @@ impl Rig {
             })+};
         }
         empty!(flows_v4, flows_v6, fragments_v4, fragments_v6, affinity_v4, affinity_v6);
+        let config = Config::default();
+        self.layout = Layout::recover(&Tables { config, ..Tables::clone(self.layout.tables()) });
         self.update(world)
     }
 

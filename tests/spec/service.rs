@@ -66,9 +66,9 @@ pub(crate) struct Services {
     pub own: HashSet<(Side, IpAddr)>,
     /// Where traffic may have been sent: every endpoint that exists, whatever its state.
     pub backends: HashSet<(SocketAddr, u8)>,
-    /// What the node sends may be an answer of a Service.
+    /// What the node sends may be an answer of a Service, or of one that was.
     pub node_backends: bool,
-    /// The first and the last port at which clients outside find a Service on the node's own addresses.
+    /// The first and the last port at which clients outside find, or once found, a Service on the node's own addresses.
     pub node_ports: Option<(u16, u16)>,
 }
 
@@ -109,6 +109,14 @@ pub(crate) fn read(world: &World) -> Services {
 }
 
 impl Services {
+    /// Connections outlive the ports of their Services: what was looked at is looked at from then on.
+    pub(crate) fn remember_reach(&mut self, before: &Self) {
+        self.node_backends |= before.node_backends;
+        let both = || self.node_ports.into_iter().chain(before.node_ports);
+        self.node_ports =
+            both().map(|(first, _)| first).min().zip(both().map(|(_, last)| last).max());
+    }
+
     fn claim(&mut self, key: Key, frontend: Frontend) {
         if self.frontends.get(&key).is_none_or(|other| frontend.rank < other.rank) {
             self.frontends.insert(key, frontend);
@@ -180,7 +188,7 @@ fn claims(
         shares.sort_unstable();
         let backends: Vec<SocketAddr> = shares.iter().map(|(backend, _)| *backend).collect();
         let maglev = outside || service.load_balancing == LoadBalancing::Maglev;
-        let steady = service.slow_start_seconds == 0 && service.affinity_seconds.is_none();
+        let steady = service.affinity_seconds.is_none();
         let any =
             endpoints.iter().any(|(_, member)| member.endpoint.ready || is_last_resort(member.endpoint));
         Frontend {

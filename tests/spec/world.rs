@@ -226,7 +226,8 @@ impl World {
 
     /// To be called after every change of the snapshot. The endpoints that are gone.
     pub(crate) fn settle(&mut self) -> HashSet<(SocketAddr, u8)> {
-        let services = service::read(self);
+        let mut services = service::read(self);
+        services.remember_reach(&self.services);
         let before = std::mem::replace(&mut self.services, services).backends;
         before.difference(&self.services.backends).copied().collect()
     }

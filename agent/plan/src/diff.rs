@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use quilla_abi::affinity::MemberKey;
 use quilla_abi::backend::Backend;
+use quilla_abi::config::{self, Config};
 use quilla_abi::endpoint::Endpoint;
 use quilla_abi::epoch;
 use quilla_abi::node::Node;
-use quilla_abi::route::{Route, RouteKey};
+use quilla_abi::route::{Route, RouteKey, kind};
 use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag};
 use quilla_model::{Difference, SharedMap};
 
@@ -34,11 +35,19 @@ pub fn diff(old: &Tables, new: &Tables) -> Vec<Step> {
     change_reachability(&mut steps, &mut bumps, (old, new), &v4, &v6);
     if old.config != new.config {
         steps.push(Step::SetConfig(new.config));
-        bumps.insert(epoch::GLOBAL);
+        if without_reach(old.config) != without_reach(new.config) {
+            bumps.insert(epoch::GLOBAL);
+        }
     }
     steps.push(Step::Bump(bumps.into_iter().collect()));
     steps.retain(|step| step.rows() > 0);
     steps
+}
+
+/// What flows are computed from: which packets of the uplinks are looked at is asked for each of them.
+fn without_reach(config: Config) -> Config {
+    let flags = config.flags & !config::flag::NODE_BACKENDS;
+    Config { flags, frontend_port_min: 0, frontend_port_max: 0, ..config }
 }
 
 /// The step that makes every flow look again, whatever it was computed from: after a start, when nobody knows what a
@@ -100,7 +109,7 @@ fn change_reachability(
     steps.push(Step::RemoveNodeSlots(node_slots.removed_keys().collect()));
     steps.push(Step::SetNodes(nodes.removed_keys().map(|slot| (slot, Node::default())).collect()));
 
-    if !(v4.routes.is_empty() && v6.routes.is_empty()) {
+    if v4.changes_a_way() || v6.changes_a_way() {
         bumps.insert(epoch::GLOBAL);
     }
     bumps.extend(nodes.keys().map(|slot| epoch::NODES + slot));
@@ -152,10 +161,6 @@ impl<'a, K: Ord + Copy, V: PartialEq> Change<'a, K, V> {
             }
         }
         change
-    }
-
-    fn is_empty(&self) -> bool {
-        self.set.is_empty() && self.removed.is_empty()
     }
 
     fn set_rows(&self) -> impl Iterator<Item = (K, V)>
@@ -308,6 +313,17 @@ impl<'a, A: AddressFamily> FamilyChange<'a, A> {
         A::step(FamilyStep::RemoveEndpoints(self.endpoints.removed_keys().collect()))
     }
 
+    /// Whether flows may go another way. Not for an address that becomes a Service's or ceases to be: flows to its
+    /// backends depend on these, and what was spoken to before may go on.
+    fn changes_a_way(&self) -> bool {
+        let of_service = |key: &RouteKey<A>, route: &Route| {
+            route.kind == kind::SERVICES && key.prefix_len == 8 * u32::try_from(size_of::<A>()).unwrap_or(0)
+        };
+        let set = &self.routes.set;
+        set.iter().any(|(key, new, old)| old.is_some() || !of_service(key, new))
+            || self.routes.removed.iter().any(|(key, old)| !of_service(key, old))
+    }
+
     fn set_routes(&self) -> Step {
         A::step(FamilyStep::SetRoutes(self.routes.set_rows().collect()))
     }
@@ -321,3 +337,7 @@ impl<'a, A: AddressFamily> FamilyChange<'a, A> {
 fn looks_at_loads(row: &Service) -> bool {
     row.slow_start_seconds > 0 || row.flags & flag::LEAST_CONNECTIONS != 0
 }
+
+#[cfg(test)]
+#[path = "diff_tests.rs"]
+mod tests;

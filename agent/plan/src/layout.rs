@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use quilla_abi::config::{Config, flag};
 use quilla_abi::endpoint::Interface;
+use quilla_abi::version::SCHEMA;
 use quilla_model::{ObjectRef, Problem, Reason};
 
 use crate::desired::{Desired, Tunnel};
@@ -75,7 +77,7 @@ impl Layout {
             place_routes(desired, &slots, &mut tables.v4);
             place_routes(desired, &slots, &mut tables.v6);
         }
-        tables.config = desired.config;
+        tables.config = widened(desired.config, &old.config);
         self.forget_recovered();
         self.desired = desired.clone();
         self.tables = Arc::new(tables);
@@ -152,6 +154,25 @@ impl Layout {
             self.endpoint_ids.give_back(gone.id, self.age);
         }
         placed
+    }
+}
+
+/// What the uplinks look at only becomes more while maps live: a connection that a Service began outlives the Service's
+/// port. A row of another schema says nothing.
+fn widened(new: Config, old: &Config) -> Config {
+    if old.schema != SCHEMA {
+        return new;
+    }
+    let ports = |config: &Config| config.frontend_port_min..=config.frontend_port_max;
+    let both = [ports(old), ports(&new)];
+    let used = || both.iter().filter(|ports| !ports.is_empty());
+    let first = used().map(|ports| *ports.start()).min();
+    let last = used().map(|ports| *ports.end()).max();
+    Config {
+        flags: new.flags | old.flags & flag::NODE_BACKENDS,
+        frontend_port_min: first.unwrap_or(new.frontend_port_min),
+        frontend_port_max: last.unwrap_or(new.frontend_port_max),
+        ..new
     }
 }
 

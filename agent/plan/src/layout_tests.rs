@@ -4,8 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quilla_abi::affinity::MemberKey;
+use quilla_abi::config::{Config, flag};
 use quilla_abi::epoch;
 use quilla_abi::service::SourceRangeKey;
+use quilla_abi::version::SCHEMA;
 use quilla_model::{Family, ObjectName, ObjectRef, Reason, TrafficPolicy};
 
 use quilla_abi::map::capacity;
@@ -138,6 +140,32 @@ fn tables_that_keep_their_size_are_current_without_room() {
         let (tables, problems) = layout.lay_out(&desired);
         assert_eq!((problems.len(), stale(&desired, &tables)), (0, 0), "round {round}");
     }
+}
+
+/// E16: the uplinks go on to look at the ports and the answers of connections whose Service changed its type, after a
+/// restart too; rows of another schema say nothing.
+#[test]
+fn e16_what_the_uplinks_look_at_only_becomes_more() {
+    let with = |frontend_port_min, frontend_port_max, flags| {
+        let config =
+            Config { schema: SCHEMA, frontend_port_min, frontend_port_max, flags, ..Config::default() };
+        Desired { config, ..Desired::default() }
+    };
+    let seen = |config: Config| (config.frontend_port_min, config.frontend_port_max, config.flags);
+    let both = flag::NODE_BACKENDS | flag::MASQUERADE_V4;
+    let mut layout = Layout::default();
+    let mut after = |desired| seen(layout.lay_out(&desired).0.config);
+    assert_eq!(after(with(1, 0, 0)), (1, 0, 0));
+    assert_eq!(after(with(30_080, 30_090, both)), (30_080, 30_090, both));
+    assert_eq!(after(with(30_085, 30_100, 0)), (30_080, 30_100, flag::NODE_BACKENDS));
+    assert_eq!(after(with(1, 0, 0)), (30_080, 30_100, flag::NODE_BACKENDS));
+
+    let mut tables = Tables::clone(layout.tables());
+    let (restarted, _) = Layout::recover(&tables).lay_out(&with(80, 80, 0));
+    assert_eq!(seen(restarted.config), (80, 30_100, flag::NODE_BACKENDS));
+    tables.config.schema += 1;
+    let (replaced, _) = Layout::recover(&tables).lay_out(&with(80, 80, 0));
+    assert_eq!(seen(replaced.config), (80, 80, 0));
 }
 
 /// S24: a row of a run that died must not let its clients into another Service.
