@@ -77,7 +77,11 @@ pub(crate) fn judge(
 ) -> Result<Vec<Continuation>, String> {
     let Stimulus { hook, frame } = stimulus;
     let reason = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
-    let expect = model.decide(*hook, frame, Seen { packet: seen.packet, dropped: reason, passed: seen.verdict == NEXT })?;
+    let expect = model.decide(
+        *hook,
+        frame,
+        Seen { packet: seen.packet, dropped: reason, passed: seen.verdict == NEXT },
+    )?;
     tally.count(&expect, frame);
     let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
     match &expect {

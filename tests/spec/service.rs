@@ -113,8 +113,7 @@ impl Services {
     pub(crate) fn remember_reach(&mut self, before: &Self) {
         self.node_backends |= before.node_backends;
         let both = || self.node_ports.into_iter().chain(before.node_ports);
-        self.node_ports =
-            both().map(|(first, _)| first).min().zip(both().map(|(_, last)| last).max());
+        self.node_ports = both().map(|(first, _)| first).min().zip(both().map(|(_, last)| last).max());
     }
 
     fn claim(&mut self, key: Key, frontend: Frontend) {
