@@ -31,7 +31,7 @@ const UPLINK: &str = "uplink0";
 /// Entries of each flow table; flows have nothing to do with the size of the cluster.
 const FLOWS: u32 = 65_536;
 /// A round that takes longer than this has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {

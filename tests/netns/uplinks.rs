@@ -18,6 +18,9 @@ const ROUTER: [&str; 2] = ["192.168.88.1", "fd88::1"];
 /// The client behind that router. Nobody else has a way to it.
 const CLIENT: [&str; 2] = ["198.18.0.2", "2001:db8:200::2"];
 
+/// A client: its uplink, its commands, and the node's addresses as it knows them.
+type Way<'a> = (&'a str, &'a dyn Fn(&str) -> Command, [IpAddr; 2]);
+
 /// E15: what comes in by an uplink is answered by it, wherever the backend is and the routing table points: the answer
 /// that took the other one would find no way to its client.
 pub(crate) fn each_uplink_answers_its_own_clients() -> Result<()> {
@@ -43,7 +46,7 @@ pub(crate) fn each_uplink_answers_its_own_clients() -> Result<()> {
     cluster.wait_service("web", 2)?;
     let first = |program: &str| cluster.outside().command(program);
     let other = |program: &str| second.command(program);
-    let ways: [(&str, &dyn Fn(&str) -> Command, [IpAddr; 2]); 2] = [
+    let ways: [Way<'_>; 2] = [
         ("the first uplink", &first, cluster.node("node-a").addresses()),
         ("the second uplink", &other, parse(NODE)?),
     ];

@@ -12,6 +12,9 @@ use crate::rig::{Family, Hook, Rig, TCP, UDP, Who, from_a, from_b, tell};
 /// The address of the Service, by which a Pod and a client outside have one connection each.
 const VIP: Who = Who::Vip(1);
 
+/// Something that happens to a Service.
+type Change = fn(&mut Rig, Family) -> Result<()>;
+
 /// S46: connections of a Pod and of a client outside live through all that happens to their Service and to others.
 pub(crate) fn connections() -> Result<()> {
     tell("unconcerned", |rig, family| {
@@ -20,7 +23,6 @@ pub(crate) fn connections() -> Result<()> {
         for flags in [tcp::SYN, tcp::ACK] {
             lives(rig, family, flags, "first");
         }
-        type Change = fn(&mut Rig, Family) -> Result<()>;
         let changes: [(&str, Change); 7] = [
             ("nothing that anybody could name", |_, _| Ok(())),
             ("another endpoint joins", |rig, family| {

@@ -34,7 +34,7 @@ pub(crate) fn packets() -> Result<()> {
             |flow| !of_node(flow.0),
             |number, case, flow| {
                 let ask = |port| ask_by_packet(rig, family, (number, case, flow), port);
-                met(&flow.3, ask)
+                met(flow.3, ask)
             },
         )?;
         ensure!(walked == 25, "{walked} flows");
@@ -64,7 +64,7 @@ pub(crate) fn sockets() -> Result<()> {
             let (v4, expected) = (family == Family::V4, if family == Family::V4 { 13 } else { 10 });
             let wanted = |flow: &Flow| of_node(flow.0) && (v4 || flow.0 != Client::Localhost);
             let walked = walk(wanted, |number, _, flow| {
-                met(&flow.3, |_| ask_by_socket(&cgroup, &listener, family, (number, flow)))
+                met(flow.3, |_| ask_by_socket(&cgroup, &listener, family, (number, flow)))
             })?;
             ensure!(walked == expected, "{walked} flows");
         }
@@ -137,8 +137,7 @@ fn walk(
 }
 
 /// Asks often enough to meet every backend; checks the source at each, and who they were together.
-fn met(expected: &Outcome, mut ask: impl FnMut(u16) -> Result<Outcome>) -> Result<()> {
-    let (to, source) = *expected;
+fn met((to, source): Outcome, mut ask: impl FnMut(u16) -> Result<Outcome>) -> Result<()> {
     let mut seen: Vec<To> = Vec::new();
     for port in 0..TRIES {
         let (who, shown) = ask(port)?;
@@ -208,9 +207,9 @@ fn ask_by_packet(
         return Ok((To::There, source));
     }
     if case.endpoints == Endpoints::Itself {
-        seen.to_pod_a(&expected)
+        seen.to_pod_a(&expected);
     } else {
-        seen.to_pod_b(&expected)
+        seen.to_pod_b(&expected);
     }
     Ok((To::Here, source))
 }

@@ -115,9 +115,8 @@ fn a_second_agent_is_refused() {
 #[test]
 fn a_lock_about_to_go_is_waited_for() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let first = open(dir.path());
-    let child = first._lock.try_clone().expect("duplicates");
-    drop(first);
+    let child = fs::File::open(dir.path()).expect("opens");
+    child.lock().expect("locks");
     let openings = || {
         let files = fs::read_dir("/proc/self/fd").expect("lists").flatten();
         files.filter(|file| fs::read_link(file.path()).is_ok_and(|target| target == dir.path())).count()
