@@ -121,9 +121,9 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "the cluster's own addresses come in by the uplink",
-        file: "ebpf/src/hook/uplink.rs",
-        from: "if targets::is_outside(route::find::<F>(headers.key.src)) {",
-        to: "if headers.hop_limit != 0 || targets::is_outside(route::find::<F>(headers.key.src)) {",
+        file: "ebpf/src/service.rs",
+        from: "if is_outside(route::find::<F>(*client)) {",
+        to: "if is_outside(route::find::<F>(*client)) || F::BITS != 0 {",
     },
 ];
 
