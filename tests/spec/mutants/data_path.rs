@@ -43,9 +43,9 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a flow outlives its backend",
-        file: "ebpf/src/flow.rs",
-        from: "holds(a) && holds(b) && holds(c) && holds(d)",
-        to: "holds(a) && holds(b) && holds(c) && d.index != u32::MAX",
+        file: "ebpf/src/service.rs",
+        from: "if !flow::holds(&entry.deps[dep::BACKEND]) {",
+        to: "if !flow::holds(&entry.deps[dep::BACKEND]) && entry.packets == u64::MAX {",
     },
     Mutant {
         name: "a Pod may answer itself past us",
