@@ -1,5 +1,7 @@
 //! Sockets of the node whose backend ended, on the real maps and in a namespace of the test's own. Needs root.
 
+mod support;
+
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::path::PathBuf;
@@ -12,7 +14,7 @@ use quilla_abi::backend::Backend;
 use quilla_abi::socket::{Frontend, SocketKey};
 use quilla_agent::metrics::Metrics;
 use quilla_agent::sockets::{self, Support};
-use quilla_datapath::{Datapath, Options, Sockets, bpffs, netns};
+use quilla_datapath::{Datapath, Sockets, netns};
 use quilla_plan::BackendKey;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,12 +30,8 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let directory =
-            tempfile::Builder::new().prefix("quilla-agent-").tempdir().expect("temporary directory");
-        bpffs::mount(directory.path()).expect("this test needs root");
-        let options =
-            Options { bpffs: directory.path().to_owned(), flow_capacity: 1024, ..Options::default() };
-        let datapath = Arc::new(Datapath::open(&options).expect("open the data path"));
+        let (directory, datapath) = support::datapath();
+        let datapath = Arc::new(datapath);
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "ip link set lo up && exec sleep 120"]);
         let holder = command.spawn().expect("unshare");

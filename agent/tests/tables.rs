@@ -1,5 +1,7 @@
 //! The planner's tables in the kernel's real maps: what is written is read back, and drift is put right. Needs root.
 
+mod support;
+
 use std::process::Command;
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use quilla_abi::flow::{self, Flow, FlowKey};
 use quilla_abi::load::Load;
 use quilla_abi::service::{ServiceKey, flag, scope};
 use quilla_agent::table::{apply, dump, recount};
-use quilla_datapath::{Datapath, Options, bpffs};
+use quilla_datapath::Datapath;
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
@@ -22,12 +24,7 @@ struct Maps {
 
 impl Maps {
     fn new() -> Self {
-        let directory =
-            tempfile::Builder::new().prefix("quilla-agent-").tempdir().expect("temporary directory");
-        bpffs::mount(directory.path()).expect("this test needs root");
-        let options =
-            Options { bpffs: directory.path().to_owned(), flow_capacity: 1024, ..Options::default() };
-        let datapath = Datapath::open(&options).expect("open the data path");
+        let (directory, datapath) = support::datapath();
         Self { datapath, directory }
     }
 
