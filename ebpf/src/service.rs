@@ -1,9 +1,10 @@
 //! Services: whether a packet is for one, who may use it, and what becomes of connections whose backend is gone.
 
 use quilla_abi::backend::Backend;
-use quilla_abi::flow::{Flow, dep, flag as flow_flag, state};
+use quilla_abi::flow::{Flow, FlowKey, dep, flag as flow_flag, state};
 use quilla_abi::service::scope::EXTERNAL;
 use quilla_abi::service::{MAGLEV_SEED, Service, ServiceKey, flag};
+use quilla_abi::socket::SocketKey;
 use quilla_abi::{Be16, DropReason};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, is_over, opens};
@@ -11,6 +12,7 @@ use quilla_ebpf_core::protocol::ip;
 use quilla_ebpf_core::route::is_outside;
 
 use crate::maps::{Maps, SourceRange};
+use crate::packet::Skb;
 use crate::pipeline::Pipeline;
 use crate::scratch::Scratch;
 use crate::{flow, helper, route};
@@ -138,6 +140,32 @@ pub(crate) fn may_be_answer<F: Maps>(headers: &Headers<F::Addr>) -> bool {
     let key = &headers.key;
     let backend = Backend { addr: key.src, port: key.sport, proto: key.proto, pad: 0 };
     helper::find(F::backend_ids(), &backend).is_some()
+}
+
+/// Ties a connection that a Service led here when its socket was connected to the backend: it ends with that one, as if
+/// its packets were translated here (S45). Others to the same Pod are nobody's business.
+#[inline(never)]
+pub(crate) fn led<F: Maps>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    let FlowKey { dst: addr, dport: port, proto, .. } = headers.key;
+    // On its way out of its own namespace a packet still has its socket (since 4.20).
+    let socket = SocketKey { cookie: helper::cookie(skb.raw().cast()), addr, port, proto, pad: 0 };
+    if helper::find_recent(F::sockets(), &socket).is_none() {
+        return Ok(());
+    }
+    let backend = Backend { addr, port, proto, pad: 0 };
+    let id = helper::find(F::backend_ids(), &backend).map_or(0, |id| *id);
+    // The row is cleared before the generation ends: while it is there, the generation is its own.
+    let generation = flow::depend(F::BACKENDS.wrapping_add(id));
+    if id != 0 && helper::row(F::backends(), id).is_some_and(|row| *row == backend) {
+        scratch.flow.deps[dep::BACKEND] = generation;
+        return Ok(());
+    }
+    // Asked again, the Service has somebody else: whoever is only connecting is refused at once.
+    Err(if opens(headers.tcp) { DropReason::NoBackend } else { DropReason::BackendGone })
 }
 
 /// A connection picked up in its middle is an established one.

@@ -4,6 +4,7 @@ mod churn;
 mod clients;
 mod external;
 mod harness;
+mod led;
 mod node;
 mod paths;
 mod restart;
@@ -38,6 +39,7 @@ fn main() -> std::process::ExitCode {
         external::a_weight_of_zero_drains_a_pod,
         node::connected_sockets_end_with_their_backend,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
+        led::connections_end_with_their_backend,
         uplinks::each_uplink_answers_its_own_clients,
         churn::endpoints_come_and_go_under_load,
         restart::a_killed_agent_loses_nothing,

@@ -77,6 +77,9 @@ impl Hook for FromPod {
                 flow::ask_for_restore(scratch.from.dep);
                 return Err(DropReason::NoFlow);
             }
+            if headers.key.proto == ip::TCP {
+                service::led::<F>(skb, headers, scratch)?;
+            }
             service::pick_up(headers, &mut scratch.flow);
         }
         forged_overlay::<F>(config, &scratch.out)?;
