@@ -4,7 +4,7 @@
 //! but an error makes its owner connect anew. Told by the reconciler which backends ended, after the maps forgot them.
 //! Invariant: a socket that was not led there by a Service is nobody's business.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use quilla_abi::Be16;
 use quilla_abi::backend::Backend;
 use quilla_abi::socket::SocketKey;
-use quilla_datapath::{ConnectedSocket, Datapath, DatapathError, Maps, Sockets};
+use quilla_datapath::{ConnectedSocket, Datapath, DatapathError, Destroyed, Maps, Sockets};
 use quilla_plan::{BackendKey, FamilyStep, Step};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -124,22 +124,19 @@ async fn next(
 }
 
 fn end_now(datapath: &Datapath, gone: &[BackendKey], metrics: &Metrics) -> Result<(), DatapathError> {
-    let peers: BTreeSet<(SocketAddr, u8)> = gone
-        .iter()
-        .filter(|backend| !exists(datapath.maps(), backend))
-        .map(|backend| (SocketAddr::new(backend.address, backend.port), backend.protocol))
-        .collect();
-    let sockets = Sockets::open()?;
-    for protocol in PROTOCOLS {
-        if !peers.iter().any(|(_, of)| *of == protocol) {
-            continue;
-        }
-        let ended = sockets.destroy(protocol, |socket| {
-            peers.contains(&(socket.peer, protocol)) && was_led(datapath.maps(), socket)
-        })?;
+    let mut peers = BTreeMap::<u8, BTreeSet<SocketAddr>>::new();
+    for backend in gone.iter().filter(|backend| !exists(datapath.maps(), backend)) {
+        peers.entry(backend.protocol).or_default().insert(SocketAddr::new(backend.address, backend.port));
+    }
+    for (protocol, peers) in peers.into_iter().filter(|(protocol, _)| PROTOCOLS.contains(protocol)) {
+        let was_led = |socket: &ConnectedSocket| was_led(datapath.maps(), socket);
+        let Destroyed { ended, errors } = Sockets::open()?.destroy(protocol, &peers, was_led);
         metrics.sockets_destroyed(ended);
         if ended > 0 {
             tracing::info!(ended, protocol, "sockets of deleted backends ended");
+        }
+        if let Some(first) = errors.first() {
+            tracing::warn!(error = %first, failed = errors.len(), protocol, "end sockets of deleted backends");
         }
     }
     Ok(())

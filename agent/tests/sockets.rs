@@ -54,13 +54,14 @@ impl Place {
     fn lead(&self, socket: &UdpSocket) {
         let local = socket.local_addr().expect("bound");
         let mut cookie = None;
-        let look = Sockets::open().expect("open").destroy(UDP, |found| {
+        let peers = [socket.peer_addr().expect("connected")].into();
+        let look = Sockets::open().expect("open").destroy(UDP, &peers, |found| {
             if found.local == local {
                 cookie = Some(found.cookie);
             }
             false
         });
-        assert_eq!(look.expect("list"), 0);
+        assert_eq!((look.ended, look.errors.len()), (0, 0), "{look:?}");
         let cookie = cookie.expect("the socket is listed");
         let key = SocketKey { cookie, addr: [127, 0, 0, 1], port: Be16::new(53), proto: UDP, pad: 0 };
         let frontend = Frontend { addr: [10, 96, 0, 10], port: Be16::new(53), ..Frontend::default() };

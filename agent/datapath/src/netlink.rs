@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 pub use device::Device;
 pub use overlay::Overlay;
 pub use route::{PROTOCOL, PodRoute, RouteChanges};
-pub use sockets::{ConnectedSocket, Sockets};
+pub use sockets::{ConnectedSocket, Destroyed, Sockets};
 pub use watch::DeviceChanges;
 
 use crate::error::{DatapathError, Result};

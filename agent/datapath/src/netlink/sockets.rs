@@ -3,6 +3,7 @@
 //! `sock_diag` of the kernel; the agent uses it for the node's own sockets that talk to a backend that has ended (S48,
 //! E18). Ended is an error for the application at once, where it would otherwise wait for an answer that never comes.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -32,6 +33,15 @@ pub struct ConnectedSocket {
     id: SocketId,
 }
 
+/// What became of the sockets that were to end.
+#[derive(Debug, Default)]
+pub struct Destroyed {
+    /// How many ended.
+    pub ended: usize,
+    /// Why others could not be listed or did not end.
+    pub errors: Vec<DatapathError>,
+}
+
 /// The sockets of the namespace in which it was opened.
 #[derive(Debug)]
 pub struct Sockets(Socket);
@@ -52,42 +62,62 @@ impl Sockets {
         // Any peer will do: nothing is sent.
         let peer = own.local_addr().map_err(failed)?;
         own.connect(peer).map_err(failed)?;
-        let is_own = |socket: &ConnectedSocket| socket.peer == peer && socket.local == peer;
-        match self.destroy(IPPROTO_UDP, is_own) {
-            Ok(ended) => Ok(ended > 0),
-            Err(DatapathError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                Ok(false)
-            }
-            Err(error) => Err(error),
+        let Destroyed { ended, errors } =
+            self.destroy(IPPROTO_UDP, &[peer].into(), |socket| socket.local == peer);
+        let refused = |error: &DatapathError| {
+            matches!(error, DatapathError::Kernel { source, .. }
+            if source.raw_os_error() == Some(libc::EOPNOTSUPP))
+        };
+        if ended > 0 || errors.iter().any(refused) {
+            return Ok(ended > 0);
         }
+        errors.into_iter().next().map_or(Ok(false), Err)
     }
 
-    /// Ends the connected sockets of a protocol that `chosen` says; says how many.
-    pub fn destroy(&self, protocol: u8, mut chosen: impl FnMut(&ConnectedSocket) -> bool) -> Result<usize> {
-        let mut ended = 0;
-        for family in [AF_INET, AF_INET6] {
+    /// Ends those of a protocol that are connected to one of the peers and that `chosen` says. What fails keeps none of
+    /// the others from its end.
+    pub fn destroy(
+        &self,
+        protocol: u8,
+        peers: &BTreeSet<SocketAddr>,
+        mut chosen: impl FnMut(&ConnectedSocket) -> bool,
+    ) -> Destroyed {
+        let mut outcome = Destroyed::default();
+        for family in families(peers) {
             let mut doomed = Vec::new();
-            self.visit(family, protocol, |socket| {
-                if chosen(&socket) {
+            let listed = self.visit(protocol, request(family, protocol, filter(family, peers)), |socket| {
+                if peers.contains(&socket.peer) && chosen(&socket) {
                     doomed.push(socket);
                 }
-            })?;
+            });
+            outcome.errors.extend(listed.err());
             for socket in doomed {
-                ended += usize::from(self.end(socket)?);
+                match self.end(socket) {
+                    Ok(ended) => outcome.ended += usize::from(ended),
+                    Err(error) => outcome.errors.push(error),
+                }
             }
         }
-        Ok(ended)
+        outcome
     }
 
-    fn visit(&self, family: u8, protocol: u8, mut visitor: impl FnMut(ConnectedSocket)) -> Result<()> {
-        let id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-        self.send(NLM_F_REQUEST | NLM_F_DUMP, request(family, protocol, id))?;
+    fn visit(
+        &self,
+        protocol: u8,
+        request: SockDiagMessage,
+        mut visitor: impl FnMut(ConnectedSocket),
+    ) -> Result<()> {
+        self.send(NLM_F_REQUEST | NLM_F_DUMP, request)?;
         self.receive(|message| match message {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
                 if let Some(socket) = connected(protocol, &response) {
                     visitor(socket);
                 }
                 None
+            }
+            // A listing that failed ends like one that did not.
+            NetlinkPayload::Done(done) if done.code < 0 => {
+                Some(Err(io::Error::from_raw_os_error(-done.code)))
             }
             NetlinkPayload::Done(_) => Some(Ok(())),
             NetlinkPayload::Error(error) => Some(Err(error.to_io())),
@@ -145,6 +175,22 @@ impl Sockets {
             }
         }
     }
+}
+
+/// Families whose sockets can have one of the peers: those of IPv6 talk to either.
+fn families(peers: &BTreeSet<SocketAddr>) -> impl Iterator<Item = u8> {
+    let v4 = peers.iter().any(SocketAddr::is_ipv4).then_some(AF_INET);
+    v4.into_iter().chain((!peers.is_empty()).then_some(AF_INET6))
+}
+
+/// What the kernel lists: everything, but if all peers have one port, only sockets to that port.
+fn filter(family: u8, peers: &BTreeSet<SocketAddr>) -> SocketId {
+    let mut id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    let ports: BTreeSet<_> = peers.iter().map(SocketAddr::port).collect();
+    if let (Some(port), 1) = (ports.first(), ports.len()) {
+        id.destination_port = *port;
+    }
+    id
 }
 
 /// Sockets of every state that has a peer who may still be waited for.

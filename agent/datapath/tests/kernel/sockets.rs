@@ -31,11 +31,11 @@ fn e18_a_connected_datagram_socket_gets_an_error_and_others_do_not() {
         let sockets = Sockets::open().expect("open");
         assert!(sockets.can_destroy().expect("try"), "needs CONFIG_INET_DIAG_DESTROY");
         let mut seen = Vec::new();
-        let ended = sockets.destroy(UDP, |socket| {
+        let outcome = sockets.destroy(UDP, &[gone].into(), |socket| {
             seen.push((socket.local, socket.peer, socket.cookie));
-            socket.peer == gone
+            true
         });
-        assert_eq!(ended.expect("end"), 2, "{seen:?}");
+        assert_eq!((outcome.ended, outcome.errors.len(), seen.len()), (2, 0, 2), "{outcome:?} {seen:?}");
         assert!(seen.iter().all(|(_, _, cookie)| *cookie != [0, 0]), "{seen:?}");
         for socket in &doomed {
             assert_eq!(socket.recv(&mut [0]).expect_err("ended").kind(), ErrorKind::ConnectionAborted);
@@ -62,10 +62,39 @@ fn a_stream_is_ended_for_both_sides_and_its_listener_lives_on() {
         let backend = listener.local_addr().expect("bound");
         let mut client = TcpStream::connect(backend).expect("connect");
         let (mut server, _) = listener.accept().expect("accept");
-        let ended = Sockets::open().expect("open").destroy(TCP, |socket| socket.peer == backend);
-        assert_eq!(ended.expect("end"), 1);
+        let outcome = Sockets::open().expect("open").destroy(TCP, &[backend].into(), |_| true);
+        assert_eq!(outcome.ended, 1, "{outcome:?}");
         assert_eq!(client.read(&mut [0]).expect_err("ended").kind(), ErrorKind::ConnectionAborted);
         assert_eq!(server.read(&mut [0]).expect_err("reset").kind(), ErrorKind::ConnectionReset);
         TcpStream::connect(backend).expect("a new connection");
+    });
+}
+
+/// S48: one search finds peers of both families and of several ports.
+#[test]
+fn peers_of_several_ports_and_families_end_together() {
+    let namespace = Namespace::new();
+    namespace.run(|| {
+        let doomed = [udp("127.0.0.1:0", "127.0.0.1:53"), udp("[::1]:0", "[::1]:54")];
+        let spared = udp("127.0.0.1:0", "127.0.0.1:54");
+        let peers = ["127.0.0.1:53", "[::1]:54"].map(address).into();
+        let outcome = Sockets::open().expect("open").destroy(UDP, &peers, |_| true);
+        assert_eq!((outcome.ended, outcome.errors.len()), (2, 0), "{outcome:?}");
+        for socket in &doomed {
+            assert_eq!(socket.recv(&mut [0]).expect_err("ended").kind(), ErrorKind::ConnectionAborted);
+        }
+        spared.set_nonblocking(true).expect("non-blocking");
+        assert_eq!(spared.recv(&mut [0]).expect_err("nothing came").kind(), ErrorKind::WouldBlock);
+    });
+}
+
+/// E18: a protocol that the kernel cannot list is an error that is told, once for each family.
+#[test]
+fn what_cannot_be_listed_is_told() {
+    let namespace = Namespace::new();
+    namespace.run(|| {
+        let peers = [address("127.0.0.1:53")].into();
+        let outcome = Sockets::open().expect("open").destroy(253, &peers, |_| true);
+        assert_eq!((outcome.ended, outcome.errors.len()), (0, 2), "{outcome:?}");
     });
 }
