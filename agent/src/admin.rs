@@ -56,7 +56,7 @@ pub struct Admin {
 #[derive(Debug, Deserialize)]
 struct Request {
     query: Query,
-    /// Which flows, of those.
+    /// Which rows, of Services, backends and flows.
     #[serde(default)]
     filter: Filter,
 }

@@ -55,9 +55,9 @@ enum Query {
     /// Whether the node works, in one line.
     Status,
     /// Addresses and ports of Services, who may use them, and the backends behind each.
-    Services,
+    Services(view::ServiceFilter),
     /// Endpoints of Services by id, with the Services and the slots that select them.
-    Backends,
+    Backends(view::BackendFilter),
     /// Connections in the flow table.
     Flows(view::FlowFilter),
     /// Packets not delivered and why, packets delivered and how.
@@ -74,6 +74,8 @@ impl Query {
     /// What the agent is asked.
     fn question(&self) -> Value {
         match self {
+            Self::Services(filter) => json!({"query": self.name(), "filter": filter}),
+            Self::Backends(filter) => json!({"query": self.name(), "filter": filter}),
             Self::Flows(filter) => json!({"query": self.name(), "filter": filter}),
             _ => json!({"query": self.name()}),
         }
@@ -82,8 +84,8 @@ impl Query {
     fn name(&self) -> &'static str {
         match self {
             Self::Status => "status",
-            Self::Services => "services",
-            Self::Backends => "backends",
+            Self::Services(_) => "services",
+            Self::Backends(_) => "backends",
             Self::Flows(_) => "flows",
             Self::Drops => "drops",
             Self::Endpoints => "endpoints",

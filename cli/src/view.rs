@@ -1,4 +1,5 @@
-//! What is asked about flows, and what is done to an answer before it is printed: order, words for people.
+//! What is asked about Services, backends and flows, and what is done to an answer before it is printed: order, words for
+//! people.
 //!
 //! Called by `main`. Invariant: an answer without the columns expected here stays as it came.
 
@@ -12,14 +13,54 @@ use crate::admin::Answer;
 /// The Service by which an agent tests itself.
 const SELF_TEST: &str = "Agent self-test";
 
+/// Which addresses of Services to list: those that meet every condition.
+#[derive(Args, Clone, Debug, Default, Serialize)]
+pub(crate) struct ServiceFilter {
+    /// Only this Service: `NAME`, `NAMESPACE/NAME`, with `:PORT` or without, or one of its addresses.
+    #[arg(value_name = "SERVICE")]
+    service: Option<String>,
+    /// Only those of this namespace.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Only those with this port.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Only those of this protocol: `tcp` or `udp`.
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+    proto: Option<String>,
+    /// Only those for clients of this kind: Pods and processes of this node, or who comes in by an uplink.
+    #[arg(long, value_parser = ["internal", "external"])]
+    scope: Option<String>,
+}
+
+/// Which endpoints to list: those that meet every condition.
+#[derive(Args, Clone, Debug, Default, Serialize)]
+pub(crate) struct BackendFilter {
+    /// Only those behind this Service: `NAME`, `NAMESPACE/NAME`, with `:PORT` or without, or one of its addresses.
+    #[arg(value_name = "SERVICE")]
+    service: Option<String>,
+    /// Only those behind a Service of this namespace.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Only those of this Pod: `NAME`, `NAMESPACE/NAME` or its address.
+    #[arg(long, value_name = "POD")]
+    pod: Option<String>,
+    /// Only those with this port.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Only those of this protocol: `tcp` or `udp`.
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+    proto: Option<String>,
+}
+
 /// Which flows to list: those that meet every condition.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 pub(crate) struct FlowFilter {
     /// Only those from or to this Pod: `NAME`, `NAMESPACE/NAME` or its address.
     #[arg(long, value_name = "POD")]
     pod: Option<String>,
-    /// Only those of this Service: `NAME`, `NAMESPACE/NAME`, with `:PORT` or without.
-    #[arg(long, value_name = "NAME")]
+    /// Only those of this Service: `NAME`, `NAMESPACE/NAME`, with `:PORT` or without, or one of its addresses.
+    #[arg(long, value_name = "SERVICE")]
     service: Option<String>,
     /// Only those with this source: a Pod, an address or a range.
     #[arg(long, value_name = "SOURCE")]
@@ -65,7 +106,7 @@ pub(crate) fn flows(answer: &mut Answer, filter: &FlowFilter) {
 /// Says what a table alone does not.
 pub(crate) fn for_people(query: &Query, answer: &mut Answer) {
     match query {
-        Query::Services => own_services(answer),
+        Query::Services(_) => own_services(answer),
         Query::Problems if answer.rows.is_empty() => {
             let mut none = vec![Value::Null; answer.columns.len()];
             none.iter_mut().take(1).for_each(|cell| *cell = json!("none"));
@@ -91,7 +132,7 @@ mod tests {
     use clap::Parser;
     use serde_json::{Value, json};
 
-    use super::{FlowFilter, flows, for_people};
+    use super::{FlowFilter, ServiceFilter, flows, for_people};
     use crate::admin::Answer;
     use crate::{Cli, Query, Task};
 
@@ -137,13 +178,21 @@ mod tests {
             let refused = asked(&format!("quilla flows --proto={wrong}")).unwrap_err().to_string();
             assert!(refused.contains("tcp, udp, icmp, icmpv6, or a number from 0 to 255"), "{refused}");
         }
-        assert_eq!(asked("quilla services").unwrap(), json!({"query": "services"}));
+        let question = asked("quilla services shop/web:http --proto TCP --scope external").unwrap();
+        let filter = json!({"service": "shop/web:http", "namespace": null, "port": null, "proto": "TCP", "scope": "external"});
+        assert_eq!(question, json!({"query": "services", "filter": filter}));
+        let question = asked("quilla backends web -n shop --pod client").unwrap();
+        let filter =
+            json!({"service": "web", "namespace": "shop", "pod": "client", "port": null, "proto": null});
+        assert_eq!(question, json!({"query": "backends", "filter": filter}));
+        assert!(asked("quilla services --scope outside").is_err());
+        assert!(asked("quilla services web db").is_err(), "one Service, or all");
     }
 
     #[test]
     fn people_are_told_what_is_not_theirs_and_that_there_is_nothing() {
         let mut services = answer(&["service", "port"], json!([["Agent self-test", ""], ["a/b", "http"]]));
-        for_people(&Query::Services, &mut services);
+        for_people(&Query::Services(ServiceFilter::default()), &mut services);
         assert_eq!(services.rows[0][0], "(quilla's own)");
         assert_eq!(services.rows[1][0], "a/b");
         let mut problems = answer(&["object", "reason"], json!([]));

@@ -1,6 +1,7 @@
 //! Answers to queries: rows for people, from the reconciler's view and from the maps. Called by the admin socket.
 
 mod endpoints;
+mod filter;
 mod flows;
 mod names;
 mod services;
@@ -19,7 +20,7 @@ use crate::selftest::Readiness;
 use crate::sockets::Support;
 use crate::table;
 
-pub(super) use flows::{Filter, FilterError};
+pub(super) use filter::{Filter, FilterError};
 use names::Names;
 
 /// What can be asked.
@@ -65,23 +66,22 @@ impl Answer {
 pub(super) fn answer(request: &Request, admin: &Admin) -> Result<Answer, QueryError> {
     let view = admin.view.borrow().clone();
     let maps = admin.datapath.maps();
+    let (filter, names) = (&request.filter, Names::new(&admin.node, &view));
+    filter.check(&names)?;
     Ok(match request.query {
         Query::Status => Answer::new(STATUS, vec![status(admin, &view)]),
         Query::Services => {
             let ranges = services::read_ranges(maps)?;
             let tables = table::dump_services(maps)?;
-            Answer::new(services::SERVICES, services::services(&tables, &ranges, &view.desired))
+            Answer::new(services::SERVICES, services::services(&tables, &ranges, &names, filter))
         }
         Query::Backends => {
             let connections = services::read_connections(maps)?;
-            let names = Names::new(&admin.node, &view);
             let tables = table::dump_services(maps)?;
-            Answer::new(services::BACKENDS, services::backends(&tables, &connections, &names))
+            Answer::new(services::BACKENDS, services::backends(&tables, &connections, &names, filter))
         }
         Query::Flows => {
-            let names = Names::new(&admin.node, &view);
-            request.filter.check(&names)?;
-            let (rows, omitted) = flows::rows(maps, &request.filter, &names)?;
+            let (rows, omitted) = flows::rows(maps, filter, &names)?;
             Answer { columns: flows::COLUMNS, rows, omitted }
         }
         Query::Drops => Answer::new(COUNTERS, counters(admin)?),

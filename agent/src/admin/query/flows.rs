@@ -1,15 +1,14 @@
 //! Connections of the flow tables, those that were asked for, with the names of their ends. Called for `flows`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use ipnet::IpNet;
 use quilla_abi::flow::{Flow, FlowKey, action, flag, state};
 use quilla_datapath::Maps;
 use quilla_plan::family::AddressFamily;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::names::{Names, is_named};
+use super::filter::{Filter, is_end, is_service};
+use super::names::Names;
 use super::protocol;
 
 /// More flows than these are not listed: the socket is for people.
@@ -31,26 +30,6 @@ pub(super) const COLUMNS: &[&str] = &[
     "service",
 ];
 
-/// Which flows to list: those that meet every condition given.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(in crate::admin) struct Filter {
-    /// An end is this Pod: its name, with its namespace or without, or its address.
-    pod: Option<String>,
-    /// An end is this Service: its name, with its namespace or without, with its port or without.
-    service: Option<String>,
-    /// The source, before or after translation: an address, a range, or a name.
-    from: Option<String>,
-    /// The destination, likewise.
-    to: Option<String>,
-    /// An end has this port.
-    port: Option<u16>,
-    /// The protocol's name or number.
-    proto: Option<String>,
-    /// The state's name.
-    state: Option<String>,
-}
-
 /// Flows, and how many more there are than are listed.
 pub(super) fn rows(
     maps: &Maps,
@@ -60,7 +39,7 @@ pub(super) fn rows(
     let mut rows = Vec::new();
     let mut omitted = 0;
     let mut take = |found: Found| {
-        if !filter.passes(&found, names) {
+        if !passes(filter, &found, names) {
         } else if rows.len() < MAX_FLOWS {
             rows.push(found.row(names));
         } else {
@@ -108,14 +87,14 @@ impl Found {
         [self.source, self.destination, self.new_source, self.new_destination]
     }
 
-    /// The Service that was translated: of a reply, where its source is put back.
-    fn service(&self, names: &Names<'_>) -> Option<String> {
-        let (first, second) = if self.reply {
-            (self.new_source, self.source)
+    /// The Service that was translated and where it was addressed: of a reply, where its source is put back.
+    fn service(&self, names: &Names<'_>) -> Option<(SocketAddr, String)> {
+        let ends = if self.reply {
+            [self.new_source, self.source]
         } else {
-            (self.destination, self.new_destination)
+            [self.destination, self.new_destination]
         };
-        names.service(first, self.protocol).or_else(|| names.service(second, self.protocol))
+        ends.into_iter().find_map(|end| Some((end, names.service(end, self.protocol)?)))
     }
 
     pub(super) fn row(&self, names: &Names<'_>) -> Value {
@@ -132,64 +111,28 @@ impl Found {
             self.bytes,
             names.host(self.source.ip()),
             names.host(self.new_destination.ip()),
-            self.service(names),
+            self.service(names).map(|(_, name)| name),
         ])
     }
 }
 
-/// A condition that nothing can meet, most likely a typing error.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{condition} {wanted:?}: neither an address, a range such as 10.0.0.0/8, nor a Pod that this node knows by name"
-)]
-pub(in crate::admin) struct FilterError {
-    condition: &'static str,
-    wanted: String,
-}
-
-impl Filter {
-    /// Refuses ends that are no address and nobody's name.
-    pub(super) fn check(&self, names: &Names<'_>) -> Result<(), FilterError> {
-        for (condition, wanted) in [("pod", &self.pod), ("from", &self.from), ("to", &self.to)] {
-            let Some(wanted) = wanted else { continue };
-            let address = wanted.parse::<IpAddr>().is_ok() || wanted.parse::<IpNet>().is_ok();
-            if !address && !names.knows_pod(wanted) {
-                return Err(FilterError { condition, wanted: wanted.clone() });
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn passes(&self, found: &Found, names: &Names<'_>) -> bool {
-        let ends = found.ends();
-        let end = |wanted: &str, end: &SocketAddr| is_end(wanted, end.ip(), names);
-        let any_of = |wanted: &Option<String>, ends: &[SocketAddr]| {
-            wanted.as_deref().is_none_or(|wanted| ends.iter().any(|found| end(wanted, found)))
-        };
-        let service = |wanted: &str| found.service(names).is_some_and(|full| is_named(&full, wanted));
-        let same = |wanted: &Option<String>, found: &str| {
-            wanted.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(found))
-        };
-        any_of(&self.pod, &ends)
-            && any_of(&self.from, &[found.source, found.new_source])
-            && any_of(&self.to, &[found.destination, found.new_destination])
-            && self.service.as_deref().is_none_or(service)
-            && self.port.is_none_or(|port| ends.iter().any(|end| end.port() == port))
-            && (same(&self.proto, &protocol(found.protocol))
-                || same(&self.proto, &found.protocol.to_string()))
-            && same(&self.state, state_name(found.state))
-    }
-}
-
-/// Whether an address is what was asked for: itself, in a range, or a Pod's of that name.
-fn is_end(wanted: &str, address: IpAddr, names: &Names<'_>) -> bool {
-    if let Ok(wanted) = wanted.parse::<IpAddr>() {
-        return wanted == address;
-    }
-    match wanted.parse::<IpNet>() {
-        Ok(range) => range.contains(&address),
-        Err(_) => names.is_pod(address, wanted),
-    }
+/// Whether a flow meets every condition.
+pub(super) fn passes(filter: &Filter, found: &Found, names: &Names<'_>) -> bool {
+    let ends = found.ends();
+    let any_of = |wanted: &Option<String>, ends: &[SocketAddr]| {
+        wanted.as_deref().is_none_or(|wanted| ends.iter().any(|end| is_end(wanted, end.ip(), names)))
+    };
+    let service = |wanted: &str| {
+        let (at, name) = found.service(names)?;
+        Some(is_service(wanted, Some(&name), at))
+    };
+    any_of(&filter.pod, &ends)
+        && any_of(&filter.from, &[found.source, found.new_source])
+        && any_of(&filter.to, &[found.destination, found.new_destination])
+        && filter.service.as_deref().is_none_or(|wanted| service(wanted).unwrap_or(false))
+        && filter.port.is_none_or(|port| ends.iter().any(|end| end.port() == port))
+        && filter.takes_protocol(found.protocol)
+        && filter.state.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(state_name(found.state)))
 }
 
 fn action_name(number: u8) -> &'static str {

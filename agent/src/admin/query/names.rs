@@ -1,6 +1,6 @@
 //! What an address is called in the cluster. Used by the queries that show addresses.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -71,22 +71,25 @@ impl<'a> Names<'a> {
     /// The Service and the port that has a frontend there, in whichever scope.
     pub(super) fn service(&self, end: SocketAddr, protocol: u8) -> Option<String> {
         let key = |scope| FrontendKey { address: end.ip(), port: end.port(), protocol, scope };
-        self.frontend(&key(scope::INTERNAL)).or_else(|| self.frontend(&key(scope::EXTERNAL)))
+        let found = self.frontend(&key(scope::INTERNAL)).or_else(|| self.frontend(&key(scope::EXTERNAL)));
+        found.map(full_name)
     }
 
-    /// The Service and the port that have this frontend; two may have one address in different scopes.
-    pub(super) fn frontend(&self, key: &FrontendKey) -> Option<String> {
-        let found = self.desired.frontends.get(key)?;
-        let name = owner(found);
-        let port = &found.set.port_name;
-        Some(if port.is_empty() { name } else { format!("{name}:{port}") })
+    /// What has this address; two may have one address in different scopes.
+    pub(super) fn frontend(&self, key: &FrontendKey) -> Option<&'a Frontend> {
+        self.desired.frontends.get(key)
+    }
+
+    /// Everything that serves an address.
+    pub(super) fn frontends(&self) -> impl Iterator<Item = (SocketAddr, &'a Frontend)> {
+        self.desired.frontends.iter().map(|(key, found)| (SocketAddr::new(key.address, key.port), found))
     }
 }
 
 fn others(snapshot: &Snapshot) -> HashMap<IpAddr, (&str, &str)> {
-    let slices = snapshot.slices.values().flat_map(BTreeMap::values);
+    let slices = snapshot.slices.values().flat_map(|slices| slices.values());
     let named = slices.flat_map(|slice| {
-        let namespace = slice.name.namespace.as_str();
+        let namespace = &*slice.name.namespace;
         slice.endpoints.iter().filter_map(move |one| Some((one.address, (namespace, one.pod.as_deref()?))))
     });
     named.collect()
@@ -101,6 +104,12 @@ pub(super) fn owner(frontend: &Frontend) -> String {
         _ if owner.name.is_empty() => String::new(),
         _ => owner.to_string(),
     }
+}
+
+/// The same with the name of the port, if it has one.
+pub(super) fn full_name(frontend: &Frontend) -> String {
+    let (name, port) = (owner(frontend), &frontend.set.port_name);
+    if port.is_empty() { name } else { format!("{name}:{port}") }
 }
 
 /// Whether `name` means the object: with its namespace, without, or with a port behind it.

@@ -1,16 +1,17 @@
 //! Frontends and backends as the maps hold them, with the names of what they are. Called for `services` and `backends`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use quilla_abi::backend::Backend;
 use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag, scope};
 use quilla_datapath::{Maps, Result};
 use quilla_plan::family::AddressFamily;
-use quilla_plan::{Desired, Frontend, FrontendKey, FrontendKind, Tables};
+use quilla_plan::{Frontend, FrontendKey, FrontendKind, Tables};
 use serde_json::{Value, json};
 
-use super::names::{Names, owner};
+use super::filter::{Filter, is_end};
+use super::names::{Names, full_name, owner};
 use super::{address, protocol};
 
 pub(super) const SERVICES: &[&str] = &[
@@ -55,17 +56,34 @@ fn add_range<A: AddressFamily>(ranges: &mut Ranges, key: &SourceRangeKey<A>) {
     ranges.entry(u32::from_be_bytes(key.id)).or_default().push(range);
 }
 
-/// One row per frontend; markers of addresses are none.
-pub(super) fn services(tables: &Tables, [v4, v6]: &[Ranges; 2], desired: &Desired) -> Vec<Value> {
-    let v4 = frontends::<[u8; 4]>(tables, v4, desired);
-    v4.into_iter().chain(frontends::<[u8; 16]>(tables, v6, desired)).collect()
+/// One row per frontend that is wanted; markers of addresses are none.
+pub(super) fn services(
+    tables: &Tables,
+    [v4, v6]: &[Ranges; 2],
+    names: &Names<'_>,
+    filter: &Filter,
+) -> Vec<Value> {
+    let v4 = frontends::<[u8; 4]>(tables, v4, names, filter);
+    v4.into_iter().chain(frontends::<[u8; 16]>(tables, v6, names, filter)).collect()
 }
 
-fn frontends<A: AddressFamily>(all: &Tables, ranges: &Ranges, desired: &Desired) -> Vec<Value> {
+fn frontends<A: AddressFamily>(
+    all: &Tables,
+    ranges: &Ranges,
+    names: &Names<'_>,
+    filter: &Filter,
+) -> Vec<Value> {
     let tables = A::tables(all);
     let rows = tables.services.sorted().into_iter().filter(|(key, _)| key.port.get() != 0);
+    let wanted = |key: &ServiceKey<A>| {
+        filter.takes_port(key.port.get())
+            && filter.takes_protocol(key.proto)
+            && filter.scope.as_deref().is_none_or(|wanted| wanted == scope_name(key))
+            && filter.takes_service(names.frontend(&frontend_key(key)), end(key))
+    };
+    let rows = rows.filter(|(key, _)| wanted(key));
     let value = |(key, row): (&ServiceKey<A>, &Service)| {
-        let found = desired.frontends.get(&frontend_key(key));
+        let found = names.frontend(&frontend_key(key));
         let members: BTreeSet<u32> = all.slots_of(row).unwrap_or_default().iter().copied().collect();
         let member = |id: u32| {
             let row = tables.backends.get(&id);
@@ -78,7 +96,7 @@ fn frontends<A: AddressFamily>(all: &Tables, ranges: &Ranges, desired: &Desired)
             address(key.addr, key.port),
             protocol(key.proto),
             found.and_then(kind),
-            if key.scope == scope::EXTERNAL { "external" } else { "internal" },
+            scope_name(key),
             row.id,
             selection(row),
             seconds(row.affinity_seconds),
@@ -94,6 +112,14 @@ fn frontends<A: AddressFamily>(all: &Tables, ranges: &Ranges, desired: &Desired)
 
 fn frontend_key<A: AddressFamily>(key: &ServiceKey<A>) -> FrontendKey {
     FrontendKey { address: key.addr.to_ip(), port: key.port.get(), protocol: key.proto, scope: key.scope }
+}
+
+fn end<A: AddressFamily>(key: &ServiceKey<A>) -> SocketAddr {
+    SocketAddr::new(key.addr.to_ip(), key.port.get())
+}
+
+fn scope_name<A>(key: &ServiceKey<A>) -> &'static str {
+    if key.scope == scope::EXTERNAL { "external" } else { "internal" }
 }
 
 fn kind(frontend: &Frontend) -> Option<&'static str> {
@@ -126,10 +152,15 @@ fn when_empty(row: &Service) -> Option<&'static str> {
     (row.slot_count == 0).then_some(if drops { "drop" } else { "reject" })
 }
 
-/// One row per backend, selected or draining.
-pub(super) fn backends(tables: &Tables, [v4, v6]: &[Vec<u32>; 2], names: &Names<'_>) -> Vec<Value> {
-    let v4 = of_family::<[u8; 4]>(tables, v4, names, "IPv4");
-    v4.into_iter().chain(of_family::<[u8; 16]>(tables, v6, names, "IPv6")).collect()
+/// One row per backend that is wanted, selected or draining.
+pub(super) fn backends(
+    tables: &Tables,
+    [v4, v6]: &[Vec<u32>; 2],
+    names: &Names<'_>,
+    filter: &Filter,
+) -> Vec<Value> {
+    let v4 = of_family::<[u8; 4]>(tables, v4, names, filter, "IPv4");
+    v4.into_iter().chain(of_family::<[u8; 16]>(tables, v6, names, filter, "IPv6")).collect()
 }
 
 /// Who uses a backend, and how much.
@@ -138,12 +169,15 @@ struct Use {
     services: BTreeSet<String>,
     slots: usize,
     counted: bool,
+    /// One of the Services is asked for.
+    wanted: bool,
 }
 
 fn of_family<A: AddressFamily>(
     all: &Tables,
     connections: &[u32],
     names: &Names<'_>,
+    filter: &Filter,
     family: &'static str,
 ) -> Vec<Value> {
     let tables = A::tables(all);
@@ -152,7 +186,8 @@ fn of_family<A: AddressFamily>(
     let mut seen = BTreeSet::new();
     for (key, row) in tables.services.iter() {
         let slots = all.slots_of(row).unwrap_or_default();
-        let service = names.frontend(&frontend_key(key));
+        let found = names.frontend(&frontend_key(key));
+        let (service, wanted) = (found.map(full_name), filter.takes_service(found, end(key)));
         let first = seen.insert(row.id);
         for id in slots.iter() {
             let of = uses.entry(*id).or_default();
@@ -160,15 +195,23 @@ fn of_family<A: AddressFamily>(
             of.counted |= row.flags & flag::LEAST_CONNECTIONS != 0;
         }
         for id in slots.iter().collect::<BTreeSet<_>>() {
-            uses.entry(*id).or_default().services.extend(service.clone());
+            let of = uses.entry(*id).or_default();
+            of.services.extend(service.clone());
+            of.wanted |= wanted;
         }
     }
+    // Those that nobody selects any more are listed where no Service is asked for.
+    let all = filter.service.is_none() && filter.namespace.is_none();
     let value = |(id, row): (&u32, &Backend<A>)| {
         let of = uses.remove(id).unwrap_or_default();
+        let wanted = (all || of.wanted)
+            && filter.takes_port(row.port.get())
+            && filter.takes_protocol(row.proto)
+            && filter.pod.as_deref().is_none_or(|pod| is_end(pod, row.addr.to_ip(), names));
         let counted = of.counted.then(|| connections.get(*id as usize).copied().unwrap_or(0));
-        backend(*id, row, &of, counted, names, family)
+        wanted.then(|| backend(*id, row, &of, counted, names, family))
     };
-    tables.backends.sorted().into_iter().map(value).collect()
+    tables.backends.sorted().into_iter().filter_map(value).collect()
 }
 
 fn backend<A: AddressFamily>(

@@ -11,7 +11,8 @@ use quilla_plan::{FrontendKey, Layout, NodeFacts, plan};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-use super::flows::{Filter, Found};
+use super::filter::Filter;
+use super::flows::{Found, passes};
 use super::names::Names;
 use super::services::{BACKENDS, SERVICES, backends, services};
 use crate::cni::{AttachedEndpoint, Origin};
@@ -112,7 +113,7 @@ fn rows_of<'a>(rows: &'a [Value], columns: &[&str], address: &str) -> Vec<&'a Va
 #[test]
 fn services_name_objects_scopes_and_what_is_empty() {
     let view = view();
-    let rows = services(&view.tables, &Default::default(), &view.desired);
+    let rows = services(&view.tables, &Default::default(), &Names::new("here", &view), &Filter::default());
     assert!(rows.iter().all(|row| row.as_array().unwrap().len() == SERVICES.len()), "{rows:?}");
     let of = |address| rows_of(&rows, SERVICES, address);
     let web = of("10.96.0.10:80");
@@ -140,7 +141,7 @@ fn services_name_objects_scopes_and_what_is_empty() {
 #[test]
 fn backends_name_their_pods_nodes_and_services() {
     let view = view();
-    let rows = backends(&view.tables, &Default::default(), &Names::new("here", &view));
+    let rows = backends(&view.tables, &Default::default(), &Names::new("here", &view), &Filter::default());
     assert!(rows.iter().all(|row| row.as_array().unwrap().len() == BACKENDS.len()), "{rows:?}");
     for (address, endpoint, service) in [
         ("10.244.1.5:8080", json!("pod shop/client"), "shop/web:http"),
@@ -151,6 +152,48 @@ fn backends_name_their_pods_nodes_and_services() {
         assert_eq!(found.len(), 1, "{rows:?}");
         assert_eq!(*cell(BACKENDS, found[0], "endpoint"), endpoint);
         assert_eq!(*cell(BACKENDS, found[0], "services"), json!([service]));
+    }
+}
+
+#[test]
+fn services_and_backends_are_filtered_by_every_condition() {
+    let view = view();
+    let names = Names::new("here", &view);
+    let column = |columns: &[&str], rows: Vec<Value>, name| {
+        let mut cells: Vec<_> = rows.iter().map(|row| cell(columns, row, name).clone()).collect();
+        cells.sort_by_key(Value::to_string);
+        json!(cells)
+    };
+    let addresses = |filter: Value| {
+        let filter: Filter = serde_json::from_value(filter).unwrap();
+        let found = services(&view.tables, &Default::default(), &names, &filter);
+        column(SERVICES, found, "address")
+    };
+    let (web, edge) = ("10.96.0.10:80", ["10.96.0.11:80", "198.51.100.1:80", "198.51.100.1:80"]);
+    assert_eq!(addresses(json!({"service": "web"})), json!([web]));
+    assert_eq!(addresses(json!({"service": "shop/web:http"})), json!([web]));
+    assert_eq!(addresses(json!({"service": "10.96.0.10"})), json!([web]));
+    assert_eq!(addresses(json!({"service": "shop/edge"})), json!(edge));
+    assert_eq!(addresses(json!({"service": "edge", "scope": "external"})), json!(edge[1..2]));
+    assert_eq!(
+        addresses(json!({"namespace": "shop", "port": 80, "proto": "tcp"})).as_array().unwrap().len(),
+        4
+    );
+    for none in [json!({"namespace": "other"}), json!({"port": 81}), json!({"proto": "UDP"})] {
+        assert_eq!(addresses(none), json!([]));
+    }
+    let endpoints = |filter: Value| {
+        let filter: Filter = serde_json::from_value(filter).unwrap();
+        column(BACKENDS, backends(&view.tables, &Default::default(), &names, &filter), "endpoint")
+    };
+    assert_eq!(endpoints(json!({"service": "web"})), json!(["node there", "pod shop/client"]));
+    assert_eq!(endpoints(json!({"service": "198.51.100.1"})), json!(["pod shop/worker"]));
+    assert_eq!(endpoints(json!({"service": "web", "pod": "client"})), json!(["pod shop/client"]));
+    assert_eq!(endpoints(json!({"pod": "10.244.2.0/24", "port": 8080})), json!(["pod shop/worker"]));
+    for none in
+        [json!({"service": "edge", "pod": "client"}), json!({"namespace": "other"}), json!({"port": 80})]
+    {
+        assert_eq!(endpoints(none), json!([]));
     }
 }
 
@@ -166,7 +209,7 @@ fn backends_name_the_service_of_their_own_scope() {
         |address: [u8; 4], scope| FrontendKey { address: address.into(), port: 80, protocol: 6, scope };
     let edge = view.desired.frontends.get(&frontend([198, 51, 100, 1], scope::INTERNAL)).unwrap().clone();
     view.desired.frontends.insert(frontend([10, 96, 0, 10], scope::EXTERNAL), edge);
-    let rows = backends(&view.tables, &Default::default(), &Names::new("here", &view));
+    let rows = backends(&view.tables, &Default::default(), &Names::new("here", &view), &Filter::default());
     let found = rows_of(&rows, BACKENDS, "10.244.2.9:8080");
     assert_eq!(*cell(BACKENDS, found[0], "services"), json!(["shop/edge:http"]));
     let found = rows_of(&rows, BACKENDS, "10.244.1.5:8080");
@@ -205,7 +248,7 @@ fn flows_are_filtered_by_every_condition() {
     let [original, _] = found();
     let passes = |filter: Value| {
         let filter: Filter = serde_json::from_value(filter).unwrap();
-        filter.passes(&original, &names)
+        passes(&filter, &original, &names)
     };
     for good in [
         json!({}),
@@ -216,6 +259,8 @@ fn flows_are_filtered_by_every_condition() {
         json!({"service": "shop/web:http", "proto": "tcp", "state": "established"}),
         json!({"from": "10.244.0.0/16", "to": "10.96.0.10", "port": 8080}),
         json!({"to": "192.0.2.2", "proto": "6"}),
+        json!({"service": "10.96.0.10"}),
+        json!({"service": "10.96.0.10:80"}),
     ] {
         assert!(passes(good.clone()), "{good}");
     }
@@ -229,6 +274,8 @@ fn flows_are_filtered_by_every_condition() {
         json!({"proto": "udp"}),
         json!({"state": "new"}),
         json!({"service": "web", "port": 81}),
+        json!({"service": "10.96.0.10:81"}),
+        json!({"service": "192.0.2.2"}),
     ] {
         assert!(!passes(bad.clone()), "{bad}");
     }
@@ -253,4 +300,11 @@ fn an_end_that_nobody_has_is_refused_with_what_is_allowed() {
         assert!(message.starts_with(&expected), "{message}");
     }
     assert!(check(json!({"from": "10.0.0.0/33"})).is_err());
+    for good in [json!({"service": "shop/web"}), json!({"service": "10.96.0.11", "namespace": "shop"})] {
+        check(good.clone()).unwrap_or_else(|error| panic!("{good}: {error}"));
+    }
+    for bad in [json!({"service": "webb"}), json!({"service": "web", "namespace": "other"})] {
+        let message = check(bad).unwrap_err().to_string();
+        assert!(message.ends_with("has an address that this node serves"), "{message}");
+    }
 }
