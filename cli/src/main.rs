@@ -12,6 +12,8 @@ mod view;
 use std::io::{ErrorKind, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -61,13 +63,20 @@ enum Query {
     /// Connections in the flow table.
     Flows(view::FlowFilter),
     /// Packets not delivered and why, packets delivered and how.
-    Drops,
+    Drops(DropOptions),
     /// Pods attached to this node.
     Endpoints,
     /// Other nodes and how they are reached.
     Nodes,
     /// Parts of objects that are skipped because they are wrong.
     Problems,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+struct DropOptions {
+    /// Only what is counted from now on, for so long.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: Option<u64>,
 }
 
 impl Query {
@@ -87,7 +96,7 @@ impl Query {
             Self::Services(_) => "services",
             Self::Backends(_) => "backends",
             Self::Flows(_) => "flows",
-            Self::Drops => "drops",
+            Self::Drops(_) => "drops",
             Self::Endpoints => "endpoints",
             Self::Nodes => "nodes",
             Self::Problems => "problems",
@@ -141,8 +150,14 @@ impl install::Agent for Agent {
 
 fn show(agent: &Agent, output: Output, query: &Query) -> Result<String> {
     let mut answer = agent.ask(&query.question())?;
-    if let Query::Flows(filter) = query {
-        view::flows(&mut answer, filter);
+    match query {
+        Query::Flows(filter) => view::flows(&mut answer, filter),
+        Query::Drops(DropOptions { seconds: Some(seconds) }) => {
+            sleep(Duration::from_secs(*seconds));
+            let before = std::mem::replace(&mut answer, agent.ask(&query.question())?);
+            view::counted_since(&mut answer, &before);
+        }
+        _ => {}
     }
     if answer.omitted > 0 {
         eprintln!("quilla: {} more are not listed; narrow the question", answer.omitted);

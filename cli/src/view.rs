@@ -103,6 +103,22 @@ pub(crate) fn flows(answer: &mut Answer, filter: &FlowFilter) {
     answer.rows.truncate(limit);
 }
 
+/// Leaves what was counted after an earlier answer; rows that did not move go.
+pub(crate) fn counted_since(answer: &mut Answer, before: &Answer) {
+    let counts = ["packets", "bytes"].map(|name| column(answer, name));
+    let names = ["verdict", "reason"].map(|name| column(answer, name));
+    for row in &mut answer.rows {
+        let same =
+            |earlier: &&Vec<Value>| names.iter().flatten().all(|&name| earlier.get(name) == row.get(name));
+        let Some(earlier) = before.rows.iter().find(same) else { continue };
+        for &count in counts.iter().flatten() {
+            let [now, then] = [&*row, earlier].map(|row| row[count].as_u64().unwrap_or(0));
+            row[count] = json!(now.saturating_sub(then));
+        }
+    }
+    answer.rows.retain(|row| counts[0].is_none_or(|packets| row[packets] != 0));
+}
+
 /// Says what a table alone does not.
 pub(crate) fn for_people(query: &Query, answer: &mut Answer) {
     match query {
@@ -132,7 +148,7 @@ mod tests {
     use clap::Parser;
     use serde_json::{Value, json};
 
-    use super::{FlowFilter, ServiceFilter, flows, for_people};
+    use super::{FlowFilter, ServiceFilter, counted_since, flows, for_people};
     use crate::admin::Answer;
     use crate::{Cli, Query, Task};
 
@@ -187,6 +203,24 @@ mod tests {
         assert_eq!(question, json!({"query": "backends", "filter": filter}));
         assert!(asked("quilla services --scope outside").is_err());
         assert!(asked("quilla services web db").is_err(), "one Service, or all");
+    }
+
+    #[test]
+    fn counts_begin_where_an_earlier_answer_ended() {
+        let columns = ["verdict", "reason", "packets", "bytes", "explanation"];
+        let before =
+            answer(&columns, json!([["drop", "no_flow", 3, 300, ""], ["forward", "stack", 7, 700, ""]]));
+        let mut now = answer(
+            &columns,
+            json!([
+                ["drop", "no_flow", 3, 300, ""],
+                ["drop", "too_big", 1, 1500, ""],
+                ["forward", "stack", 9, 850, ""]
+            ]),
+        );
+        counted_since(&mut now, &before);
+        let moved = json!([["drop", "too_big", 1, 1500, ""], ["forward", "stack", 2, 150, ""]]);
+        assert_eq!(json!(now.rows), moved);
     }
 
     #[test]
