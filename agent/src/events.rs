@@ -108,8 +108,8 @@ async fn reference(client: &Client, object: &ObjectRef) -> ObjectReference {
     ObjectReference {
         api_version,
         kind: Some(object.kind.to_owned()),
-        namespace: Some(object.namespace.clone()).filter(|namespace| !namespace.is_empty()),
-        name: Some(object.name.clone()),
+        namespace: Some(object.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
+        name: Some(object.name.to_string()),
         uid,
         ..ObjectReference::default()
     }
@@ -117,7 +117,7 @@ async fn reference(client: &Client, object: &ObjectRef) -> ObjectReference {
 
 /// An Event without a uid is better than none.
 async fn uid(client: &Client, object: &ObjectRef, resource: &ApiResource) -> Option<String> {
-    let api: Api<DynamicObject> = match object.namespace.as_str() {
+    let api: Api<DynamicObject> = match &*object.namespace {
         "" => Api::all_with(client.clone(), resource),
         namespace => Api::namespaced_with(client.clone(), namespace, resource),
     };

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use quilla_model::{ObjectName, Problem, Snapshot};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::watch::{Kind, Known, Update, Value};
 
-/// How long changes are collected before a snapshot is published.
+/// Between two snapshots at least: the first change is published at once, those that follow it together.
 const COALESCE: Duration = Duration::from_millis(20);
 
 /// A snapshot, and what was skipped on the way to it.
@@ -32,22 +33,35 @@ pub async fn own(
     drain: CancellationToken,
 ) {
     let mut state = State::default();
+    let mut next = Instant::now();
     while let Some(Some(update)) = drain.run_until_cancelled(updates.recv()).await {
         state.take(update);
-        let deadline = tokio::time::sleep(COALESCE);
-        tokio::pin!(deadline);
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut deadline => break,
-                more = updates.recv() => match more {
-                    Some(update) => state.take(update),
-                    None => break,
-                },
-            }
+        // A timer that is due already may still wait for the next tick.
+        if Instant::now() < next {
+            collect(&mut state, &mut updates, next).await;
+        }
+        // What came at the same time: a Service and its slices, often.
+        for _ in 0..updates.len() {
+            updates.try_recv().into_iter().for_each(|update| state.take(update));
         }
         if let Some(snapshot) = state.publish() {
             published.send_replace(Some(snapshot));
+            next = Instant::now() + COALESCE;
+        }
+    }
+}
+
+async fn collect(state: &mut State, updates: &mut mpsc::Receiver<Update>, until: Instant) {
+    let deadline = tokio::time::sleep_until(until);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut deadline => return,
+            more = updates.recv() => match more {
+                Some(update) => state.take(update),
+                None => return,
+            },
         }
     }
 }
@@ -95,15 +109,21 @@ impl State {
         let snapshot = &mut self.snapshot;
         match value {
             None => {}
-            Some(Value::Service(service)) => drop(snapshot.services.insert(name, service)),
+            // The text of the name is in the object already.
+            Some(Value::Service(service)) => drop(snapshot.services.insert(service.name.clone(), service)),
             Some(Value::EndpointSlice(slice)) => {
-                self.service_of.insert(name.clone(), slice.service.clone());
-                snapshot.slices.or_default(slice.service.clone()).insert(name.name, slice);
+                self.service_of.insert(slice.name.clone(), slice.service.clone());
+                let slices = snapshot.slices.or_default(slice.service.clone());
+                slices.insert(Arc::clone(&slice.name.name), slice);
             }
-            Some(Value::Node(node)) => drop(snapshot.nodes.insert(name.name, node)),
+            Some(Value::Node(node)) => drop(snapshot.nodes.insert(name.name.to_string(), node)),
             Some(Value::Pod(pod)) => drop(snapshot.pods.insert(name, pod)),
-            Some(Value::Namespace(namespace)) => drop(snapshot.namespaces.insert(name.name, namespace)),
-            Some(Value::ServiceCidr(cidrs)) => drop(snapshot.service_cidrs.insert(name.name, cidrs)),
+            Some(Value::Namespace(namespace)) => {
+                drop(snapshot.namespaces.insert(name.name.to_string(), namespace))
+            }
+            Some(Value::ServiceCidr(cidrs)) => {
+                drop(snapshot.service_cidrs.insert(name.name.to_string(), cidrs))
+            }
         }
     }
 
@@ -112,10 +132,10 @@ impl State {
         match kind {
             Kind::Service => drop(self.snapshot.services.remove(name)),
             Kind::EndpointSlice => self.remove_slice(name),
-            Kind::Node => drop(self.snapshot.nodes.remove(&name.name)),
+            Kind::Node => drop(self.snapshot.nodes.remove(&*name.name)),
             Kind::Pod => drop(self.snapshot.pods.remove(name)),
-            Kind::Namespace => drop(self.snapshot.namespaces.remove(&name.name)),
-            Kind::ServiceCidr => drop(self.snapshot.service_cidrs.remove(&name.name)),
+            Kind::Namespace => drop(self.snapshot.namespaces.remove(&*name.name)),
+            Kind::ServiceCidr => drop(self.snapshot.service_cidrs.remove(&*name.name)),
         }
     }
 

@@ -10,6 +10,7 @@ mod pod;
 mod port;
 mod service;
 mod service_cidr;
+mod shared;
 mod slice;
 
 use std::sync::Arc;

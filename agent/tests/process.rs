@@ -177,7 +177,7 @@ fn snapshot() -> Snapshot {
     let name = ObjectName::new("shop", "web");
     let service = Service {
         cluster_ips: vec![[10, 96, 0, 10].into()],
-        ports: vec![ServicePort { name: String::new(), port: 80, protocol: Protocol::Tcp, node_port: None }],
+        ports: vec![ServicePort { name: "".into(), port: 80, protocol: Protocol::Tcp, node_port: None }],
         ..Service::new(name.clone())
     };
     let node = |name: &str, host: u8| Node {

@@ -103,7 +103,7 @@ fn add_service(snapshot: &mut Snapshot, number: u8, endpoints: u8) {
             name: ObjectName::new("test", format!("{}-{family:?}", name.name)),
             service: name.clone(),
             family,
-            ports: vec![EndpointPort { name: String::new(), port: 8080, protocol: Protocol::Udp }],
+            ports: vec![EndpointPort { name: "".into(), port: 8080, protocol: Protocol::Udp }],
             endpoints: (1..=endpoints).map(endpoint).collect(),
             weight: 1,
         };
@@ -111,7 +111,7 @@ fn add_service(snapshot: &mut Snapshot, number: u8, endpoints: u8) {
     }
     let service = Service {
         cluster_ips: vec![[10, 96, 0, number].into(), format!("fd00:96::{number:x}").parse().unwrap()],
-        ports: vec![ServicePort { name: String::new(), port: 53, protocol: Protocol::Udp, node_port: None }],
+        ports: vec![ServicePort { name: "".into(), port: 53, protocol: Protocol::Udp, node_port: None }],
         ..Service::new(name.clone())
     };
     snapshot.services.insert(name, Arc::new(service));

@@ -41,7 +41,7 @@ fn default_weight() -> u8 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Name of the Service port it serves; empty if that has none.
-    pub name: String,
+    pub name: Arc<str>,
     /// Number.
     pub port: u16,
     /// Protocol.
@@ -59,17 +59,17 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is about to go.
     pub terminating: bool,
-    /// The node it runs on.
+    /// The node it runs on. Endpoints share the name.
     pub node: Option<Arc<str>>,
     /// The Pod that it is, of the slice's namespace. For people only; snapshots of older agents do not have it.
     #[serde(default)]
-    pub pod: Option<Arc<str>>,
-    /// Which clients it is meant for, if the controller said so.
-    pub hints: Option<Box<Hints>>,
+    pub pod: Option<Box<str>>,
+    /// Which clients it is meant for, if the controller said so. Endpoints share equal ones.
+    pub hints: Option<Arc<Hints>>,
 }
 
 /// Topology hints (S14).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hints {
     /// For clients on these nodes.
     pub nodes: Vec<Arc<str>>,

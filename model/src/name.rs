@@ -1,23 +1,25 @@
 //! Names of namespaced objects. Used as keys everywhere above the kernel.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// The namespace and name of an object; `namespace/name` in text.
+/// The namespace and name of an object; `namespace/name` in text. Copies share their text: a large cluster has several of
+/// each name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ObjectName {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name within it.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {
     /// From its two parts.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        Self { namespace: namespace.as_ref().into(), name: name.as_ref().into() }
     }
 }
 

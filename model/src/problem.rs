@@ -1,6 +1,7 @@
 //! What was wrong with an object. The smallest possible part of it is skipped and everything else keeps working.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Something that had to be skipped, and why: the agent makes a metric and an event of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,26 +33,26 @@ pub struct ObjectRef {
     /// Its kind, as the API spells it.
     pub kind: &'static str,
     /// Its namespace; empty for cluster-wide kinds.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectRef {
     /// A namespaced object.
     pub fn new(kind: &'static str, name: &crate::ObjectName) -> Self {
-        Self { kind, namespace: name.namespace.clone(), name: name.name.clone() }
+        Self { kind, namespace: Arc::clone(&name.namespace), name: Arc::clone(&name.name) }
     }
 
     /// A cluster-wide object.
-    pub fn cluster(kind: &'static str, name: impl Into<String>) -> Self {
-        Self { kind, namespace: String::new(), name: name.into() }
+    pub fn cluster(kind: &'static str, name: impl AsRef<str>) -> Self {
+        Self { kind, namespace: "".into(), name: name.as_ref().into() }
     }
 }
 
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.namespace.as_str() {
+        match &*self.namespace {
             "" => write!(f, "{} {}", self.kind, self.name),
             namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -112,7 +113,7 @@ pub enum ServiceType {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Name; empty for the only port of a Service.
-    pub name: String,
+    pub name: Arc<str>,
     /// The port that clients use.
     pub port: u16,
     /// Its protocol.

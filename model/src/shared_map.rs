@@ -6,20 +6,20 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
 use std::ops::Index;
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::{Serialize, Serializer};
 
 /// Branches of the root, and parts of a branch: a change copies two arrays of this length and one part.
 const FAN: usize = 32;
 
-type Part<K, V> = BTreeMap<K, V>;
+/// Sorted by key. Rows in one piece are smaller than a tree of them, and copied faster.
+type Part<K, V> = Vec<(K, V)>;
 type Branch<K, V> = [Arc<Part<K, V>>; FAN];
 
 /// A map in parts. Iteration is in an order of its own, the same for equal maps; see [`SharedMap::sorted`].
@@ -69,7 +69,8 @@ impl<K, V> SharedMap<K, V> {
 
     /// All entries.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
-        self.root.iter().flat_map(|branch| branch.iter()).flat_map(|part| part.iter())
+        let rows = self.root.iter().flat_map(|branch| branch.iter()).flat_map(|part| part.iter());
+        rows.map(|(key, value)| (key, value))
     }
 
     /// All keys, in the order of [`SharedMap::iter`].
@@ -117,7 +118,8 @@ fn compare<'a, K: Ord, V: PartialEq>(
     new: &'a Part<K, V>,
     found: &mut Vec<Difference<'a, K, V>>,
 ) {
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let rows = |part: &'a Part<K, V>| part.iter().map(|(key, value)| (key, value)).peekable();
+    let (mut old, mut new) = (rows(old), rows(new));
     loop {
         let order = match (old.peek(), new.peek()) {
             (None, None) => return,
@@ -138,10 +140,21 @@ fn compare<'a, K: Ord, V: PartialEq>(
 
 /// Which branch and which part of it. The hash has no secret: parts are sorted, so a crowded one costs only its copies.
 fn place<Q: Hash + ?Sized>(key: &Q) -> (usize, usize) {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    let hash = hasher.finish().to_ne_bytes();
+    let hash = FixedState::default().hash_one(key).to_ne_bytes();
     (usize::from(hash[0]) % FAN, usize::from(hash[1]) % FAN)
+}
+
+/// Where the key is in its part, or where it belongs.
+fn find<K: Borrow<Q>, V, Q: Ord + ?Sized>(part: &[(K, V)], key: &Q) -> Result<usize, usize> {
+    part.binary_search_by(|(other, _)| other.borrow().cmp(key))
+}
+
+/// Grows a part by less than the usual doubling: there are many parts, and each of them stays.
+fn add<K, V>(part: &mut Part<K, V>, position: usize, row: (K, V)) {
+    if part.len() == part.capacity() {
+        part.reserve_exact(part.len() / 4 + 1);
+    }
+    part.insert(position, row);
 }
 
 impl<K: Ord + Hash, V> SharedMap<K, V> {
@@ -156,7 +169,8 @@ impl<K: Ord + Hash, V> SharedMap<K, V> {
         K: Borrow<Q>,
         Q: Ord + Hash + ?Sized,
     {
-        self.part(key).get(key)
+        let part = self.part(key);
+        find(part, key).ok().map(|position| &part[position].1)
     }
 
     /// Whether there is such a key.
@@ -165,7 +179,7 @@ impl<K: Ord + Hash, V> SharedMap<K, V> {
         K: Borrow<Q>,
         Q: Ord + Hash + ?Sized,
     {
-        self.part(key).contains_key(key)
+        find(self.part(key), key).is_ok()
     }
 }
 
@@ -177,9 +191,15 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
 
     /// Adds or replaces an entry; the value it had before.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
-        let before = self.part_mut(&key).insert(key, value);
-        self.len += usize::from(before.is_none());
-        before
+        let part = self.part_mut(&key);
+        match find(part, &key) {
+            Ok(position) => Some(std::mem::replace(&mut part[position].1, value)),
+            Err(position) => {
+                add(part, position, (key, value));
+                self.len += 1;
+                None
+            }
+        }
     }
 
     /// Removes an entry; its value. Without one, nothing is copied.
@@ -192,7 +212,8 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
             return None;
         }
         self.len -= 1;
-        self.part_mut(key).remove(key)
+        let part = self.part_mut(key);
+        find(part, key).ok().map(|position| part.remove(position).1)
     }
 
     /// The value of a key, to be changed.
@@ -201,7 +222,11 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
         K: Borrow<Q>,
         Q: Ord + Hash + ?Sized,
     {
-        if self.contains_key(key) { self.part_mut(key).get_mut(key) } else { None }
+        if !self.contains_key(key) {
+            return None;
+        }
+        let part = self.part_mut(key);
+        find(part, key).ok().map(|position| &mut part[position].1)
     }
 
     /// The value of a key, made first if there is none.
@@ -211,13 +236,13 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
     {
         let (branch, part) = place(&key);
         let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);
-        match Arc::make_mut(&mut branch[part]).entry(key) {
-            Entry::Occupied(occupied) => occupied.into_mut(),
-            Entry::Vacant(vacant) => {
-                self.len += 1;
-                vacant.insert(V::default())
-            }
-        }
+        let part = Arc::make_mut(&mut branch[part]);
+        let position = find(part, &key).unwrap_or_else(|position| {
+            self.len += 1;
+            add(part, position, (key, V::default()));
+            position
+        });
+        &mut part[position].1
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{EndpointSlice, Namespace, Node, ObjectName, Pod, Service, SharedMap};
@@ -17,7 +18,7 @@ pub struct Snapshot {
     /// Services.
     pub services: SharedMap<ObjectName, Arc<Service>>,
     /// Endpoint slices by their Service, then by their own name.
-    pub slices: SharedMap<ObjectName, BTreeMap<String, Arc<EndpointSlice>>>,
+    pub slices: SharedMap<ObjectName, LiteMap<Arc<str>, Arc<EndpointSlice>>>,
     /// Nodes.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// Pods of this node.
@@ -52,6 +53,7 @@ mod tests {
             addresses: vec![],
             host_network: false,
             finished: false,
+            wished_addresses: None,
         };
         snapshot.pods.insert(name, Arc::new(pod));
         let addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];

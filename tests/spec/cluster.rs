@@ -3,7 +3,6 @@
 //! Few names, addresses and ports, so that Services share backends, collide and come back; most are sensible, some are
 //! what nobody should write.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -128,7 +127,7 @@ fn service_ports(rng: &mut Rng) -> Vec<ServicePort> {
     rng.shuffle(&mut all);
     all.truncate(rng.usize(1..4));
     let named = |(index, (port, protocol))| ServicePort {
-        name: format!("port-{index}"),
+        name: format!("port-{index}").into(),
         port,
         protocol,
         node_port: rng
@@ -139,14 +138,14 @@ fn service_ports(rng: &mut Rng) -> Vec<ServicePort> {
 }
 
 fn put_slices(world: &mut World, rng: &mut Rng, number: u8) {
-    let mut slices = BTreeMap::new();
+    let mut slices = Vec::new();
     for family in [Family::V4, Family::V6] {
         for index in 0..rng.u8(1..4) {
             let slice = slice(world, rng, &name(number), family, &format!("{family:?}-{index}"));
-            slices.insert(slice.name.name.clone(), Arc::new(slice));
+            slices.push((Arc::clone(&slice.name.name), Arc::new(slice)));
         }
     }
-    world.snapshot.slices.insert(name(number), slices);
+    world.snapshot.slices.insert(name(number), slices.into_iter().collect());
 }
 
 fn slice(world: &World, rng: &mut Rng, service: &ObjectName, family: Family, index: &str) -> EndpointSlice {
@@ -196,7 +195,7 @@ fn endpoint(world: &World, rng: &mut Rng, family: Family, hinted: bool) -> Endpo
         terminating: false,
         node: (!node.is_empty()).then(|| node.into()),
         pod: None,
-        hints: (hinted && rng.u8(0..10) != 0).then(|| Box::new(hints(rng))),
+        hints: (hinted && rng.u8(0..10) != 0).then(|| Arc::new(hints(rng))),
     };
     set_state(&mut endpoint, rng);
     endpoint

@@ -193,7 +193,7 @@ fn claims(
         Frontend {
             set: SetId {
                 owner: service.name.to_string(),
-                port: port.name.clone(),
+                port: port.name.to_string(),
                 proto: port.protocol.number(),
                 family,
                 policy,

@@ -45,7 +45,7 @@ impl Desired {
     pub fn add_own(&mut self, key: FrontendKey, backend: BackendKey) {
         let set = Arc::new(SetKey {
             owner: ObjectRef::cluster("Agent", "self-test"),
-            port_name: key.port.to_string(),
+            port_name: key.port.to_string().into(),
             protocol: key.protocol,
             family: Family::of(key.address),
             policy: TrafficPolicy::Cluster,
@@ -115,7 +115,7 @@ pub struct SetKey {
     /// The Service, or the Pod of a `hostPort`.
     pub owner: ObjectRef,
     /// The name of its port; empty if that has none. The number of the Pod's port for a `hostPort`.
-    pub port_name: String,
+    pub port_name: Arc<str>,
     /// IP protocol number.
     pub protocol: u8,
     /// The family of the clients and of the members.

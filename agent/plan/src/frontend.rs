@@ -4,11 +4,11 @@
 //! its result can be kept for as long as these are the same; which of two Services has an address is settled later, by
 //! [`crate::claim`].
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use litemap::{Entry, LiteMap};
 use quilla_abi::service::{flag, scope};
 use quilla_model::{
     EndpointSlice, Family, LoadBalancing, ObjectName, ObjectRef, Problem, Protocol, Reason, Service,
@@ -25,15 +25,16 @@ use crate::health::health_check;
 use crate::service_facts::ServiceFacts;
 use crate::weight::reduce;
 
-/// What a Service, or a Pod with host ports, asks of this node.
+/// What a Service, or a Pod with host ports, asks of this node. There are as many as Services, so each is kept as small
+/// as it can be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServicePlan {
     /// Its sets, whether or not a frontend of this node has them.
-    pub sets: BTreeMap<Arc<SetKey>, Arc<BackendSet>>,
+    pub sets: LiteMap<Arc<SetKey>, Arc<BackendSet>>,
     /// What it would serve if nobody else claimed the same.
-    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    pub frontends: LiteMap<FrontendKey, Frontend>,
     /// Addresses that are its own, whatever the port.
-    pub markers: BTreeSet<Marker>,
+    pub markers: LiteMap<Marker, ()>,
     /// Every backend whose endpoint exists; sorted, without duplicates.
     pub backends: Vec<BackendKey>,
     /// How many members each of its Maglev tables may have on any node.
@@ -81,6 +82,7 @@ pub fn plan_service<'a>(
     plan.node_backends =
         outside && plan.backends.iter().any(|backend| facts.addresses.contains(&backend.address));
     plan.health_check = health_check(service, &local_ready).map(|check| (service.name.clone(), check));
+    plan.shrink();
     plan
 }
 
@@ -114,9 +116,9 @@ impl ServicePlan {
             if facts.addresses.contains(&address) {
                 continue;
             }
-            self.markers.insert(Marker { address, scope: scope::INTERNAL });
+            self.markers.insert(Marker { address, scope: scope::INTERNAL }, ());
             if kind != FrontendKind::ClusterIp {
-                self.markers.insert(Marker { address, scope: scope::EXTERNAL });
+                self.markers.insert(Marker { address, scope: scope::EXTERNAL }, ());
             }
         }
     }
@@ -158,6 +160,23 @@ impl ServicePlan {
         });
         self.problems.extend(problems);
     }
+}
+
+impl ServicePlan {
+    /// Gives back what was reserved for more.
+    pub(crate) fn shrink(&mut self) {
+        shrink(&mut self.sets);
+        shrink(&mut self.frontends);
+        shrink(&mut self.markers);
+        self.backends.shrink_to_fit();
+        self.problems.shrink_to_fit();
+    }
+}
+
+fn shrink<K, V>(map: &mut LiteMap<K, V>) {
+    let mut rows = std::mem::take(map).into_tuple_vec();
+    rows.shrink_to_fit();
+    *map = LiteMap::from_sorted_store_unchecked(rows);
 }
 
 /// A frontend in words.
@@ -260,7 +279,9 @@ impl Served<'_> {
     /// The set of a policy, for clients outside or inside; made when it is first asked for.
     fn add_set(&self, plan: &mut ServicePlan, policy: TrafficPolicy, outside: bool) -> Arc<SetKey> {
         let key = self.set_key(policy, outside);
-        if let Some((known, _)) = plan.sets.get_key_value(&key) {
+        if let Some((known, _)) =
+            plan.sets.find_index(&key).ok().and_then(|index| plan.sets.get_indexed(index))
+        {
             return Arc::clone(known);
         }
         let key = Arc::new(key);
@@ -275,7 +296,7 @@ impl Served<'_> {
     fn set_key(&self, policy: TrafficPolicy, outside: bool) -> SetKey {
         SetKey {
             owner: ObjectRef::new("Service", &self.service.name),
-            port_name: self.port.name.clone(),
+            port_name: Arc::clone(&self.port.name),
             protocol: self.port.protocol.number(),
             family: self.family,
             policy,
@@ -286,6 +307,7 @@ impl Served<'_> {
     fn set(&self, key: &SetKey) -> BackendSet {
         let mut members = choose(&self.candidates, key.policy, self.facts.place());
         reduce(&mut members);
+        members.shrink_to_fit();
         let mut flags = 0;
         if key.maglev {
             flags |= flag::MAGLEV;

@@ -171,7 +171,7 @@ fn bad_parts_are_skipped_and_named_and_the_rest_works() {
     );
     assert_eq!(backends(set(&desired, "10.96.0.1", 80)), ["10.0.0.1 8080"]);
     assert_eq!(
-        frontend(&desired, "10.96.0.1", 80).set.owner.name,
+        &*frontend(&desired, "10.96.0.1", 80).set.owner.name,
         "web",
         "the first by name keeps the address"
     );

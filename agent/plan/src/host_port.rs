@@ -39,10 +39,11 @@ pub fn plan_host_ports(endpoint: &LocalEndpoint, facts: &ServiceFacts) -> Servic
             }
         }
     }
-    plan.frontends = frontends;
+    plan.frontends = frontends.into_iter().collect();
     plan.leave_overlay_alone(facts);
     plan.backends.sort_unstable();
     plan.backends.dedup();
+    plan.shrink();
     plan
 }
 
@@ -75,7 +76,7 @@ fn set(endpoint: &LocalEndpoint, port: &HostPort, address: IpAddr) -> (Arc<SetKe
     let protocol = port.protocol.number();
     let key = SetKey {
         owner: ObjectRef::new("Pod", &endpoint.pod),
-        port_name: port.container_port.to_string(),
+        port_name: port.container_port.to_string().into(),
         protocol,
         family: Family::of(address),
         policy: TrafficPolicy::Cluster,

@@ -37,7 +37,7 @@ fn same_backends(frontends: u32, backends: Range<u32>, maglev: bool) -> Desired 
         let address = IpAddr::V4((0x0a60_0000 + number).into());
         let set = Arc::new(SetKey {
             owner: ObjectRef::new("Service", &ObjectName::new("test", number.to_string())),
-            port_name: String::new(),
+            port_name: "".into(),
             protocol: 6,
             family: Family::V4,
             policy: TrafficPolicy::Cluster,

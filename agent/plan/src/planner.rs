@@ -28,12 +28,12 @@ use crate::{node_port, route, tunnel};
 pub struct Planner {
     snapshot: Arc<Snapshot>,
     facts: Option<ServiceFacts>,
-    plans: BTreeMap<Owner, ServicePlan>,
+    plans: BTreeMap<Owner, Box<ServicePlan>>,
     /// Those of them with problems.
     faulty: BTreeSet<Owner>,
     claims: Claims,
     /// How many frontends have each set. Sets without one are not desired.
-    users: BTreeMap<Arc<SetKey>, u32>,
+    users: SharedMap<Arc<SetKey>, u32>,
     demand: Demand,
     /// Plans that may choose the node itself for clients outside.
     node_backends: usize,
@@ -113,7 +113,7 @@ impl Planner {
 
     /// Carries what differs between an owner's plans into what is desired.
     fn replace(&mut self, owner: &Owner, new: Option<ServicePlan>) {
-        let old = self.plans.remove(owner).unwrap_or_default();
+        let old = *self.plans.remove(owner).unwrap_or_default();
         let plan = new.unwrap_or_default();
         self.claim(owner, &old, &plan);
         for (key, set) in &plan.sets {
@@ -135,7 +135,7 @@ impl Planner {
             self.faulty.insert(owner.clone());
         }
         if plan != ServicePlan::default() {
-            self.plans.insert(owner.clone(), plan);
+            self.plans.insert(owner.clone(), Box::new(plan));
         }
     }
 
@@ -163,7 +163,7 @@ impl Planner {
             return;
         }
         if let Some(set) = after {
-            *self.users.entry(Arc::clone(&set)).or_default() += 1;
+            *self.users.or_default(Arc::clone(&set)) += 1;
             let other =
                 || self.desired.frontends.get(&key).map(|frontend| holder(&self.plans, key, frontend));
             let of_other = || self.plans.get(&other()?)?.sets.get(&set);
@@ -184,7 +184,7 @@ impl Planner {
 
     fn count_markers(&mut self, old: &ServicePlan, new: &ServicePlan) {
         let (desired, network) = (&mut self.desired.markers, &mut self.network);
-        count(&mut self.markers, &old.markers, &new.markers, |marker, present| {
+        count(&mut self.markers, old.markers.keys(), new.markers.keys(), |marker, present| {
             if !present {
                 desired.remove(marker);
             } else if !network.unmarked.contains(&marker.address) {
@@ -269,9 +269,9 @@ fn owner_of(endpoint: &LocalEndpoint) -> Owner {
 }
 
 /// Who has a frontend that nobody else claimed so far.
-fn holder(plans: &BTreeMap<Owner, ServicePlan>, key: FrontendKey, frontend: &Frontend) -> Owner {
+fn holder(plans: &BTreeMap<Owner, Box<ServicePlan>>, key: FrontendKey, frontend: &Frontend) -> Owner {
     let ObjectRef { namespace, name, .. } = &frontend.set.owner;
-    let name = ObjectName::new(namespace, name);
+    let name = ObjectName { namespace: Arc::clone(namespace), name: Arc::clone(name) };
     if frontend.kind != FrontendKind::HostPort {
         return Owner::Service(name);
     }

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::shared::Shared;
 use super::{Kind, Known, Update, Value};
 use crate::metrics::Metrics;
 
@@ -27,6 +28,9 @@ pub(super) trait Watch: Send + 'static {
 
     /// What the object means to this node; `None` if it is none of ours.
     fn read(object: &Self::Object, notes: &mut Notes) -> Option<Value>;
+
+    /// Lets a value use what others have already, so that it is kept once.
+    fn share(_value: &mut Value, _shared: &mut Shared) {}
 
     /// When that happened which changed the object, if it says so (S53).
     fn trigger(_object: &Self::Object) -> Option<SystemTime> {
@@ -129,20 +133,30 @@ pub(super) async fn run<W: Watch>(api: Api<W::Object>, config: watcher::Config, 
 #[derive(Debug, Default)]
 struct Listing {
     relist: Vec<Known>,
+    shared: Shared,
     /// A list has reached the snapshot.
     listed: bool,
 }
 
 impl Listing {
+    fn known<W: Watch>(&mut self, object: &W::Object) -> Known {
+        let mut known = known::<W>(object);
+        known.value.iter_mut().for_each(|value| W::share(value, &mut self.shared));
+        known
+    }
+
     fn received<W: Watch>(&mut self, event: Event<W::Object>) -> Option<Update> {
         match event {
             Event::Init => self.relist.clear(),
-            Event::InitApply(object) => self.relist.push(known::<W>(&object)),
+            Event::InitApply(object) => {
+                let known = self.known::<W>(&object);
+                self.relist.push(known);
+            }
             Event::InitDone => {
                 self.listed = true;
                 return Some(Update::Listed(W::KIND, std::mem::take(&mut self.relist)));
             }
-            Event::Apply(object) => return Some(Update::Changed(W::KIND, known::<W>(&object))),
+            Event::Apply(object) => return Some(Update::Changed(W::KIND, self.known::<W>(&object))),
             Event::Delete(object) => return Some(Update::Deleted(W::KIND, name_of(&object))),
         }
         None

@@ -89,7 +89,7 @@ fn address(field: &str, text: &str, notes: &mut Notes) -> Option<IpAddr> {
 
 fn service_port(api: &ApiPort, notes: &mut Notes) -> Option<ServicePort> {
     Some(ServicePort {
-        name: api.name.clone().unwrap_or_default(),
+        name: api.name.as_deref().unwrap_or_default().into(),
         port: port::number("port", api.port, notes)?,
         protocol: port::protocol("protocol", api.protocol.as_deref(), notes)?,
         node_port: api

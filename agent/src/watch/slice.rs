@@ -14,6 +14,7 @@ use quilla_model::endpoint::{DEFAULT_WEIGHT, MAX_WEIGHT};
 use quilla_model::{Endpoint, EndpointPort, EndpointSlice, Family, Hints, ObjectName};
 
 use super::driver::{Notes, Watch, name_of};
+use super::shared::Shared;
 use super::{Kind, Value, port};
 
 /// Says which Service a slice belongs to.
@@ -37,7 +38,8 @@ impl Watch for Watched {
             return None;
         }
         let name = name_of(object);
-        let service = ObjectName::new(&name.namespace, object.labels().get(SERVICE_NAME)?);
+        let service = object.labels().get(SERVICE_NAME)?.as_str().into();
+        let service = ObjectName { namespace: Arc::clone(&name.namespace), name: service };
         let family = match object.address_type.as_str() {
             "IPv4" => Family::V4,
             "IPv6" => Family::V6,
@@ -45,27 +47,41 @@ impl Watch for Watched {
             other => return notes.parsed("addressType", other, None),
         };
         let ports = object.ports.iter().flatten();
-        let namespace = &name.namespace;
+        let endpoints = object.endpoints.iter().flatten();
         let slice = EndpointSlice {
             service,
             family,
-            ports: ports.filter_map(|port| endpoint_port(port, notes)).collect(),
-            endpoints: object
-                .endpoints
-                .iter()
-                .flatten()
-                .filter_map(|api| endpoint(api, namespace, notes))
-                .collect(),
+            ports: exact(ports.filter_map(|port| endpoint_port(port, notes))),
+            endpoints: exact(endpoints.filter_map(|api| endpoint(api, &name.namespace, notes))),
             weight: weight(object, notes),
             name,
         };
         Some(Value::EndpointSlice(Arc::new(slice)))
     }
 
+    fn share(value: &mut Value, shared: &mut Shared) {
+        let Value::EndpointSlice(slice) = value else { return };
+        let Some(slice) = Arc::get_mut(slice) else { return };
+        shared.text(&mut slice.name.namespace);
+        shared.text(&mut slice.service.namespace);
+        slice.ports.iter_mut().for_each(|port| shared.text(&mut port.name));
+        for endpoint in &mut slice.endpoints {
+            endpoint.node.iter_mut().for_each(|node| shared.text(node));
+            endpoint.hints.iter_mut().for_each(|hints| shared.hints(hints));
+        }
+    }
+
     fn trigger(object: &ApiSlice) -> Option<SystemTime> {
         let text = object.annotations().get(LAST_CHANGE)?;
         text.parse::<Timestamp>().ok().map(SystemTime::from)
     }
+}
+
+/// Without room for more: nothing is added to a slice that was read.
+fn exact<T>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut values: Vec<T> = values.collect();
+    values.shrink_to_fit();
+    values
 }
 
 fn weight(object: &ApiSlice, notes: &mut Notes) -> u8 {
@@ -78,7 +94,7 @@ fn weight(object: &ApiSlice, notes: &mut Notes) -> u8 {
 /// A port without a number means every port, which no Service port can mean.
 fn endpoint_port(api: &ApiPort, notes: &mut Notes) -> Option<EndpointPort> {
     Some(EndpointPort {
-        name: api.name.clone().unwrap_or_default(),
+        name: api.name.as_deref().unwrap_or_default().into(),
         port: port::number("port", api.port?, notes)?,
         protocol: port::protocol("protocol", api.protocol.as_deref(), notes)?,
     })
@@ -97,15 +113,15 @@ fn endpoint(api: &ApiEndpoint, namespace: &str, notes: &mut Notes) -> Option<End
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node: api.node_name.as_deref().map(Arc::from),
         pod: api.target_ref.as_ref().and_then(|target| pod(target, namespace)),
-        hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
+        hints: hints.filter(|hints| *hints != Hints::default()).map(Arc::new),
     })
 }
 
 /// Its name, if it is a Pod of that namespace; the API knows of no others.
-fn pod(target: &ObjectReference, namespace: &str) -> Option<Arc<str>> {
+fn pod(target: &ObjectReference, namespace: &str) -> Option<Box<str>> {
     let is_pod = target.kind.as_deref() == Some("Pod")
         && target.namespace.as_deref().is_none_or(|other| other == namespace);
-    target.name.as_deref().filter(|name| is_pod && !name.is_empty()).map(Arc::from)
+    target.name.as_deref().filter(|name| is_pod && !name.is_empty()).map(Box::from)
 }
 
 fn hints(api: &EndpointHints) -> Hints {
@@ -162,7 +178,7 @@ mod tests {
         let ports = json!([{"port": 8080}, {"name": "any"}, {"name": "bad", "port": 70000}]);
         let known = slice_of("IPv4", &labels, &endpoints, &ports);
         let slice = slice(&known);
-        assert_eq!((slice.family, slice.service.name.as_str()), (Family::V4, "web"));
+        assert_eq!((slice.family, &*slice.service.name), (Family::V4, "web"));
         assert_eq!(slice.ports.len(), 1);
         let conditions: Vec<_> =
             slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();

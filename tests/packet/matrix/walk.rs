@@ -310,7 +310,7 @@ fn service(number: u8, case: &Case) -> Service {
         cluster_ips: of_both(Who::Service(40 + number)),
         load_balancer_ips: of_both(Who::Vip(1 + number)),
         ports: vec![ServicePort {
-            name: String::new(),
+            name: "".into(),
             port: 80,
             protocol: Protocol::Tcp,
             node_port: Some(node_port(number)),
@@ -340,7 +340,7 @@ fn slice(service: &ObjectName, family: Family, endpoints: Endpoints) -> Endpoint
         name: ObjectName::new("shop", format!("{}-{family:?}", service.name)),
         service: service.clone(),
         family: if family == Family::V4 { ModelFamily::V4 } else { ModelFamily::V6 },
-        ports: vec![EndpointPort { name: String::new(), port: TARGET, protocol: Protocol::Tcp }],
+        ports: vec![EndpointPort { name: "".into(), port: TARGET, protocol: Protocol::Tcp }],
         endpoints: endpoints.into_iter().map(endpoint).collect(),
         weight: 1,
     }

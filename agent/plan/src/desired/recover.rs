@@ -99,7 +99,7 @@ impl SetNames {
 fn unknown(key: &FrontendKey, row: &Service) -> SetKey {
     SetKey {
         owner: ObjectRef::new("Service", &ObjectName::new("", "unknown")),
-        port_name: row.id.to_string(),
+        port_name: row.id.to_string().into(),
         protocol: key.protocol,
         family: Family::of(key.address),
         policy: TrafficPolicy::Cluster,
@@ -308,7 +308,7 @@ mod tests {
         let named = Desired::recover(&tables, &desired());
         assert_eq!((&named.frontends, &named.tunnels), (&desired().frontends, &desired().tunnels));
         let nameless = Desired::recover(&tables, &Desired::default());
-        assert!(nameless.sets.keys().all(|set| set.owner.name == "unknown"));
+        assert!(nameless.sets.keys().all(|set| &*set.owner.name == "unknown"));
         assert_eq!(nameless.tunnels.len(), 2);
     }
 }

@@ -51,7 +51,7 @@ impl Layout {
                 set.remove_frontend(change.key);
             }
             if let Some(new) = change.new {
-                self.sets.entry(Arc::clone(&new.set)).or_default().add_frontend(*change.key);
+                self.sets.or_default(Arc::clone(&new.set)).add_frontend(*change.key);
             }
         }
         touched

@@ -4,13 +4,14 @@
 //! room for a second range keeps the one it has, overwritten in place; only one that never had a range is not placed,
 //! and none of its frontends has a row.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use quilla_abi::affinity::MemberKey;
 use quilla_abi::map::capacity;
 use quilla_abi::service::{Service, SourceRangeKey};
+use quilla_model::SharedMap;
 
 use super::Layout;
 use super::backend::id_of;
@@ -19,7 +20,7 @@ use crate::family::AddressFamily;
 use crate::tables::Tables;
 
 /// All sets that frontends name or that are desired.
-pub(super) type Sets = BTreeMap<Arc<SetKey>, Set>;
+pub(super) type Sets = SharedMap<Arc<SetKey>, Set>;
 
 /// A set, as far as it is laid out.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +54,8 @@ impl Set {
 
     pub(super) fn add_frontend(&mut self, key: FrontendKey) {
         if let Err(position) = self.frontends.binary_search(&key) {
+            // Most sets have one and keep it.
+            self.frontends.reserve_exact(1);
             self.frontends.insert(position, key);
         }
     }
@@ -79,13 +82,8 @@ impl Set {
 
 impl Layout {
     /// Places sets that came or changed and takes back the places of those that went. The sets that were looked at.
-    pub(super) fn place_sets(&mut self, desired: &Desired, tables: &mut Tables) -> BTreeSet<Arc<SetKey>> {
-        let mut changed = std::mem::take(&mut self.crowded.sets);
-        let differences = self.desired.sets.difference(&desired.sets);
-        changed.extend(differences.iter().map(|change| Arc::clone(change.key)));
-        if self.desired.maglev_density != desired.maglev_density {
-            changed.extend(desired.sets.keys().filter(|key| key.maglev).map(Arc::clone));
-        }
+    pub(super) fn place_sets(&mut self, desired: &Desired, tables: &mut Tables) -> Vec<Arc<SetKey>> {
+        let changed = self.changed_sets(desired);
         for key in &changed {
             let mut set = self.sets.remove(key).unwrap_or_default();
             let whole = if let Some(content) = desired.sets.get(key) {
@@ -101,6 +99,19 @@ impl Layout {
                 self.sets.insert(Arc::clone(key), set);
             }
         }
+        changed
+    }
+
+    /// Not in a tree: comparing that many names would take longer than anything else in a large layout.
+    fn changed_sets(&mut self, desired: &Desired) -> Vec<Arc<SetKey>> {
+        let differences = self.desired.sets.difference(&desired.sets);
+        let mut changed: Vec<Arc<SetKey>> = differences.iter().map(|change| Arc::clone(change.key)).collect();
+        let mut others = std::mem::take(&mut self.crowded.sets);
+        if self.desired.maglev_density != desired.maglev_density {
+            others.extend(desired.sets.keys().filter(|key| key.maglev).map(Arc::clone));
+        }
+        others.retain(|key| self.desired.sets.get(key) == desired.sets.get(key));
+        changed.extend(others);
         changed
     }
 

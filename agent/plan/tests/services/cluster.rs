@@ -87,7 +87,7 @@ impl Cluster {
 }
 
 pub(crate) fn slice(service: &str, family: Family, endpoints: Vec<Endpoint>) -> EndpointSlice {
-    let port = |port, protocol| EndpointPort { name: String::new(), port, protocol };
+    let port = |port, protocol| EndpointPort { name: "".into(), port, protocol };
     EndpointSlice {
         name: ObjectName::new("shop", format!("{service}-{family:?}")),
         service: ObjectName::new("shop", service),
@@ -142,7 +142,7 @@ pub(crate) fn endpoint(address: &str, letters: &str, hints: &str) -> Endpoint {
         terminating: letters.contains('t'),
         node: Some(if letters.contains('l') { "here" } else { "there" }.into()),
         pod: None,
-        hints: (!hints.is_empty()).then(|| Box::new(Hints { nodes: names(true), zones: names(false) })),
+        hints: (!hints.is_empty()).then(|| Arc::new(Hints { nodes: names(true), zones: names(false) })),
     }
 }
 

@@ -46,7 +46,7 @@ fn a_cluster_ip_is_never_lost_to_an_external_address() {
     assert_eq!(owner(&planned, "10.96.0.2:80", INSIDE), "Service shop/b");
     assert!(planned.frontend("10.96.0.2:80", OUTSIDE).is_none(), "nor does it answer for it to the world");
     assert_eq!(planned.problems.len(), 1);
-    assert_eq!(planned.problems[0].object.name, "a");
+    assert_eq!(&*planned.problems[0].object.name, "a");
 }
 
 /// Node port collisions: one problem, whatever the number of addresses; the ClusterIP of the loser works.
@@ -73,7 +73,7 @@ fn a_service_may_contradict_itself() {
         ..load_balancer("web", &["10.96.0.1"], &["203.0.113.1"])
     };
     let planned = Cluster::new().with(web).plan();
-    assert_eq!(planned.frontend("192.0.2.1:30080", OUTSIDE).unwrap().set.port_name, "a");
+    assert_eq!(&*planned.frontend("192.0.2.1:30080", OUTSIDE).unwrap().set.port_name, "a");
     let kind = planned.frontend("203.0.113.1:81", OUTSIDE).unwrap().kind;
     assert_eq!(kind, quilla_plan::FrontendKind::LoadBalancer, "the kind that is guarded");
     assert_eq!(

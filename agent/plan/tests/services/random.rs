@@ -64,8 +64,9 @@ fn policies() -> impl Strategy<Value = TrafficPolicy> {
 }
 
 fn services() -> impl Strategy<Value = Service> {
-    let port = (names(), numbers(), protocols(), option::of(numbers()))
-        .prop_map(|(name, port, protocol, node_port)| ServicePort { name, port, protocol, node_port });
+    let port = (names(), numbers(), protocols(), option::of(numbers())).prop_map(
+        |(name, port, protocol, node_port)| ServicePort { name: name.into(), port, protocol, node_port },
+    );
     let range =
         (addresses(), 0..=32u8).prop_map(|(address, length)| IpNet::new(address, length).expect("a prefix"));
     let kind = prop_oneof![
@@ -116,7 +117,7 @@ fn services() -> impl Strategy<Value = Service> {
 fn slices() -> impl Strategy<Value = EndpointSlice> {
     let node = prop_oneof![Just(None), Just(Some("here".into())), Just(Some("there".into()))];
     let hinted = || vec(prop_oneof![Just("here".into()), Just("z1".into()), Just("z2".into())], 0..3);
-    let hints = option::of((hinted(), hinted()).prop_map(|(nodes, zones)| Box::new(Hints { nodes, zones })));
+    let hints = option::of((hinted(), hinted()).prop_map(|(nodes, zones)| Arc::new(Hints { nodes, zones })));
     let endpoint = (addresses(), any::<[bool; 3]>(), node, hints).prop_map(
         |(address, [ready, serving, terminating], node, hints)| Endpoint {
             address,
@@ -129,7 +130,7 @@ fn slices() -> impl Strategy<Value = EndpointSlice> {
         },
     );
     let port = (names(), numbers(), protocols()).prop_map(|(name, port, protocol)| EndpointPort {
-        name,
+        name: name.into(),
         port,
         protocol,
     });
