@@ -1,7 +1,8 @@
-//! Tells the cluster what is wrong with its objects: one Event per problem and agent.
+//! Tells the cluster what is wrong with its objects: one Event per problem.
 //!
 //! Follows the reconciler's view and never influences it; other parts of the agent send what they have to say. The name
-//! of an Event is made from the problem and the object's uid, so that an agent that starts again does not repeat itself.
+//! of an Event is made from the problem and the object's uid, so that an agent that starts again does not repeat itself,
+//! nor the other nodes' agents what every one of them finds. What concerns one node names it.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, ObjectMeta, PostParams};
 use kube::{Api, Client};
-use quilla_model::{ObjectRef, Problem};
+use quilla_model::{ObjectRef, Problem, Reason};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -35,13 +36,20 @@ pub struct Notice {
     pub message: String,
 }
 
-impl From<&Problem> for Notice {
-    fn from(problem: &Problem) -> Self {
-        Self {
+impl Notice {
+    /// A problem that this node found. Only room is each node's own: what else is wrong with an object is so for all.
+    fn of(problem: &Problem, node: &str) -> Self {
+        let notice = Self {
             object: problem.object.clone(),
             reason: camel_case(problem.reason.label()).into(),
             message: format!("skipped: {}", problem.detail),
-        }
+        };
+        if problem.reason == Reason::Capacity { notice.on(node) } else { notice }
+    }
+
+    /// The same, with the node that it concerns.
+    fn on(self, node: &str) -> Self {
+        Self { message: format!("node {node}: {}", self.message), ..self }
     }
 }
 
@@ -57,12 +65,12 @@ pub async fn report(
         let mut reported = BTreeSet::new();
         loop {
             tokio::select! {
-                Some(notice) = notices.recv() => post(&client, &node, &notice).await,
+                Some(notice) = notices.recv() => post(&client, &node, &notice.on(&node)).await,
                 Ok(()) = view.changed() => {
                     let current = view.borrow_and_update().clone();
                     for problem in unreported(&current.problems, &mut reported) {
                         tracing::warn!(object.r#ref = %problem.object, reason = problem.reason.label(), detail = problem.detail, "skipped");
-                        post(&client, &node, &Notice::from(&problem)).await;
+                        post(&client, &node, &Notice::of(&problem, &node)).await;
                     }
                 }
                 else => return,
@@ -91,6 +99,7 @@ async fn post(client: &Client, node: &str, notice: &Notice) {
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     match api.create(&PostParams::default(), &event).await {
         Ok(_) => {}
+        // An agent said it already.
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         Err(error) => tracing::debug!(error = %error, "post event"),
     }
@@ -145,7 +154,7 @@ fn event(node: &str, notice: &Notice, involved: ObjectReference, now: Timestamp)
     // Events of cluster-wide objects live in `default`.
     let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
     let mut hasher = DefaultHasher::new();
-    (node, &object.kind, &involved.uid, reason, message).hash(&mut hasher);
+    (&object.kind, &involved.uid, reason, message).hash(&mut hasher);
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{}.{:016x}", object.name, hasher.finish())),
@@ -187,7 +196,7 @@ mod tests {
     fn an_event_names_its_object_and_repeats_its_name() {
         let object = ObjectRef::new("Service", &ObjectName::new("shop", "web"));
         let problem = Problem::new(object, Reason::UnusableAddress, "clusterIP 127.0.0.1");
-        let notice = Notice::from(&problem);
+        let notice = Notice::of(&problem, "a");
         let of = |node: &str, uid: &str, now| {
             let involved = ObjectReference { uid: Some(uid.into()), ..ObjectReference::default() };
             event(node, &notice, involved, now)
@@ -197,12 +206,39 @@ mod tests {
         assert_eq!(first.involved_object.uid.as_deref(), Some("1"));
         assert_eq!(first.metadata.namespace.as_deref(), Some("shop"));
         assert_eq!(first.metadata.name, of("a", "1", Timestamp::now()).metadata.name);
-        assert_ne!(first.metadata.name, of("b", "1", Timestamp::now()).metadata.name);
+        assert_eq!(
+            first.metadata.name,
+            of("b", "1", Timestamp::now()).metadata.name,
+            "one Event, not one a node"
+        );
         let anew = of("a", "2", Timestamp::now()).metadata.name;
         assert_ne!(first.metadata.name, anew, "an object of the same name that came later");
         let node = Notice { object: ObjectRef::cluster("Node", "n1"), ..notice.clone() };
         let event = event("a", &node, ObjectReference::default(), Timestamp::now());
         assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
+    }
+
+    #[test]
+    fn what_concerns_one_node_names_it() {
+        let object = ObjectRef::new("Service", &ObjectName::new("shop", "web"));
+        let names = |reason| {
+            let problem = Problem::new(object.clone(), reason, "no room");
+            ["a", "b"].map(|node| {
+                let notice = Notice::of(&problem, node);
+                (
+                    event(node, &notice, ObjectReference::default(), Timestamp::now()).metadata.name,
+                    notice.message,
+                )
+            })
+        };
+        let [first, second] = names(Reason::Capacity);
+        assert_eq!(
+            (first.1.as_str(), second.1.as_str()),
+            ("node a: skipped: no room", "node b: skipped: no room")
+        );
+        assert_ne!(first.0, second.0);
+        let [first, second] = names(Reason::Conflict);
+        assert_eq!(first, second);
     }
 
     /// An apiserver with one Service and one Node.
