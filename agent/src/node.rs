@@ -52,6 +52,7 @@ pub struct Node {
     addresses: BTreeSet<IpAddr>,
     overlay: Option<(Overlay, Device)>,
     routes: Option<Vec<PodRoute>>,
+    unreachable: Option<BTreeSet<IpNet>>,
     problems: Vec<Problem>,
 }
 
@@ -74,6 +75,7 @@ impl Node {
             addresses: BTreeSet::new(),
             overlay: None,
             routes: None,
+            unreachable: None,
             problems: Vec::new(),
         }
     }
@@ -120,6 +122,7 @@ impl Node {
     pub fn forget(&mut self) {
         self.overlay = None;
         self.routes = None;
+        self.unreachable = None;
     }
 
     /// Makes sure of the devices: the uplinks and all addresses are known, the overlay device is there.
@@ -178,7 +181,7 @@ impl Node {
         }
     }
 
-    /// Leads the host's own packets for other nodes' Pods into the overlay.
+    /// Leads the host's own packets for other nodes' Pods into the overlay, and those for Services nowhere.
     pub fn route(&mut self, snapshot: &Snapshot, desired: &Desired) -> Result<(), DatapathError> {
         let wanted = overlay::routes(&self.settings.name, snapshot, desired);
         let (Some(host), Some((_, overlay))) = (&self.host, &self.overlay) else { return Ok(()) };
@@ -187,7 +190,20 @@ impl Node {
             tracing::debug!(written = changes.written, removed = changes.removed, "routes written");
             self.routes = Some(wanted);
         }
+        let unreachable = overlay::unreachable(desired);
+        if self.unreachable.as_ref() != Some(&unreachable) {
+            refuse(&host.netlink, &unreachable);
+            self.unreachable = Some(unreachable);
+        }
         Ok(())
+    }
+}
+
+/// Where the kernel cannot, the rest of the node's work goes on; the next audit tries again.
+fn refuse(netlink: &Netlink, ranges: &BTreeSet<IpNet>) {
+    match netlink.sync_unreachable(ranges) {
+        Ok(changes) => tracing::debug!(written = changes.written, removed = changes.removed, "rules written"),
+        Err(error) => tracing::warn!(error = %error, "refuse what the node sends to ranges of services"),
     }
 }
 

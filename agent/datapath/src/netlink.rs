@@ -1,4 +1,4 @@
-//! Netlink, blocking: devices, their addresses, routes, and sockets.
+//! Netlink, blocking: devices, their addresses, routes, rules, and sockets.
 //!
 //! A [`Netlink`] belongs to the network namespace of the thread that opened it, whichever thread uses it later. It has
 //! a small runtime of its own, so it must not be used from within an asynchronous task.
@@ -6,6 +6,7 @@
 mod device;
 mod overlay;
 mod route;
+mod rule;
 mod sockets;
 mod watch;
 
