@@ -106,6 +106,8 @@ mod tests {
     use quilla_model::{ObjectName, Pod, Snapshot};
 
     use super::{AT_ONCE, Absences, PATIENCE, Published, is_gone, patience};
+    use quilla_cni_protocol::Bandwidth;
+
     use crate::cni::{AttachedEndpoint, Origin};
 
     fn endpoint(id: usize) -> AttachedEndpoint {
@@ -125,6 +127,7 @@ mod tests {
             ipv4: None,
             ipv6: None,
             host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
             origin: Origin::Own,
         }
     }
@@ -171,6 +174,7 @@ mod tests {
                 addresses: vec![],
                 host_network: false,
                 finished: false,
+                wished_addresses: None,
             };
             snapshot.pods.insert(name.clone(), Arc::new(pod));
             Published { snapshot: Arc::new(snapshot), problems: Arc::default() }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cni::{CniServer, CniServerConfig, CniServerError, Ledger, Pools};
 use crate::endpoint::Endpoints;
+use crate::events::Notice;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::node::NodeSettings;
@@ -29,6 +30,7 @@ use crate::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use crate::selftest::{Readiness, SelfTest};
 use crate::snapshot::Published;
 use crate::sockets::Support;
+use crate::static_address::StaticAddresses;
 use crate::{
     abandoned, admin, events, health, health_check, last_known, proxy_health, snapshot, sockets,
     watch as watches,
@@ -104,7 +106,14 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let (reconciler, commands) = channel();
 
     let cni = cni_config(&options, pools, mtu);
-    let cni = CniServer::start(cni, Endpoints::new(reconciler.clone())).await?;
+    let (notices, noticed) = mpsc::channel(64);
+    let static_addresses = StaticAddresses {
+        published: snapshots.clone(),
+        view: view.clone(),
+        client: client.clone(),
+        notices: notices.clone(),
+    };
+    let cni = CniServer::start(cni, Endpoints::new(reconciler.clone(), static_addresses)).await?;
     let self_test = SelfTest::bind().await.map_err(io("listen for", "the self-test"))?;
     let own_services = self_test.services().map_err(io("read the address of", "the self-test"))?;
     let parts = Parts {
@@ -128,7 +137,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("watches", async move { while watching.join_next().await.is_some() {} });
     tasks.start("snapshot owner", snapshot::own(received, published, drain.clone()));
     tasks.start_snapshots(&options, &snapshots, &reconciler);
-    tasks.start_reports(&options, client, &view, &metrics);
+    tasks.start_reports(&options, client, &view, &metrics, (notices, noticed));
     let ending =
         sockets::end(ended, Arc::clone(&datapath), support_sender, Arc::clone(&metrics), drain.clone());
     tasks.start("sockets of deleted backends", ending);
@@ -204,8 +213,8 @@ impl Tasks {
         client: kube::Client,
         view: &watch::Receiver<Arc<View>>,
         metrics: &Arc<Metrics>,
+        (notices, noticed): (mpsc::Sender<Notice>, mpsc::Receiver<Notice>),
     ) {
-        let (notices, noticed) = mpsc::channel(64);
         let node = options.node_name.clone();
         let reporting = events::report(client, node, view.clone(), noticed, self.drain.clone());
         let checks = health_check::serve(view.clone(), Arc::clone(metrics), notices, self.drain.clone());

@@ -3,22 +3,24 @@
 use std::error::Error;
 use std::net::IpAddr;
 
-use quilla_cni_protocol::is_host_ifname;
+use quilla_cni_protocol::{PodRef, is_host_ifname};
 use quilla_datapath::netlink::Netlink;
 
 use crate::cni::{AttachError, AttachedEndpoint, Attacher};
 use crate::reconcile::{Command, Handle, ReconcileError};
+use crate::static_address::StaticAddresses;
 
 /// Implements the CNI server's side of attaching.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
     reconciler: Handle,
+    static_addresses: StaticAddresses,
 }
 
 impl Endpoints {
-    /// Asks this reconciler.
-    pub fn new(reconciler: Handle) -> Self {
-        Self { reconciler }
+    /// Asks this reconciler, and these for what Pods ask for themselves.
+    pub fn new(reconciler: Handle, static_addresses: StaticAddresses) -> Self {
+        Self { reconciler, static_addresses }
     }
 }
 
@@ -44,6 +46,29 @@ impl Attacher for Endpoints {
         };
         let routes = listed.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
         Ok(routes.into_iter().filter(|(device, _)| is_host_ifname(device)).collect())
+    }
+
+    async fn wished_addresses(&self, pod: &PodRef) -> Result<Vec<IpAddr>, AttachError> {
+        self.static_addresses.of(pod).await
+    }
+
+    fn wish_refused(&self, pod: &PodRef, reason: &str) {
+        self.static_addresses.refused(pod, reason);
+    }
+
+    fn status(&self) -> Result<(), AttachError> {
+        let view = self.static_addresses.view.borrow();
+        match &view.failing {
+            Some(reason) => Err(AttachError::Failed {
+                operation: "program",
+                object: "the kernel".into(),
+                source: reason.clone().into(),
+            }),
+            None if !view.programmed => {
+                Err(AttachError::NotReady { reason: ReconcileError::NoSnapshot.to_string() })
+            }
+            None => Ok(()),
+        }
     }
 
     async fn check(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {

@@ -26,5 +26,6 @@ pub mod reconcile;
 pub mod selftest;
 pub mod snapshot;
 pub mod sockets;
+pub mod static_address;
 pub mod table;
 pub mod watch;

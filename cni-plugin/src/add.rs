@@ -88,7 +88,7 @@ impl Add<'_> {
                 &self.netns,
                 &attachment.ifname,
                 self.mtu(&reservation),
-                &self.wishes.rates,
+                &self.wishes.bandwidth,
             )
             .and_then(|()| agent.ask_done(Request::Attach { attachment, host_ifindex, netns_cookie }))
             .inspect_err(|_| self.undo(agent)),
@@ -100,12 +100,13 @@ impl Add<'_> {
     }
 
     fn reserve(&self, agent: &mut Agent, given: Option<Given>) -> Result<Response, CniError> {
-        let Wishes { ips, mac, port_mappings, .. } = &self.wishes;
+        let Wishes { ips, mac, port_mappings, bandwidth, .. } = &self.wishes;
         let wanted = Wanted {
             // An IPAM plugin and the maker of an interface read the wishes for themselves.
             ips: if given.is_none() { ips.clone() } else { Vec::new() },
             mac: *mac,
             port_mappings: port_mappings.clone(),
+            bandwidth: *bandwidth,
             given,
         };
         agent.ask(Request::Reserve {
@@ -151,7 +152,7 @@ impl Add<'_> {
         host::create(&mut netlink, &self.netns, &attachment.ifname, mtu, reservation)?;
         let netns_cookie = pod::configure(&self.netns, &attachment.ifname, reservation)?;
         let host_ifindex = host::configure(&mut netlink, reservation)?;
-        bandwidth::enforce(&self.netns, &attachment.ifname, mtu, &self.wishes.rates)?;
+        bandwidth::enforce(&self.netns, &attachment.ifname, mtu, &self.wishes.bandwidth)?;
         let attachment = attachment.clone();
         agent.ask_done(Request::Attach { attachment, host_ifindex, netns_cookie })?;
         failpoint!(AddAttached);
@@ -166,7 +167,7 @@ impl Add<'_> {
     /// Undoes a half-done ADD. A DEL in all but name, over the connection that holds the reservation; what cannot be
     /// undone now is left to the DEL that follows every failed ADD.
     fn undo(&self, agent: Agent) {
-        noted(bandwidth::lift(&self.netns, &self.target.attachment.ifname, &self.wishes.rates));
+        noted(bandwidth::lift(&self.netns, &self.target.attachment.ifname, &self.wishes.bandwidth));
         noted(del::detach(&self.target.attachment, self.config, Some(agent)));
     }
 

@@ -1,59 +1,19 @@
-//! How fast a Pod may send and receive (`bandwidth` of CNI-33): what the conventions allow to ask for, and how it is
-//! enforced. Called by ADD after the interface is configured.
+//! How fast a Pod may send and receive (`bandwidth` of CNI-33), enforced on the Pod's side of its interface. Called by
+//! ADD after the interface is configured, and by CHECK to compare. A rate that is not 0 is in force, or ADD fails.
 
-use quilla_cni_protocol::CniError;
-use serde::Deserialize;
+use quilla_cni_protocol::{Bandwidth, CniError};
 
 use crate::netlink::{Netlink, policer};
 use crate::netns::Netns;
 
 const ETHERNET_HEADER: u32 = 14;
 
-/// The slowest rate that still lets one full packet through in tolerable time, in bits per second.
-const SLOWEST: u64 = 8_000;
-
-/// Limits in both directions, as seen by the Pod. A rate of 0 is none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Rates {
-    /// What the Pod receives, in bits per second.
-    #[serde(default)]
-    pub(crate) ingress_rate: u64,
-    /// How much of that may come at once, in bits.
-    #[serde(default)]
-    pub(crate) ingress_burst: u64,
-    /// What the Pod sends, in bits per second.
-    #[serde(default)]
-    pub(crate) egress_rate: u64,
-    /// How much of that may go at once, in bits.
-    #[serde(default)]
-    pub(crate) egress_burst: u64,
-}
-
-impl Rates {
-    /// Refuses what would stop the Pod's traffic altogether.
-    pub(crate) fn validate(&self) -> Result<(), String> {
-        for (name, rate, burst) in [
-            ("ingressRate", self.ingress_rate, self.ingress_burst),
-            ("egressRate", self.egress_rate, self.egress_burst),
-        ] {
-            if rate != 0 && rate < SLOWEST {
-                return Err(format!("bandwidth: {name} {rate} is below {SLOWEST} bits per second"));
-            }
-            if rate == 0 && burst != 0 {
-                return Err(format!("bandwidth: a burst without {name}"));
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Enforces the limits on the Pod's side of its interface.
 ///
 /// What it sends waits in a token bucket filter there: the sender feels it, and nothing is lost. What it receives comes
 /// by `bpf_redirect_peer`, past every queue, so too much of it is dropped at the interface.
-pub(crate) fn enforce(netns: &Netns, ifname: &str, mtu: u32, rates: &Rates) -> Result<(), CniError> {
-    if *rates == Rates::default() {
+pub(crate) fn enforce(netns: &Netns, ifname: &str, mtu: u32, rates: &Bandwidth) -> Result<(), CniError> {
+    if rates.is_unlimited() {
         return Ok(());
     }
     netns.run(|| {
@@ -71,8 +31,43 @@ pub(crate) fn enforce(netns: &Netns, ifname: &str, mtu: u32, rates: &Rates) -> R
     })
 }
 
+/// What of the limits is not in force, in words.
+pub(crate) fn differences(
+    netns: &Netns,
+    ifname: &str,
+    bandwidth: &Bandwidth,
+) -> Result<Vec<String>, CniError> {
+    let mut differences = Vec::new();
+    if bandwidth.is_unlimited() {
+        return Ok(differences);
+    }
+    let found = netns.run(|| {
+        let mut netlink = Netlink::open()?;
+        match netlink.link(ifname) {
+            Ok(link) => Ok(Some((netlink.shaped(link.index)?, policer::limited(ifname)?))),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })?;
+    // That there is no interface is said already.
+    let Some((sent, received)) = found else { return Ok(differences) };
+    for (what, wanted, found) in [
+        ("egress: the tbf queue", bandwidth.egress_rate / 8, sent),
+        ("ingress: the nftables rule", bandwidth.ingress_rate / 8, received),
+    ] {
+        match found {
+            _ if wanted == 0 => {}
+            None => differences.push(format!("bandwidth, {what} of {ifname} is missing")),
+            Some(rate) if rate != wanted => differences
+                .push(format!("bandwidth, {what} of {ifname} lets {} bits per second pass", rate * 8)),
+            Some(_) => {}
+        }
+    }
+    Ok(differences)
+}
+
 /// Undoes what outlives the interface.
-pub(crate) fn lift(netns: &Netns, ifname: &str, rates: &Rates) -> Result<(), CniError> {
+pub(crate) fn lift(netns: &Netns, ifname: &str, rates: &Bandwidth) -> Result<(), CniError> {
     if rates.ingress_rate == 0 {
         return Ok(());
     }

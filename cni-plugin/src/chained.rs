@@ -2,6 +2,7 @@
 //! `prevResult` names the very interface; we then attach programs to it and change nothing of it.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use quilla_cni_protocol::{AddResult, CniError, ErrorCode, Given};
 
@@ -22,8 +23,13 @@ pub(crate) struct Chained {
 impl Chained {
     /// The interface of that name in `previous`; `None` when no earlier plugin made it.
     pub(crate) fn find(previous: &AddResult, netns: &Netns, ifname: &str) -> Result<Option<Self>, CniError> {
-        let position = previous.interfaces.iter().position(|it| it.name == ifname && it.sandbox.is_some());
-        let Some(position) = position else { return Ok(None) };
+        let mut named = previous.interfaces.iter().enumerate().filter(|(_, it)| it.name == ifname);
+        let Some((position, sandbox)) = named.find_map(|(at, it)| Some((at, it.sandbox.as_ref()?))) else {
+            return Ok(None);
+        };
+        if !netns.is_at(Path::new(sandbox)) {
+            return Err(unusable(ifname, format_args!("{sandbox} is not the container's namespace")));
+        }
         let addresses = addresses(previous, position)?;
         let (pod, netns_cookie) = netns.run(|| {
             let cookie = netns::cookie().map_err(|error| unusable(ifname, error))?;
@@ -39,7 +45,7 @@ impl Chained {
 /// Of the interfaces on the host that `previous` lists, the one that is the other side of the Pod's.
 fn host_side(previous: &AddResult, ifname: &str, pod: &Link) -> Result<(String, Link), CniError> {
     let mut netlink = Netlink::open()?;
-    let on_host = previous.interfaces.iter().filter(|it| it.sandbox.as_ref().is_none_or(String::is_empty));
+    let on_host = previous.interfaces.iter().filter(|it| it.sandbox.is_none());
     for interface in on_host {
         match netlink.link(&interface.name) {
             Ok(link) if Some(link.index) == pod.peer => return Ok((interface.name.clone(), link)),

@@ -1,6 +1,8 @@
 //! CHECK: does reality still match what ADD reported? Compares the Pod's namespace, the host and the agent; things
 //! added by other plugins of the chain are theirs.
 
+use std::path::Path;
+
 use quilla_cni_protocol::{AddResult, CniError, ErrorCode, NetworkConfig, Request, Reservation, Response};
 
 use crate::agent::{Agent, unexpected};
@@ -8,7 +10,7 @@ use crate::invocation::Target;
 use crate::ipam::Delegate;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
-use crate::{host, pod};
+use crate::{bandwidth, host, pod};
 
 /// Fails with every difference found.
 pub(crate) fn run(
@@ -28,7 +30,7 @@ pub(crate) fn run(
         other => return Err(unexpected(&other)),
     };
     let ifname = &target.attachment.ifname;
-    let mut differences = unreported(&previous, ifname, &reservation);
+    let mut differences = unreported(&previous, &netns, ifname, &reservation);
     differences.extend(mac_difference(&previous, &netns, ifname)?);
     differences.extend(effective_differences(&netns, ifname, &reservation)?);
     conclude(&differences)?;
@@ -50,17 +52,27 @@ fn effective_differences(
     reservation: &Reservation,
 ) -> Result<Vec<String>, CniError> {
     let mut differences = pod::differences(netns, ifname, reservation)?;
+    differences.extend(bandwidth::differences(netns, ifname, &reservation.bandwidth)?);
     differences.extend(host::differences(&mut Netlink::open()?, reservation)?);
     Ok(differences)
 }
 
 /// What the agent knows and `prevResult` does not say: it is another attachment's result.
-fn unreported(previous: &AddResult, ifname: &str, reservation: &Reservation) -> Vec<String> {
+fn unreported(
+    previous: &AddResult,
+    netns: &Netns,
+    ifname: &str,
+    reservation: &Reservation,
+) -> Vec<String> {
     let mut differences = Vec::new();
-    for name in [ifname, &reservation.host_ifname] {
-        if !previous.interfaces.iter().any(|interface| interface.name == name) {
-            differences.push(format!("prevResult lacks interface {name}"));
-        }
+    let is_listed = |name: &str, place: &dyn Fn(Option<&String>) -> bool| {
+        previous.interfaces.iter().any(|it| it.name == name && place(it.sandbox.as_ref()))
+    };
+    if !is_listed(ifname, &|sandbox| sandbox.is_some_and(|path| netns.is_at(Path::new(path)))) {
+        differences.push(format!("prevResult lacks interface {ifname} of the container"));
+    }
+    if !is_listed(&reservation.host_ifname, &|sandbox| sandbox.is_none()) {
+        differences.push(format!("prevResult lacks interface {} of the host", reservation.host_ifname));
     }
     for lease in &reservation.leases {
         if !previous.ips.iter().any(|ip| ip.address.addr() == lease.address) {
@@ -70,7 +82,7 @@ fn unreported(previous: &AddResult, ifname: &str, reservation: &Reservation) -> 
     differences
 }
 
-/// A later plugin of the chain may set another hardware address, and says so in `prevResult`.
+/// What `prevResult` says of the Pod's hardware address must be so.
 fn mac_difference(previous: &AddResult, netns: &Netns, ifname: &str) -> Result<Option<String>, CniError> {
     let reported = previous
         .interfaces

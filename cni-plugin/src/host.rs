@@ -92,6 +92,10 @@ pub(crate) fn differences(netlink: &mut Netlink, reservation: &Reservation) -> R
         if !netlink.has_host_route(link.index, lease.address)? {
             differences.push(format!("host route to {} is missing", lease.address));
         }
+        let pinned = netlink.pinned_neighbours(link.index, lease.address)?;
+        if !pinned.contains(&(lease.address, reservation.pod_mac)) {
+            differences.push(format!("pinned neighbour {} of the host is missing", lease.address));
+        }
     }
     Ok(differences)
 }

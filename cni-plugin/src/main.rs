@@ -54,7 +54,10 @@ fn run(input: &[u8]) -> Result<Option<Value>, CniError> {
     if invocation.verb == Verb::Version {
         return version(input).map(Some);
     }
-    let config = NetworkConfig::parse(input)?;
+    let config = match invocation.verb {
+        Verb::Del(_) => NetworkConfig::parse_for_del(input)?,
+        _ => NetworkConfig::parse(input)?,
+    };
     require_version(&invocation, &config)?;
     let ipam = Delegate::of(&config, &invocation.plugin_folders);
     let ipam = ipam.as_ref();

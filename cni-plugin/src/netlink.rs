@@ -185,3 +185,15 @@ impl Netlink {
         }
     }
 }
+
+/// Kinds and values of netlink attributes in a row, as far as they are whole.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let number = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let (length, kind) = (usize::from(number(0)?), number(2)?);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        // The uppermost bit says that there are others inside.
+        Some((kind & !(1 << 15), value))
+    })
+}

@@ -2,7 +2,7 @@
 //! runs on a short thread of its own.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -39,6 +39,13 @@ impl Netns {
         let netns = Self { file, path: path.to_path_buf() };
         netns.run(|| Ok(()))?;
         Ok(netns)
+    }
+
+    /// Whether the path leads to this namespace, too.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let (ours, theirs) = (self.file.metadata().map(identity), fs::metadata(path).map(identity));
+        matches!((ours, theirs), (Ok(ours), Ok(theirs)) if ours == theirs)
     }
 
     /// Runs `work` inside the namespace.

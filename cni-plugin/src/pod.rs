@@ -64,6 +64,10 @@ pub(crate) fn differences(
         if !link.up {
             differences.push(format!("interface {ifname} is down"));
         }
+        if let Some(mac) = link.mac.filter(|mac| *mac != reservation.pod_mac) {
+            let told = reservation.pod_mac;
+            differences.push(format!("interface {ifname} has mac {mac}, and the data path was told {told}"));
+        }
         differences.extend(lease_differences(&mut netlink, &link, reservation)?);
         Ok(differences)
     })
@@ -82,6 +86,9 @@ fn lease_differences(
         }
         if !netlink.has_default_route(link.index, lease.gateway)? {
             differences.push(format!("default route via {} is missing", lease.gateway));
+        }
+        if !netlink.pinned_neighbours(link.index, lease.gateway)?.contains(&(lease.gateway, reservation.host_mac)) {
+            differences.push(format!("pinned neighbour {} is missing", lease.gateway));
         }
     }
     Ok(differences)

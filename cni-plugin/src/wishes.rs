@@ -3,11 +3,10 @@
 
 use std::net::IpAddr;
 
-use quilla_cni_protocol::{CniError, Dns, ErrorCode, MacAddress, NetworkConfig, PortMapping, Transport};
+use quilla_cni_protocol::{Bandwidth, CniError, Dns, ErrorCode, MacAddress, NetworkConfig, PortMapping, Transport};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::bandwidth::Rates;
 use crate::invocation::Args;
 
 /// The wishes of one ADD.
@@ -20,7 +19,7 @@ pub(crate) struct Wishes {
     /// Ports of the node that lead to the Pod.
     pub(crate) port_mappings: Vec<PortMapping>,
     /// How fast it may be.
-    pub(crate) rates: Rates,
+    pub(crate) bandwidth: Bandwidth,
     /// Name resolution to report.
     pub(crate) dns: Option<Dns>,
 }
@@ -31,7 +30,7 @@ pub(crate) struct Wishes {
 struct RuntimeConfig {
     #[serde(default)]
     port_mappings: Vec<RawMapping>,
-    bandwidth: Option<Rates>,
+    bandwidth: Option<Bandwidth>,
     #[serde(default)]
     ips: Vec<String>,
     mac: Option<String>,
@@ -64,6 +63,7 @@ struct RawDns {
 struct CniArgs {
     #[serde(default)]
     ips: Vec<String>,
+    mac: Option<String>,
 }
 
 impl Wishes {
@@ -78,13 +78,13 @@ impl Wishes {
         if count(true) > 1 || count(false) > 1 {
             return Err(invalid(format!("more than one address of a family is wished: {ips:?}")));
         }
-        let rates = runtime.bandwidth.unwrap_or_default();
-        rates.validate().map_err(invalid)?;
+        let bandwidth = runtime.bandwidth.unwrap_or_default();
+        bandwidth.validate().map_err(invalid)?;
         Ok(Self {
             ips,
-            mac: mac(runtime.mac.as_deref())?.or(args.mac).map(unicast).transpose()?,
+            mac: mac(runtime.mac.or(cni.mac).as_deref())?.or(args.mac).map(unicast).transpose()?,
             port_mappings: mappings(&runtime.port_mappings)?,
-            rates,
+            bandwidth,
             dns: runtime.dns.map(|dns| Dns {
                 nameservers: dns.servers,
                 domain: None,
@@ -210,6 +210,11 @@ mod tests {
         assert_eq!(ips(both).as_deref(), Ok("192.0.2.1"));
         assert_eq!(ips(r#""args":{"cni":{"ips":["192.0.2.2"],"labels":[]}}"#).as_deref(), Ok("192.0.2.2"));
         assert_eq!(ips(r#""runtimeConfig":{"aliases":{"n":["a"]}}"#).as_deref(), Ok("192.0.2.9"));
+        let mac = |rest: &str| read(rest).map(|wishes| wishes.mac.map(|mac| mac.to_string()));
+        let args = r#""args":{"cni":{"mac":"02:00:00:00:00:02"}}"#;
+        assert_eq!(mac(args), Ok(Some("02:00:00:00:00:02".into())));
+        let both = format!(r#""runtimeConfig":{{"mac":"02:00:00:00:00:01"}},{args}"#);
+        assert_eq!(mac(&both), Ok(Some("02:00:00:00:00:01".into())));
     }
 
     /// CNI-33: port mappings in the shapes that runtimes send.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use quilla_agent::cni::{AttachError, AttachedEndpoint, Attacher, CniServer, CniServerConfig, Pools};
+use quilla_cni_protocol::PodRef;
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
 
@@ -29,6 +30,20 @@ pub(crate) enum Behaviour {
     /// Obeys when a plugin with a time-out of one second has given up.
     Late,
     Hang,
+}
+
+impl Behaviour {
+    fn refusal(self) -> Option<AttachError> {
+        match self {
+            Self::NotReady => Some(AttachError::NotReady { reason: "on purpose".into() }),
+            Self::Refuse => Some(AttachError::Failed {
+                operation: "load program for",
+                object: "the test".into(),
+                source: "on purpose".into(),
+            }),
+            Self::Obey | Self::Late | Self::Hang => None,
+        }
+    }
 }
 
 /// A data path that remembers and does nothing.
@@ -57,13 +72,9 @@ impl Recorder {
             state.0
         };
         match behaviour {
-            Behaviour::Obey => Ok(()),
-            Behaviour::NotReady => Err(AttachError::NotReady { reason: "on purpose".into() }),
-            Behaviour::Refuse => Err(AttachError::Failed {
-                operation: "load program for",
-                object: "the test".into(),
-                source: "on purpose".into(),
-            }),
+            Behaviour::Obey | Behaviour::NotReady | Behaviour::Refuse => {
+                behaviour.refusal().map_or(Ok(()), Err)
+            }
             Behaviour::Late => {
                 tokio::time::sleep(Duration::from_millis(1500)).await;
                 Ok(())
@@ -86,6 +97,17 @@ impl Attacher for Recorder {
 
     async fn routes(&self) -> Result<Vec<(String, IpAddr)>, AttachError> {
         Ok(Vec::new())
+    }
+
+    async fn wished_addresses(&self, _: &PodRef) -> Result<Vec<IpAddr>, AttachError> {
+        Ok(Vec::new())
+    }
+
+    fn wish_refused(&self, _: &PodRef, _: &str) {}
+
+    fn status(&self) -> Result<(), AttachError> {
+        let behaviour = self.locked().0;
+        behaviour.refusal().map_or(Ok(()), Err)
     }
 
     async fn check(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {

@@ -171,6 +171,47 @@ pub(crate) fn bandwidth() -> Result<()> {
     Ok(())
 }
 
+/// CNI-22, CNI-23, CNI-33: CHECK misses each limit that is not there any more, by its name, and is content with both.
+pub(crate) fn check_misses_limits() -> Result<()> {
+    let node = Node::start("limits")?;
+    let check = |pod: &Pod, result: &Value| node.call("CHECK", pod).with("prevResult", result.clone()).run();
+    let limits = |bandwidth: Value| json!({ "bandwidth": bandwidth });
+    let both = json!({ "ingressRate": 8_000_000, "egressRate": 40_000_000_000_u64 });
+    let damages = [
+        ("tc qdisc del dev eth0 root", "egress: the tbf queue of eth0 is missing"),
+        (
+            "tc qdisc replace dev eth0 root tbf rate 1mbit burst 10kb latency 10ms",
+            "egress: the tbf queue of eth0 lets 1000000 bits per second pass",
+        ),
+        ("tc qdisc replace dev eth0 root pfifo", "egress: the tbf queue of eth0 is missing"),
+        ("nft delete table netdev quilla-eth0", "ingress: the nftables rule of eth0 is missing"),
+        ("nft flush chain netdev quilla-eth0 received", "ingress: the nftables rule of eth0 is missing"),
+    ];
+    for (damage, complaint) in damages {
+        let pod = node.pod("pod")?;
+        let result = add(&node, &pod, limits(both.clone()))?.result()?;
+        check(&pod, &result)?.silence()?;
+        ensure!(
+            add(&node, &pod, limits(both.clone()))?.result()? == result,
+            "CNI-12: the second answer differs"
+        );
+        let mut words = damage.split(' ');
+        pod.netns.command(words.next().context("program")?).args(words).text()?;
+        let error = check(&pod, &result)?.error(102)?;
+        let details = error["details"].as_str().unwrap_or_default();
+        ensure!(details == format!("bandwidth, {complaint}"), "{damage}: {details}");
+        node.del(&pod)?;
+    }
+    // Limits in one direction, and none.
+    for bandwidth in [json!({ "ingressRate": 8_000_000 }), json!({ "egressRate": 8_000_000 }), json!({})] {
+        let pod = node.pod("pod")?;
+        let result = add(&node, &pod, limits(bandwidth))?.result()?;
+        check(&pod, &result)?.silence()?;
+        node.del(&pod)?;
+    }
+    Ok(())
+}
+
 /// How many datagrams reach the address in the other namespace: some at least, most if the way is to be fast.
 fn arrived(from: &Netns, to: &Netns, address: &str, fast: bool) -> Result<usize> {
     let server = to.run(|| UdpSocket::bind((address, 0)))?.context("bind")?;

@@ -38,14 +38,25 @@ pub(crate) fn check_accepts_the_result() -> Result<()> {
         pod.netns.ip("addr add 192.0.2.9/24 dev eth0\nlink set eth0 mtu 1400\n")?;
         check.run()?.silence()?;
 
-        // A chained plugin changed the hardware address and said so.
-        pod.netns.ip("link set eth0 address 02:00:00:00:00:99")?;
-        let mut changed = result;
-        changed["interfaces"][1]["mac"] = json!("02:00:00:00:00:99");
-        check.run()?.error(102)?;
-        check.with("prevResult", changed).run()?.silence()?;
         node.call("DEL", &pod).with("cniVersion", version).run()?.silence()?;
     }
+    Ok(())
+}
+
+/// CNI-23: a later plugin of the chain that changes the hardware address, and says so, has cut the Pod off all the same.
+pub(crate) fn check_finds_a_pod_that_is_cut_off() -> Result<()> {
+    let node = Node::start("check-mac")?;
+    let pod = node.pod("pod")?;
+    let mut result = node.add(&pod)?;
+    pod.netns.ip("link set eth0 address 02:00:00:00:00:99")?;
+    let said = |result: &serde_json::Value| -> Result<String> {
+        let check = node.call("CHECK", &pod).with("prevResult", result.clone()).run()?;
+        Ok(check.error(102)?["details"].to_string())
+    };
+    ensure!(said(&result)?.contains("has mac 02:00:00:00:00:99, not"), "{}", said(&result)?);
+    result["interfaces"][1]["mac"] = json!("02:00:00:00:00:99");
+    let details = said(&result)?;
+    ensure!(details.contains("the data path was told") && !details.contains(", not"), "{details}");
     Ok(())
 }
 
@@ -59,6 +70,9 @@ pub(crate) fn check_finds_each_difference() -> Result<()> {
         ("pod", "addr del 10.1.7.0/32 dev eth0", "address"),
         ("pod", "route del default via fd00:1:7::1", "default route"),
         ("pod", "link del eth0", "interface eth0 is missing"),
+        ("pod", "neigh del fd00:1:7::1 dev eth0", "pinned neighbour fd00:1:7::1"),
+        ("pod", "neigh replace 10.1.7.1 lladdr 02:00:00:00:00:66 dev eth0", "pinned neighbour 10.1.7.1"),
+        ("host", "neigh del 10.1.7.0 dev HOST", "of the host is missing"),
         ("host", "link set HOST down", "host interface"),
         ("host", "route del 10.1.7.0/32", "host route"),
         ("host", "link set HOST address 02:00:00:00:00:77", "another mac"),
@@ -67,7 +81,8 @@ pub(crate) fn check_finds_each_difference() -> Result<()> {
         let pod = node.pod("pod")?;
         let result = node.add(&pod)?;
         let address = result["ips"][0]["address"].as_str().unwrap_or_default();
-        let damage = damage.replace("10.1.7.0/32", address);
+        let bare = address.trim_end_matches("/32");
+        let damage = damage.replace("10.1.7.0/32", address).replace("10.1.7.0", bare);
         match side {
             "pod" => drop(pod.netns.ip(&damage)?),
             _ => host(result["interfaces"][0]["name"].as_str().unwrap_or_default(), &damage)?,

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use quilla_tests::command::Run;
 use serde_json::json;
 
-use crate::agent::{Agent, pools};
+use crate::agent::{Agent, Behaviour, pools};
 use crate::node::Node;
 
 /// CNI-25, CNI-26: stale attachments of this network go, all others stay; an empty list means all.
@@ -71,6 +71,13 @@ pub(crate) fn status_follows_the_agent() -> Result<()> {
     agent.set_pools(pools());
     quilla_tests::eventually::succeeds("status", || status.run()?.silence())?;
     node.agent = Some(agent);
+    // Where the kernel cannot be programmed, the Pods that run may suffer, too.
+    node.recorder.behave(Behaviour::Refuse);
+    let limited = status.run()?.error(51)?;
+    ensure!(limited["details"].to_string().contains("on purpose"), "{limited}");
+    node.recorder.behave(Behaviour::NotReady);
+    status.run()?.error(50)?;
+    node.recorder.behave(Behaviour::Obey);
     node.add(&pod)?;
     Ok(())
 }

@@ -15,9 +15,11 @@ mod gc;
 mod input;
 mod node;
 mod pods;
+mod prev_result;
 mod process;
 mod rollback;
 mod site;
+mod static_address;
 mod storm;
 mod timing;
 
@@ -43,8 +45,10 @@ fn main() -> ExitCode {
         capabilities::addresses_and_mac,
         capabilities::names_and_nonsense,
         capabilities::bandwidth,
+        capabilities::check_misses_limits,
         chain::add_keeps_what_came_before,
         chain::check_accepts_the_result,
+        chain::check_finds_a_pod_that_is_cut_off,
         chain::check_finds_each_difference,
         chain::check_needs_a_version_and_a_result,
         del::any_number_of_times,
@@ -78,6 +82,8 @@ fn main() -> ExitCode {
         input::log_file,
         pods::two_pods_reach_each_other,
         pods::two_processes_of_one_pod,
+        prev_result::in_every_wrong_shape,
+        prev_result::with_the_list_changed_or_gone,
         rollback::interface_exists,
         rollback::address_refused_in_the_pod,
         rollback::route_exists_on_the_host,
@@ -88,6 +94,7 @@ fn main() -> ExitCode {
         rollback::plugin_killed,
         rollback::pool_exhausted,
         rollback::agent_restarts_with_its_endpoints,
+        static_address::by_annotation,
         storm::agent_stopped,
         storm::of_kills,
         timing::start_to_exit,

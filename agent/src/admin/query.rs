@@ -103,6 +103,7 @@ const STATUS: &[&str] = &[
     "problems",
     "reason",
     "ends_sockets",
+    "bandwidth",
 ];
 const COUNTERS: &[&str] = &["verdict", "reason", "packets", "bytes", "explanation"];
 const NODES: &[&str] = &["node", "ipv4", "ipv6", "mac", "pods"];
@@ -130,6 +131,7 @@ fn status(admin: &Admin, view: &View) -> Value {
         view.problems.len(),
         reason,
         ends_sockets,
+        endpoints::limited(&view.endpoints),
     ])
 }
 

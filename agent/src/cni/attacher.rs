@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use quilla_cni_protocol::{Attachment, PortMapping};
+use quilla_cni_protocol::{Attachment, Bandwidth, PodRef, PortMapping};
 use serde::{Deserialize, Serialize};
 
 /// What the CNI server asks of the data path. Implemented by the agent's wiring; by a recorder in tests.
@@ -20,6 +20,16 @@ pub trait Attacher: Send + Sync + 'static {
 
     /// Single addresses that the kernel routes to host sides, by the name of the device.
     fn routes(&self) -> impl Future<Output = Result<Vec<(String, IpAddr)>, AttachError>> + Send;
+
+    /// Addresses that the Pod asks for itself, at most one per family; `NotReady` when nobody can say so now.
+    fn wished_addresses(&self, pod: &PodRef)
+    -> impl Future<Output = Result<Vec<IpAddr>, AttachError>> + Send;
+
+    /// Tells whoever wrote the Pod why it does not get them.
+    fn wish_refused(&self, pod: &PodRef, reason: &str);
+
+    /// Whether the data path does what it should; `NotReady` before it has begun.
+    fn status(&self) -> Result<(), AttachError>;
 
     /// Whether the endpoint is still effective.
     fn check(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
@@ -59,6 +69,9 @@ pub struct AttachedEndpoint {
     /// Ports of the node that lead to the Pod; no two endpoints share one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,
+    /// How fast it may be.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
     /// Who made what the endpoint consists of.
     #[serde(default)]
     pub origin: Origin,

@@ -65,6 +65,9 @@ pub(super) enum IpamError {
     /// Somebody has the wished address.
     #[error("address {0} is held")]
     Held(IpAddr),
+    /// The wished address cools down.
+    #[error("address {0} cools down")]
+    Resting(IpAddr),
     /// The wished address is not one that a Pod of this node can have.
     #[error("address {0} is no usable address of the node's pools")]
     Unusable(IpAddr),
@@ -110,6 +113,16 @@ impl Ipam {
             }
         }
         Ok(addresses)
+    }
+
+    /// Refuses an address that cools down.
+    pub(super) fn require_rested(&self, address: IpAddr, now: Seconds) -> Result<(), IpamError> {
+        let family = if address.is_ipv4() { &self.ipv4 } else { &self.ipv6 };
+        let cooling = family.place.get(&address).and_then(|place| family.cooling.get(place));
+        match cooling {
+            Some((_, at)) if now.saturating_sub(*at) < self.cool_down => Err(IpamError::Resting(address)),
+            _ => Ok(()),
+        }
     }
 
     /// Marks an address as held, wherever it comes from.

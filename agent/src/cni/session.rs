@@ -1,12 +1,13 @@
 //! One conversation with a plugin. The connection is a lease: a reservation it made and did not turn into an attachment
 //! is given back when it ends, however it ends.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quilla_cni_protocol::{
-    Attachment, CniError, ErrorCode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Request, RequestEnvelope, Response,
-    decode, encode, failpoint,
+    Attachment, CniError, ErrorCode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, PodRef, Request, RequestEnvelope,
+    Response, Wanted, decode, encode, failpoint,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -20,6 +21,9 @@ use crate::cni::{AttachError, AttachedEndpoint, Attacher, StoreError};
 
 /// How long a plugin may be silent between two requests, its netlink work included.
 const SILENCE: Duration = Duration::from_secs(15);
+
+/// The interface that kubelet and runtimes call a Pod's own.
+const FIRST_INTERFACE: &str = "eth0";
 
 /// How long a request waits for another plugin that works on the same attachment: less than the plugin's own patience.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -90,7 +94,9 @@ impl<A: Attacher> Session<A> {
                 self.lock(&attachment).await?;
                 failpoint!(Reserving);
                 self.shared.consume_record(&attachment).await?;
-                self.reserve(NewAttachment { attachment, network, netns, pod, wanted: *wanted }).await
+                let own_wish = self.own_wish(&attachment, pod.as_ref(), &wanted).await;
+                let wanted = *wanted;
+                self.reserve(NewAttachment { attachment, network, netns, pod, wanted, own_wish }).await
             }
             Request::Attach { attachment, host_ifindex, netns_cookie } => {
                 self.lock(&attachment).await?;
@@ -115,6 +121,7 @@ impl<A: Attacher> Session<A> {
                 Ok(Response::Endpoints { endpoints })
             }
             Request::Status => {
+                self.shared.attacher.status().map_err(|error| trouble(&error))?;
                 self.shared.with_store(Store::ready).await.map_err(|error| refusal(&error))?;
                 Ok(Response::Done)
             }
@@ -134,8 +141,24 @@ impl<A: Attacher> Session<A> {
         Err(CniError::try_again("attachment is busy", format!("another plugin works on {attachment}")))
     }
 
+    /// What the Pod asks for itself, of its first interface and of addresses that are ours to give.
+    async fn own_wish(
+        &self,
+        attachment: &Attachment,
+        pod: Option<&PodRef>,
+        wanted: &Wanted,
+    ) -> Result<Vec<IpAddr>, AttachError> {
+        match pod {
+            Some(pod) if attachment.ifname == FIRST_INTERFACE && wanted.given.is_none() => {
+                self.shared.attacher.wished_addresses(pod).await
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
     async fn reserve(&mut self, new: NewAttachment) -> Result<Response, CniError> {
         let (attachment, mtu) = (new.attachment.clone(), self.shared.mtu());
+        let asking = new.own_wish.as_ref().is_ok_and(|own| !own.is_empty()).then(|| new.pod.clone()).flatten();
         let reserve = move |store: &mut Store| {
             Ok(match store.reserve(new)? {
                 Entry::Reserved(endpoint) | Entry::Released(endpoint) => {
@@ -144,7 +167,13 @@ impl<A: Attacher> Session<A> {
                 Entry::Attached(endpoint) => Response::Attached(store.reservation(&endpoint, mtu)?),
             })
         };
-        let response = self.shared.with_store(reserve).await.map_err(|error: StoreError| refusal(&error))?;
+        let reserved = self.shared.with_store(reserve).await;
+        let response = reserved.map_err(|error: StoreError| {
+            if let Some(pod) = asking.filter(|_| error.is_about_an_address()) {
+                self.shared.attacher.wish_refused(&pod, &error.to_string());
+            }
+            refusal(&error)
+        })?;
         if matches!(response, Response::Reserved(_)) {
             self.reserved = Some(attachment);
         }
@@ -235,7 +264,10 @@ impl<A: Attacher> Session<A> {
 pub(super) fn refusal(error: &StoreError) -> CniError {
     let details = describe(error);
     match error {
-        StoreError::Addresses { .. } => CniError::try_again("no address", details),
+        StoreError::Addresses { .. } | StoreError::AddressResting { .. } => {
+            CniError::try_again("no address", details)
+        }
+        StoreError::Wish(error) => attach_refusal("read what the pod asks for", error),
         StoreError::Io { .. } | StoreError::Journal(_) => CniError::try_again("journal", details),
         StoreError::InUse { .. }
         | StoreError::NotReserved { .. }
@@ -243,6 +275,16 @@ pub(super) fn refusal(error: &StoreError) -> CniError {
         | StoreError::AddressTaken { .. }
         | StoreError::AddressUnusable { .. }
         | StoreError::PortTaken { .. } => CniError::new(ErrorCode::AGENT_REFUSED, "agent refused", details),
+    }
+}
+
+/// What keeps the data path from its work, in the words of STATUS: it may concern the Pods that run, too.
+fn trouble(error: &AttachError) -> CniError {
+    match error {
+        AttachError::NotReady { reason } => CniError::new(ErrorCode::NOT_AVAILABLE, "data path", reason),
+        AttachError::Failed { .. } => {
+            CniError::new(ErrorCode::LIMITED_CONNECTIVITY, "data path", describe(error))
+        }
     }
 }
 

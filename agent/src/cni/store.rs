@@ -19,7 +19,7 @@ use quilla_cni_protocol::{
 
 use crate::cni::ipam::{Addresses, Ipam, IpamError, Pools, Seconds};
 use crate::cni::journal::{Durability, Journal, JournalError, Record, Recovered};
-use crate::cni::{AttachedEndpoint, Origin};
+use crate::cni::{AttachError, AttachedEndpoint, Origin};
 
 /// How long a lock may outlive the agent that had it: a killed process is still ending, or a child that it was starting
 /// has not yet got rid of its open files.
@@ -70,13 +70,24 @@ pub enum StoreError {
         other: Attachment,
     },
     /// Another plugin gave an address that an attachment has already.
-    #[error("address {address} is held by {holder}")]
+    #[error("address {address} is held by pod {pod} ({holder})")]
     AddressTaken {
         /// Which.
         address: IpAddr,
-        /// Its holder.
+        /// Namespace and name of the Pod that has it.
+        pod: String,
+        /// Its attachment.
         holder: Attachment,
     },
+    /// The address that a Pod asks for itself was another's a moment ago.
+    #[error("address {address} rests until the flows of its last holder are forgotten")]
+    AddressResting {
+        /// Which.
+        address: IpAddr,
+    },
+    /// It cannot be found out what a Pod asks for itself.
+    #[error(transparent)]
+    Wish(#[from] AttachError),
     /// No Pod of this node can have the wished address.
     #[error("address {address} is no usable address of the node's pod cidrs")]
     AddressUnusable {
@@ -93,6 +104,16 @@ pub enum StoreError {
         /// Its attachment.
         holder: Attachment,
     },
+}
+
+impl StoreError {
+    /// Whether a wished address is what was refused.
+    pub(super) const fn is_about_an_address(&self) -> bool {
+        matches!(
+            self,
+            Self::AddressTaken { .. } | Self::AddressResting { .. } | Self::AddressUnusable { .. }
+        )
+    }
 }
 
 impl From<IpamError> for StoreError {
@@ -122,13 +143,15 @@ impl Entry {
 }
 
 /// What an ADD brings.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct NewAttachment {
     pub(super) attachment: Attachment,
     pub(super) network: String,
     pub(super) netns: PathBuf,
     pub(super) pod: Option<PodRef>,
     pub(super) wanted: Wanted,
+    /// Addresses that the Pod asks for itself.
+    pub(super) own_wish: Result<Vec<IpAddr>, AttachError>,
 }
 
 /// The state.
@@ -235,9 +258,10 @@ impl Store {
     }
 
     fn new_endpoint(&mut self, new: NewAttachment) -> Result<AttachedEndpoint, StoreError> {
-        let NewAttachment { attachment, network, netns, pod, wanted } = new;
-        let Wanted { ips, mac, port_mappings, given } = wanted;
+        let NewAttachment { attachment, network, netns, pod, wanted, own_wish } = new;
+        let Wanted { ips, mac, port_mappings, bandwidth, given } = wanted;
         self.require_free_ports(&port_mappings)?;
+        let ips = self.with_own_wish(ips, own_wish?)?;
         let (mut host_ifname, mut host_mac) = (attachment.host_ifname(), local_mac(&attachment, Side::Host));
         let mut pod_mac = mac.map_or_else(|| local_mac(&attachment, Side::Pod), |mac| mac.0);
         let mut origin = Origin::Own;
@@ -278,21 +302,34 @@ impl Store {
             ipv4: addresses.ipv4,
             ipv6: addresses.ipv6,
             host_ports: port_mappings,
+            bandwidth,
             origin,
         })
+    }
+
+    /// What the runtime wishes, and what the Pod asks for in a family of which the runtime says nothing. The Pod's waits
+    /// for its cool-down, because a kubelet tries again; what a person names to podman does not.
+    fn with_own_wish(&self, mut ips: Vec<IpAddr>, own: Vec<IpAddr>) -> Result<Vec<IpAddr>, StoreError> {
+        for address in own {
+            if ips.iter().all(|ip| ip.is_ipv4() != address.is_ipv4()) {
+                self.ipam.require_rested(address, now()).map_err(|error| self.refused(error))?;
+                ips.push(address);
+            }
+        }
+        Ok(ips)
     }
 
     /// Who has a wished address is worth to be said.
     fn refused(&self, error: IpamError) -> StoreError {
         let holder = |address| {
-            let mut all = self.entries.iter();
-            all.find(|(_, entry)| entry.endpoint().addresses().any(|held| held == address))
-                .map(|(key, _)| key)
+            let mut all = self.entries.values().map(Entry::endpoint);
+            all.find(|endpoint| endpoint.addresses().any(|held| held == address))
         };
         match error {
             IpamError::Unusable(address) => StoreError::AddressUnusable { address },
+            IpamError::Resting(address) => StoreError::AddressResting { address },
             IpamError::Held(address) => match holder(address) {
-                Some(holder) => StoreError::AddressTaken { address, holder: holder.clone() },
+                Some(holder) => taken(address, holder),
                 None => error.into(),
             },
             IpamError::NoPools | IpamError::Exhausted(_) => error.into(),
@@ -307,7 +344,7 @@ impl Store {
             if let Some(port) = taken {
                 return Err(StoreError::PortTaken {
                     port: *port,
-                    pod: format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name),
+                    pod: pod_of(endpoint),
                     holder: endpoint.attachment(),
                 });
             }
@@ -319,7 +356,7 @@ impl Store {
     fn claim(&mut self, claimed: &[IpAddr]) -> Result<Addresses, StoreError> {
         for endpoint in self.entries.values().map(Entry::endpoint) {
             if let Some(address) = endpoint.addresses().find(|address| claimed.contains(address)) {
-                return Err(StoreError::AddressTaken { address, holder: endpoint.attachment() });
+                return Err(taken(address, endpoint));
             }
         }
         let mut addresses = Addresses { ipv4: None, ipv6: None };
@@ -453,6 +490,7 @@ impl Store {
             pod_mac: MacAddress(endpoint.pod_mac),
             mtu,
             leases: wired.map(lease).collect::<Result<_, _>>()?,
+            bandwidth: endpoint.bandwidth,
         })
     }
 
@@ -479,6 +517,15 @@ impl Store {
         self.journal = Journal::rewrite(&self.dir, &snapshot(&self.ipam, &self.entries))?;
         Ok(())
     }
+}
+
+fn taken(address: IpAddr, holder: &AttachedEndpoint) -> StoreError {
+    StoreError::AddressTaken { address, pod: pod_of(holder), holder: holder.attachment() }
+}
+
+/// Namespace and name of its Pod.
+fn pod_of(endpoint: &AttachedEndpoint) -> String {
+    format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name)
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {

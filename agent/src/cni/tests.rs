@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use quilla_cni_protocol::{
-    Attachment, ErrorCode, Lease, MAX_MESSAGE_BYTES, ReleaseRecord, Request, RequestEnvelope, Response,
-    decode, encode,
+    Attachment, ErrorCode, Lease, MAX_MESSAGE_BYTES, PodRef, ReleaseRecord, Request, RequestEnvelope,
+    Response, decode, encode,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -30,6 +30,16 @@ impl Attacher for Agreeable {
 
     async fn routes(&self) -> Result<Vec<(String, IpAddr)>, AttachError> {
         Ok(Vec::new())
+    }
+
+    async fn wished_addresses(&self, _: &PodRef) -> Result<Vec<IpAddr>, AttachError> {
+        Ok(Vec::new())
+    }
+
+    fn wish_refused(&self, _: &PodRef, _: &str) {}
+
+    fn status(&self) -> Result<(), AttachError> {
+        Ok(())
     }
 
     async fn check(&self, _: &AttachedEndpoint) -> Result<(), AttachError> {

@@ -36,6 +36,8 @@ mod tests {
     use quilla_plan::{Desired, Layout, LocalEndpoint, Tables};
 
     use super::require;
+    use quilla_cni_protocol::Bandwidth;
+
     use crate::cni::{AttachedEndpoint, Origin};
 
     fn endpoint(ifindex: u32, ipv4: u8, ipv6: u16) -> AttachedEndpoint {
@@ -55,6 +57,7 @@ mod tests {
             ipv4: Some([10, 244, 1, ipv4].into()),
             ipv6: Some([0xfd, 0, 0, 0, 0, 0, 0, ipv6].into()),
             host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
             origin: Origin::Own,
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::attachment::{Attachment, validate_network_name};
 use crate::{CniError, DEFAULT_DATA_DIR, DEFAULT_SOCKET, Dns, ErrorCode, SpecVersion};
@@ -97,19 +97,27 @@ impl NetworkConfig {
 
     /// Parses and validates the document.
     pub fn parse(input: &[u8]) -> Result<Self, CniError> {
-        let undecodable = |error: serde_json::Error| {
-            CniError::new(ErrorCode::DECODE_FAILURE, "decode network config", error.to_string())
-        };
-        let document: Value = serde_json::from_slice(input).map_err(undecodable)?;
-        if !document.is_object() {
-            return Err(CniError::new(
-                ErrorCode::DECODE_FAILURE,
-                "decode network config",
-                "not a json object",
-            ));
-        }
-        let version = parse_version(&document)?;
-        let raw = Raw::deserialize(&document).map_err(undecodable)?;
+        let document = Value::Object(object(input)?);
+        Self::read(&document, document.clone())
+    }
+
+    /// The same for a DEL, which keys that were broken since the ADD must not stop (CNI-18, CNI-31): those that only
+    /// others need are left out when they cannot be used.
+    pub fn parse_for_del(input: &[u8]) -> Result<Self, CniError> {
+        const NEEDED: [&str; 4] = ["cniVersion", "name", "agentSocket", "dataDir"];
+        let document = object(input)?;
+        let mut usable = document.clone();
+        usable.retain(|key, value| {
+            let alone = json!({ "name": "n", key: value });
+            NEEDED.contains(&key.as_str())
+                || Raw::deserialize(alone).is_ok_and(|raw| raw.validate().is_ok())
+        });
+        Self::read(&Value::Object(usable), Value::Object(document))
+    }
+
+    fn read(keys: &Value, document: Value) -> Result<Self, CniError> {
+        let version = parse_version(keys)?;
+        let raw = Raw::deserialize(keys).map_err(|error| undecodable(error.to_string()))?;
         raw.validate()?;
         Ok(Self {
             version,
@@ -130,13 +138,24 @@ impl NetworkConfig {
     }
 }
 
+fn undecodable(details: impl Into<String>) -> CniError {
+    CniError::new(ErrorCode::DECODE_FAILURE, "decode network config", details)
+}
+
+fn object(input: &[u8]) -> Result<Map<String, Value>, CniError> {
+    match serde_json::from_slice(input) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(undecodable("not a json object")),
+        Err(error) => Err(undecodable(error.to_string())),
+    }
+}
+
 fn parse_version(document: &Value) -> Result<SpecVersion, CniError> {
     let text = match document.get("cniVersion") {
         None => "",
         Some(Value::String(text)) => text,
         Some(other) => {
-            let details = format!("cniVersion is not a string: {other}");
-            return Err(CniError::new(ErrorCode::DECODE_FAILURE, "decode network config", details));
+            return Err(undecodable(format!("cniVersion is not a string: {other}")));
         }
     };
     SpecVersion::parse(text).ok_or_else(|| {
@@ -216,6 +235,34 @@ mod tests {
         let config = NetworkConfig::parse(input).expect("valid");
         assert_eq!(config.version, SpecVersion::V0_4_0);
         assert_eq!(config.agent_socket.to_str(), Some("/run/quilla/cni.sock"));
+    }
+
+    /// CNI-18, CNI-31: what became unusable since the ADD does not keep a DEL from its work, as long as it finds the agent.
+    #[test]
+    fn a_del_leaves_out_what_it_does_not_need() {
+        let parse = |rest: &str| {
+            let input = format!(r#"{{"cniVersion":"1.1.0","name":"n",{rest}}}"#);
+            NetworkConfig::parse_for_del(input.as_bytes())
+        };
+        for unusable in [
+            r#""mtu":1"#,
+            r#""mtu":"large""#,
+            r#""dns":7"#,
+            r#""ipam":"host-local""#,
+            r#""ipam":{"type":"../x"}"#,
+            r#""agentTimeoutSeconds":0"#,
+            r#""logFile":"relative""#,
+            r#""cni.dev/valid-attachments":7"#,
+            r#""cni.dev/attachments":[{}]"#,
+        ] {
+            let rest = format!(r#"{unusable},"agentSocket":"/s","prevResult":[]"#);
+            let config = parse(&rest).unwrap_or_else(|error| panic!("{unusable}: {error}"));
+            assert_eq!((config.agent_socket.to_str(), config.agent_timeout.as_secs()), (Some("/s"), 10));
+            assert_eq!((config.mtu, config.ipam_plugin, config.log_file), (None, None, None), "{unusable}");
+        }
+        assert_eq!(parse(r#""mtu":1500,"ipam":{"type":"x"}"#).expect("valid").ipam_plugin.as_deref(), Some("x"));
+        assert_eq!(parse(r#""agentSocket":"s""#).expect_err("where?").code, ErrorCode::INVALID_CONFIG);
+        assert_eq!(parse(r#""dataDir":7"#).expect_err("where?").code, ErrorCode::DECODE_FAILURE);
     }
 
     /// CNI-25: both spellings of the key, and a missing key is not an empty list.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Attachment, CniError, MacAddress, Wanted};
+use crate::{Attachment, Bandwidth, CniError, MacAddress, Wanted};
 
 /// Version of this conversation. Fields may be added within a version; unknown ones are ignored.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -120,6 +120,9 @@ pub struct Reservation {
     pub mtu: u32,
     /// One per address family; none of an interface that another plugin made.
     pub leases: Vec<Lease>,
+    /// How fast the Pod may be.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
 }
 
 /// An address and its next hop.

@@ -1,10 +1,12 @@
 //! The result of ADD, in the shape of the newest specification, and its conversion to the older ones. Built by the
 //! plugin for ADD and read back from `prevResult`; what an older version cannot say is left out, never renamed.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
 use crate::{CniError, ErrorCode, MacAddress, SpecVersion};
@@ -13,13 +15,13 @@ use crate::{CniError, ErrorCode, MacAddress, SpecVersion};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddResult {
     /// Interfaces, those of the host included.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
     /// Addresses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     pub ips: Vec<IpConfig>,
     /// Routes of the Pod.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
     /// Name resolution, as configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,13 +34,13 @@ pub struct Interface {
     /// Its name.
     pub name: String,
     /// Its hardware address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
     /// Its MTU (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// The namespace as the runtime named it; absent for the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
     /// A vhost-user or similar socket (1.1.0), of another plugin in the chain.
     #[serde(default, rename = "socketPath", skip_serializing_if = "Option::is_none")]
@@ -54,7 +56,7 @@ pub struct IpConfig {
     /// The address with its prefix length.
     pub address: IpNet,
     /// The next hop.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
     /// Index into `interfaces`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,7 +69,7 @@ pub struct Route {
     /// Destination.
     pub dst: IpNet,
     /// Next hop.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
     /// 1.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,10 +120,30 @@ impl AddResult {
         document
     }
 
-    /// Reads a result of any supported version.
+    /// Reads a result of any supported version; one that names no version is of the configuration's.
     pub fn decode(document: &Value) -> Result<Self, CniError> {
-        Self::deserialize(document)
-            .map_err(|error| CniError::new(ErrorCode::DECODE_FAILURE, "decode prevResult", error.to_string()))
+        let undecodable =
+            |details: String| CniError::new(ErrorCode::DECODE_FAILURE, "decode prevResult", details);
+        match document.get("cniVersion") {
+            // A list would be read as the values of an object in their order.
+            None if !document.is_object() => return Err(undecodable("not a json object".to_owned())),
+            None => {}
+            Some(Value::String(version)) if SpecVersion::parse(version).is_some() => {}
+            Some(Value::String(version)) => {
+                let details = format!("prevResult has version {version:?}");
+                return Err(CniError::new(ErrorCode::INCOMPATIBLE_VERSION, "incompatible cni version", details));
+            }
+            Some(other) => return Err(undecodable(format!("cniVersion is not a string: {other}"))),
+        }
+        let result = Self::deserialize(document).map_err(|error| undecodable(error.to_string()))?;
+        let beyond = |ip: &&IpConfig| ip.interface.is_some_and(|index| index >= result.interfaces.len());
+        match result.ips.iter().find(beyond) {
+            None => Ok(result),
+            Some(IpConfig { address, interface, .. }) => {
+                let details = format!("address {address} has interface {interface:?} of {}", result.interfaces.len());
+                Err(CniError::new(ErrorCode::INVALID_CONFIG, "invalid prevResult", details))
+            }
+        }
     }
 
     /// Appends another plugin's result, as an ADD in the middle of a chain must.
@@ -152,6 +174,21 @@ impl AddResult {
     }
 }
 
+/// A list; other plugins write an empty one as `null`, too.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// What is written as text; other plugins write an absent one as an empty text, too.
+fn text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    text.filter(|text| !text.is_empty()).map(|text| text.parse().map_err(de::Error::custom)).transpose()
+}
+
 fn add_ip_versions(document: &mut Value, ips: &[IpConfig]) {
     for (index, ip) in ips.iter().enumerate() {
         let version = if ip.address.addr().is_ipv4() { "4" } else { "6" };
@@ -164,7 +201,7 @@ mod tests {
     use serde_json::json;
 
     use super::{AddResult, Dns, Interface, IpConfig, Route};
-    use crate::{MacAddress, SpecVersion};
+    use crate::{ErrorCode, MacAddress, SpecVersion};
 
     fn sample() -> AddResult {
         AddResult {
@@ -228,6 +265,27 @@ mod tests {
             }
             assert_eq!(AddResult::decode(&sample().encode(version)), Ok(expected), "{version}");
         }
+    }
+
+    /// CNI-8, CNI-19: results as other plugins may write them, and as nobody may.
+    #[test]
+    fn foreign_results() {
+        let code = |document| AddResult::decode(&document).err().map(|error| error.code);
+        let sparse = json!({
+            "interfaces": [{"name": "eth0", "mac": "", "sandbox": ""}], "ips": null, "routes": null,
+            "dns": {},
+        });
+        let decoded = AddResult::decode(&sparse).expect("valid");
+        assert_eq!((decoded.interfaces[0].mac, decoded.interfaces[0].sandbox.as_deref()), (None, None));
+        for version in SpecVersion::ALL {
+            assert_eq!(code(json!({"cniVersion": version.as_str()})), None, "{version}");
+        }
+        assert_eq!(code(json!({"cniVersion": "0.2.0"})), Some(ErrorCode::INCOMPATIBLE_VERSION));
+        assert_eq!(code(json!({"cniVersion": 1})), Some(ErrorCode::DECODE_FAILURE));
+        let index = |index| json!({"interfaces": [{"name": "a"}], "ips": [{"address": "10.0.0.1/8", "interface": index}]});
+        assert_eq!(code(index(json!(0))), None);
+        assert_eq!(code(index(json!(1))), Some(ErrorCode::INVALID_CONFIG));
+        assert_eq!(code(index(json!(-1))), Some(ErrorCode::DECODE_FAILURE));
     }
 
     /// CNI-13: a chained ADD keeps what came before and moves its own indices.

@@ -20,9 +20,52 @@ pub struct Wanted {
     /// Ports of the node that are to lead to the Pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    /// How fast the Pod may be.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
     /// What another plugin brings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
+}
+
+/// Limits in both directions, as seen by the Pod (`bandwidth`), in the conventions' words. A rate of 0 is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// What the Pod receives, in bits per second.
+    pub ingress_rate: u64,
+    /// How much of that may come at once, in bits.
+    pub ingress_burst: u64,
+    /// What the Pod sends, in bits per second.
+    pub egress_rate: u64,
+    /// How much of that may go at once, in bits.
+    pub egress_burst: u64,
+}
+
+impl Bandwidth {
+    /// The slowest rate that still lets one full packet through in tolerable time, in bits per second.
+    pub const SLOWEST: u64 = 8_000;
+
+    /// Whether there is no limit at all.
+    pub const fn is_unlimited(&self) -> bool {
+        self.ingress_rate == 0 && self.egress_rate == 0
+    }
+
+    /// Refuses, in words, what would stop the Pod's traffic altogether.
+    pub fn validate(&self) -> Result<(), String> {
+        for (name, rate, burst) in [
+            ("ingressRate", self.ingress_rate, self.ingress_burst),
+            ("egressRate", self.egress_rate, self.egress_burst),
+        ] {
+            if rate != 0 && rate < Self::SLOWEST {
+                return Err(format!("bandwidth: {name} {rate} is below {} bits per second", Self::SLOWEST));
+            }
+            if rate == 0 && burst != 0 {
+                return Err(format!("bandwidth: a burst without {name}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What another plugin brings, so that the agent need not.

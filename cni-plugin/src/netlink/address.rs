@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use quilla_cni_protocol::MacAddress;
 
@@ -54,6 +56,40 @@ impl Netlink {
         let request = RouteNetlinkMessage::NewNeighbour(message);
         self.change("pin neighbour", address, request, Existing::Replace.flags())
     }
+
+    /// Neighbours of the link that are never asked for, of the address's family.
+    pub(crate) fn pinned_neighbours(
+        &mut self,
+        index: u32,
+        of_family: IpAddr,
+    ) -> Result<Vec<(IpAddr, MacAddress)>, NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(of_family);
+        let answers = self.dump("list neighbours", RouteNetlinkMessage::GetNeighbour(message))?;
+        let of_link = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) => Some(message),
+            _ => None,
+        });
+        Ok(of_link
+            .filter(|message| {
+                message.header.ifindex == index && message.header.state == NeighbourState::Permanent
+            })
+            .filter_map(|message| neighbour(&message))
+            .collect())
+    }
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, MacAddress)> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })?;
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(MacAddress),
+        _ => None,
+    })?;
+    Some((address, mac))
 }
 
 /// IPv4 has the link's own address in `Local`, IPv6 in `Address`.

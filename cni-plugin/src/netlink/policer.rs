@@ -4,15 +4,17 @@
 //! first place that they all pass. Attributes are those of `linux/netfilter/nf_tables.h`.
 
 use std::io;
+use std::ops::Range;
 
-use rustix::io::retry_on_intr;
+use rustix::fd::OwnedFd;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
 };
 
-use super::{NetlinkError, TIMEOUT};
+use super::{NetlinkError, RECEIVE_BYTES, TIMEOUT, attributes};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -22,10 +24,20 @@ const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 
+const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+
+/// `NLMSG_ERROR` and `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+
 const REQUEST: u16 = 0x1;
 const ACKNOWLEDGE: u16 = 0x4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
+const DUMP: u16 = 0x300;
 const NESTED: u16 = 0x8000;
 
 /// `NFPROTO_NETDEV`: tables of single devices.
@@ -57,6 +69,31 @@ pub(crate) fn lift(ifname: &str) -> Result<(), NetlinkError> {
         ifname,
         &[(NEW_TABLE, CREATE, text(1, &table)), (DELETE_TABLE, 0, text(1, &table))],
     )
+}
+
+/// What the limit of the link lets pass, in bytes per second; `None` without one.
+pub(crate) fn limited(ifname: &str) -> Result<Option<u64>, NetlinkError> {
+    let failed = |source| NetlinkError {
+        operation: "look for the limit of",
+        object: ifname.to_owned(),
+        source,
+    };
+    let wanted = [text(1, &table(ifname)), text(2, CHAIN)].concat();
+    let request = message(GET_RULE, DUMP, 1, NETDEV, 0, &wanted);
+    let rules = dump(&request).map_err(failed)?;
+    Ok(rules.iter().find_map(|rule| rate(rule)))
+}
+
+/// The rate of the first `limit` among a rule's expressions.
+fn rate(rule: &[u8]) -> Option<u64> {
+    let expressions = attributes(rule).find(|(kind, _)| *kind == 4)?.1;
+    let limit = attributes(expressions).find_map(|(_, expression)| {
+        let named = attributes(expression).any(|(kind, value)| kind == 1 && value == b"limit\0");
+        let data = attributes(expression).find(|(kind, _)| *kind == 2);
+        data.filter(|_| named).map(|(_, data)| data)
+    })?;
+    let rate = attributes(limit).find(|(kind, _)| *kind == 1)?.1;
+    rate.try_into().ok().map(u64::from_be_bytes)
 }
 
 fn table(ifname: &str) -> String {
@@ -141,32 +178,83 @@ fn message(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, cont
 
 /// Sends the batch and reads the acknowledgements up to the last, or the first refusal.
 fn exchange(batch: &[u8], last: u32) -> io::Result<()> {
-    let protocol = Some(netlink::NETFILTER);
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT))?;
-    bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    sendto(&socket, batch, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    let mut buffer = [0; 16 * 1024];
+    let mut answers = Answers::to(batch)?;
     loop {
-        let (received, _) = retry_on_intr(|| recv(&socket, buffer.as_mut_slice(), RecvFlags::empty()))?;
-        let mut rest = &buffer[..received];
-        while let Some((sequence, errno, next)) = acknowledgement(rest) {
-            if errno != 0 {
-                return Err(io::Error::from_raw_os_error(errno));
-            }
-            if sequence == last {
-                return Ok(());
-            }
-            rest = next;
+        let Answer { kind, sequence, content } = answers.next()?;
+        if kind != ERROR {
+            continue;
+        }
+        refusal(&content)?;
+        if sequence == last {
+            return Ok(());
         }
     }
 }
 
-/// The first message's sequence number and error, and the messages after it.
-fn acknowledgement(bytes: &[u8]) -> Option<(u32, i32, &[u8])> {
-    let word = |at: usize| <[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok();
-    let length = u32::from_ne_bytes(word(0)?) as usize;
-    let (sequence, error) = (u32::from_ne_bytes(word(8)?), i32::from_ne_bytes(word(16)?));
-    let next = bytes.get(length.next_multiple_of(4).max(20)..).unwrap_or_default();
-    Some((sequence, -error, next))
+/// The contents of all answers to a question, without `struct nfgenmsg`; none for a table that does not exist.
+fn dump(request: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    let mut answers = Answers::to(request)?;
+    let mut contents = Vec::new();
+    loop {
+        let Answer { kind, content, .. } = answers.next()?;
+        match kind {
+            DONE => return Ok(contents),
+            ERROR => match refusal(&content) {
+                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => return Ok(contents),
+                refused => return refused.map(|()| contents),
+            },
+            _ => contents.push(content.get(4..).unwrap_or_default().to_vec()),
+        }
+    }
+}
+
+/// `struct nlmsgerr` begins with a negative error number, or 0.
+fn refusal(content: &[u8]) -> io::Result<()> {
+    let number = content.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    if number == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-number)) }
+}
+
+/// What the kernel says to a request.
+struct Answers {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    /// Of the buffer, what was not looked at yet.
+    rest: Range<usize>,
+}
+
+/// A netlink message.
+struct Answer {
+    kind: u16,
+    sequence: u32,
+    content: Vec<u8>,
+}
+
+impl Answers {
+    fn to(request: &[u8]) -> io::Result<Self> {
+        let protocol = Some(netlink::NETFILTER);
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT))?;
+        bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+        sendto(&socket, request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        Ok(Self { socket, buffer: vec![0; RECEIVE_BYTES], rest: 0..0 })
+    }
+
+    /// The next message, waited for.
+    fn next(&mut self) -> io::Result<Answer> {
+        if self.rest.is_empty() {
+            let buffer = self.buffer.as_mut_slice();
+            let (received, _) = retry_on_intr(|| recv(&self.socket, &mut *buffer, RecvFlags::empty()))?;
+            self.rest = 0..received;
+        }
+        let bytes = &self.buffer[self.rest.clone()];
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let kind = |bytes: &[u8]| Some(u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?));
+        let answer = word(0).zip(word(8)).zip(kind(bytes)).and_then(|((length, sequence), kind)| {
+            let content = bytes.get(HEADER..length as usize)?.to_vec();
+            Some((length as usize, Answer { kind, sequence, content }))
+        });
+        let (length, answer) = answer.ok_or_else(|| io::Error::other("a malformed netlink message"))?;
+        self.rest.start = (self.rest.start + length.next_multiple_of(4)).min(self.rest.end);
+        Ok(answer)
+    }
 }

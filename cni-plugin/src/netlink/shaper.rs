@@ -1,6 +1,6 @@
 //! A token bucket filter (`tc-tbf`) as the queue of a link: what leaves by the link waits until its rate allows it.
 
-use netlink_packet_core::DefaultNla;
+use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 
@@ -10,6 +10,9 @@ use super::{Existing, Netlink, NetlinkError};
 const PARAMETERS: u16 = 1;
 const RATE64: u16 = 4;
 const BURST: u16 = 6;
+
+/// Where `struct tc_tbf_qopt` has its rate, in bytes per second.
+const RATE: std::ops::Range<usize> = 8..12;
 
 /// `TC_LINKLAYER_ETHERNET`: a frame counts as many bytes as it has.
 const ETHERNET: u8 = 1;
@@ -41,6 +44,37 @@ impl Netlink {
         let request = RouteNetlinkMessage::NewQueueDiscipline(message);
         self.change("limit the rate of link", index, request, Existing::Replace.flags())
     }
+
+    /// What the filter of the link lets pass, in bytes per second; `None` without one.
+    pub(crate) fn shaped(&mut self, index: u32) -> Result<Option<u64>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let answers = self.dump("list queues", request)?;
+        let root = answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewQueueDiscipline(message)
+                if message.header.index == index.cast_signed() && message.header.parent == TcHandle::ROOT =>
+            {
+                Some(message.attributes)
+            }
+            _ => None,
+        });
+        Ok(root.and_then(|attributes| rate(&attributes)))
+    }
+}
+
+/// The rate of a token bucket filter; faster ones than 32 bits can say have an attribute of their own.
+fn rate(attributes: &[TcAttribute]) -> Option<u64> {
+    let is_filter = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "tbf");
+    attributes.iter().find(|attribute| is_filter(attribute))?;
+    let options = attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => options.first(),
+        _ => None,
+    })?;
+    let mut bytes = vec![0; options.value_len()];
+    options.emit_value(&mut bytes);
+    let value = |wanted| super::attributes(&bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let wide = value(RATE64).and_then(|rate| Some(u64::from_ne_bytes(rate.try_into().ok()?)));
+    let narrow = || Some(u32::from_ne_bytes(value(PARAMETERS)?.get(RATE)?.try_into().ok()?).into());
+    wide.or_else(narrow)
 }
 
 /// `struct tc_tbf_qopt`: rate and peak rate (`struct tc_ratespec`), then limit, buffer and MTU.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use quilla_cni_protocol::is_host_ifname;
+use quilla_cni_protocol::{Bandwidth, is_host_ifname};
 use quilla_datapath::Result;
 use quilla_datapath::netlink::Netlink;
 use serde_json::{Value, json};
@@ -14,8 +14,23 @@ use super::{Admin, mac};
 use crate::cni::{AttachedEndpoint, Entry};
 use crate::reconcile::View;
 
-pub(super) const COLUMNS: &[&str] =
-    &["namespace", "pod", "id", "ipv4", "ipv6", "device", "mac", "container", "network", "state"];
+/// What enforces the bandwidth of what Pods send and receive; see `docs/cni.md` for why it is these.
+const SENT_BY: &str = "tbf queue";
+const RECEIVED_BY: &str = "nftables drop";
+
+pub(super) const COLUMNS: &[&str] = &[
+    "namespace",
+    "pod",
+    "id",
+    "ipv4",
+    "ipv6",
+    "device",
+    "mac",
+    "container",
+    "network",
+    "bandwidth",
+    "state",
+];
 
 /// One row for each attachment, then one for each leak.
 pub(super) fn rows(admin: &Admin, view: &View) -> Result<Vec<Value>> {
@@ -47,6 +62,7 @@ fn attachment(entry: &Entry, devices: &BTreeSet<String>, view: &View) -> Value {
         mac(endpoint.pod_mac),
         endpoint.container_id,
         endpoint.network,
+        limits(&endpoint.bandwidth),
         state(entry, endpoint, devices, view),
     ])
 }
@@ -69,5 +85,43 @@ fn state(
 
 fn leak(device: &str, address: Option<IpAddr>, state: &str) -> Value {
     let (ipv4, ipv6) = (address.filter(IpAddr::is_ipv4), address.filter(IpAddr::is_ipv6));
-    json!(["", "", null, ipv4, ipv6, device, "", "", "", state])
+    json!(["", "", null, ipv4, ipv6, device, "", "", "", [], state])
+}
+
+/// What the Pod may send and receive, each with what sees to it.
+fn limits(bandwidth: &Bandwidth) -> Vec<String> {
+    let limits =
+        [(SENT_BY, "sends", bandwidth.egress_rate), (RECEIVED_BY, "receives", bandwidth.ingress_rate)];
+    let limited = limits.into_iter().filter(|(_, _, rate)| *rate != 0);
+    limited.map(|(by, verb, rate)| format!("{verb} {} ({by})", bits_per_second(rate))).collect()
+}
+
+/// How many Pods are limited, and how; `None` when there is none.
+pub(super) fn limited(endpoints: &[AttachedEndpoint]) -> Option<String> {
+    let count = endpoints.iter().filter(|endpoint| !endpoint.bandwidth.is_unlimited()).count();
+    (count > 0).then(|| format!("{count} limited: sending by {SENT_BY}, receiving by {RECEIVED_BY}"))
+}
+
+/// In the largest unit that says it exactly.
+fn bits_per_second(rate: u64) -> String {
+    let units = [(1_000_000_000, "Gbit/s"), (1_000_000, "Mbit/s"), (1_000, "kbit/s")];
+    let unit = units.into_iter().find(|(size, _)| rate.is_multiple_of(*size));
+    unit.map_or_else(|| format!("{rate} bit/s"), |(size, name)| format!("{} {name}", rate / size))
+}
+
+#[cfg(test)]
+mod tests {
+    use quilla_cni_protocol::Bandwidth;
+
+    use super::limits;
+
+    /// CNI-33: each limit is told with what enforces it.
+    #[test]
+    fn cni_33_limits_and_how_they_are_enforced() {
+        assert!(limits(&Bandwidth::default()).is_empty());
+        let both = Bandwidth { egress_rate: 1_500_000, ingress_rate: 8_001, ..Bandwidth::default() };
+        assert_eq!(limits(&both), ["sends 1500 kbit/s (tbf queue)", "receives 8001 bit/s (nftables drop)"]);
+        let one = Bandwidth { ingress_rate: 2_000_000_000, ..Bandwidth::default() };
+        assert_eq!(limits(&one), ["receives 2 Gbit/s (nftables drop)"]);
+    }
 }

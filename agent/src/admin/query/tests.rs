@@ -3,6 +3,7 @@
 use quilla_abi::Be16;
 use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, flag, state};
 use quilla_abi::service::{ServiceKey, scope};
+use quilla_cni_protocol::Bandwidth;
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort,
     ServiceType, Snapshot, TrafficPolicy,
@@ -35,6 +36,7 @@ fn pod() -> AttachedEndpoint {
         ipv4: Some([10, 244, 1, 5].into()),
         ipv6: None,
         host_ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
         origin: Origin::Own,
     }
 }

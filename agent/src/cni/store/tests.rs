@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use quilla_cni_protocol::{Attachment, Wanted};
 
-use super::{Entry, NewAttachment, Store, StoreError};
-use crate::cni::Pools;
+use super::{Entry, NewAttachment, Replay, Store, StoreError};
+use crate::cni::ipam::{Ipam, IpamError, Seconds};
+use crate::cni::journal::{Record, Recovered};
+use crate::cni::{AttachError, Pools};
 
 fn open(dir: &Path) -> Store {
     let mut store = Store::open(dir, Duration::ZERO).expect("opens");
@@ -29,6 +31,7 @@ fn new(id: usize) -> NewAttachment {
         netns: "/ns".into(),
         pod: None,
         wanted: Wanted::default(),
+        own_wish: Ok(Vec::new()),
     }
 }
 
@@ -299,4 +302,112 @@ fn a_wished_address_is_refused_with_its_holder() {
     assert!(matches!(error, StoreError::AddressUnusable { .. }), "{error}");
     assert!(store.stray_addresses().is_empty());
     store.reserve(wish(2, "10.0.0.200")).expect("is free");
+}
+
+/// An ADD for which the Pod asks for these addresses itself.
+fn asking(id: usize, own_wish: &[&str]) -> NewAttachment {
+    NewAttachment { own_wish: Ok(own_wish.iter().map(|ip| ip.parse().expect("valid")).collect()), ..new(id) }
+}
+
+fn addresses(entry: &Entry) -> Vec<String> {
+    entry.endpoint().addresses().map(|address| address.to_string()).collect()
+}
+
+/// CNI-33: a Pod gets the addresses it asks for, or an error, never others; what the runtime wishes weighs more.
+#[test]
+fn cni_33_what_a_pod_asks_for() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = open(dir.path());
+    let given = |entry: Result<Entry, StoreError>| addresses(&entry.expect("is given"));
+    assert_eq!(given(store.reserve(asking(1, &["fd00::7", "10.0.0.7"]))), ["10.0.0.7", "fd00::7"]);
+    assert_eq!(given(store.reserve(asking(2, &["fd00::8"]))), ["10.0.0.2", "fd00::8"], "the other is any");
+    let error = store.reserve(asking(3, &["10.0.0.7"])).expect_err("is held");
+    assert!(matches!(&error, StoreError::AddressTaken { holder, .. } if *holder == attachment(1)), "{error}");
+    for unusable in ["10.0.1.7", "10.0.0.1", "10.0.0.255", "fd01::7", "127.0.0.1"] {
+        let error = store.reserve(asking(3, &[unusable])).expect_err("is not ours");
+        assert!(
+            matches!(error, StoreError::AddressUnusable { .. }) && error.is_about_an_address(),
+            "{error}"
+        );
+    }
+    assert_eq!(store.entry(&attachment(3)), None, "a refusal takes nothing");
+    let wanted = Wanted { ips: vec!["10.0.0.9".parse().expect("valid")], ..Wanted::default() };
+    let both = NewAttachment { wanted, ..asking(3, &["10.0.0.7", "fd00::9"]) };
+    assert_eq!(given(store.reserve(both)), ["10.0.0.9", "fd00::9"], "the runtime's, and the Pod's other");
+
+    let unknown = || Err(AttachError::NotReady { reason: "no apiserver".into() });
+    let error = store.reserve(NewAttachment { own_wish: unknown(), ..new(4) }).expect_err("nobody knows");
+    assert!(matches!(error, StoreError::Wish(_)) && !error.is_about_an_address(), "{error}");
+    // CNI-12: what is given stays, whatever is asked by now.
+    let again = NewAttachment { own_wish: unknown(), ..new(1) };
+    assert_eq!(given(store.reserve(again)), ["10.0.0.7", "fd00::7"]);
+}
+
+/// CNI-33: an address that a Pod asks for rests like any other; one that the runtime names does not.
+#[test]
+fn cni_33_what_a_pod_asks_for_cools_down() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = Store::open(dir.path(), Duration::from_hours(1)).expect("opens");
+    store.set_pools(&Pools { ipv4: vec!["10.0.0.0/24".parse().expect("valid")], ipv6: vec![] });
+    let address = attach(&mut store, 1);
+    store.release(&attachment(1));
+    let error = store.reserve(asking(2, &[&address])).expect_err("rests");
+    assert!(matches!(error, StoreError::AddressResting { .. }) && error.is_about_an_address(), "{error}");
+    let wanted = Wanted { ips: vec![address.parse().expect("valid")], ..Wanted::default() };
+    let entry = store.reserve(NewAttachment { wanted, ..new(2) }).expect("is given");
+    assert_eq!(addresses(&entry), [address]);
+}
+
+/// The one address of a pool, released at `released` by the clock of then, in an agent that starts at `start`.
+fn replayed(released: Seconds, start: Seconds, has_times: bool) -> Ipam {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = open(dir.path());
+    attach(&mut store, 1);
+    let Some(Entry::Attached(endpoint)) = store.entry(&attachment(1)) else { panic!("not attached") };
+    let released = Record::Released { attachment: attachment(1), at: released };
+    let records = vec![Record::Attached { endpoint }, released];
+    let recovered = Recovered { records, has_times, ..Recovered::default() };
+    let mut ipam = Replay::of(recovered, Duration::from_secs(30), start).ipam;
+    ipam.set_pools(&Pools { ipv4: vec!["10.0.0.0/30".parse().expect("valid")], ipv6: vec![] });
+    ipam
+}
+
+/// CNI-30: the clock of the cool-down only stops for a reboot. An agent that starts finds times of its own boot, of an
+/// earlier one that are later or earlier than now, and of a wall clock: an address never rests too short, nor longer
+/// than a whole cool-down from the start on.
+#[test]
+fn cni_30_clock_jumps() {
+    let free_from = |released, start, has_times| {
+        let mut ipam = replayed(released, start, has_times);
+        (start..=start + 31).find(|now| ipam.ready(*now).is_ok()).map(|now| now - start)
+    };
+    let hour = 3600;
+    assert_eq!(free_from(hour, hour + 10, true), Some(20), "the same boot");
+    assert_eq!(free_from(hour, hour + 100, true), Some(0), "long ago");
+    assert_eq!(free_from(hour, 5, true), Some(25), "before a reboot: 5 s ago at least");
+    assert_eq!(free_from(hour, 40, true), Some(0), "before a reboot that was 40 s ago");
+    assert_eq!(free_from(35, 40, true), Some(25), "before a reboot, or 5 s ago: the longer rest");
+    assert_eq!(free_from(Seconds::MAX, 0, true), Some(30), "no sense at all");
+    assert_eq!(free_from(1_700_000_000, hour, false), Some(30), "of a wall clock");
+    assert_eq!(free_from(0, hour, false), Some(30), "of a wall clock that was set back");
+}
+
+/// CNI-30: within a run, too: a time before the release (a clock that stood still or went back) is no time that passed.
+#[test]
+fn cni_30_a_clock_that_goes_back_gives_nothing_early() {
+    let mut ipam = replayed(100, 101, true);
+    for early in [0, 50, 99, 100, 129] {
+        assert!(ipam.ready(early).is_err(), "at {early}");
+        let address = "10.0.0.2".parse().expect("valid");
+        assert_eq!(ipam.require_rested(address, early), Err(IpamError::Resting(address)), "at {early}");
+    }
+    assert!(ipam.ready(130).is_ok() && ipam.ready(Seconds::MAX).is_ok());
+}
+
+/// CNI-30: nothing here asks the wall clock.
+#[test]
+fn cni_30_the_clock_is_that_of_the_boot() {
+    let uptime = fs::read_to_string("/proc/uptime").expect("reads");
+    let uptime: u64 = uptime.split('.').next().and_then(|text| text.parse().ok()).expect("seconds");
+    assert!((uptime..uptime + 60).contains(&super::now()), "{} is not {uptime}", super::now());
 }
