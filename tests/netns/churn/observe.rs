@@ -15,6 +15,8 @@ use quilla_abi::backend::Backend;
 use quilla_abi::service::{Service, ServiceKey, scope};
 use quilla_abi::{Be16, map};
 
+use super::Frontend;
+
 const PERIOD: Duration = Duration::from_millis(1);
 const TCP: u8 = 6;
 
@@ -37,22 +39,23 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// ClusterIPs are read for clients inside, external addresses for those outside.
-    pub(super) fn start(bpffs: &Path, frontends: &[SocketAddr]) -> Result<Self> {
+    /// Reads each frontend as its clients find it.
+    pub(super) fn start(bpffs: &Path, frontends: &[Frontend]) -> Result<Self> {
         let folder = bpffs.join("quilla/maps");
         let mut rows: Vec<Box<dyn Row + Send>> = Vec::new();
-        for (index, frontend) in frontends.iter().enumerate() {
-            let scope = if index < 2 { scope::INTERNAL } else { scope::EXTERNAL };
-            rows.push(match frontend.ip() {
+        for frontend in frontends {
+            let scope = if frontend.external { scope::EXTERNAL } else { scope::INTERNAL };
+            let port = frontend.at.port();
+            rows.push(match frontend.at.ip() {
                 IpAddr::V4(v4) => Box::new(Maps::open(
                     &folder,
                     [map::SERVICES_V4, map::BACKENDS_V4],
-                    (v4.octets(), frontend.port(), scope),
+                    (v4.octets(), port, scope),
                 )?),
                 IpAddr::V6(v6) => Box::new(Maps::open(
                     &folder,
                     [map::SERVICES_V6, map::BACKENDS_V6],
-                    (v6.octets(), frontend.port(), scope),
+                    (v6.octets(), port, scope),
                 )?),
             });
         }
@@ -63,7 +66,7 @@ impl Observer {
             while alive.strong_count() > 0 {
                 for (row, frontend) in rows.iter_mut().zip(&frontends) {
                     if let Some(members) = row.changed()? {
-                        let note = Observation { at: super::now(), frontend: *frontend, members };
+                        let note = Observation { at: super::now(), frontend: frontend.at, members };
                         own.lock().unwrap_or_else(PoisonError::into_inner).push(note);
                     }
                 }

@@ -1,8 +1,9 @@
 //! The changes: who writes them, in which order, and when. The apiserver takes them as from any controller.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -14,15 +15,17 @@ use quilla_tests::cluster::Cluster;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Endpoint, Life, NAME, now};
+use super::{CHANGING, Endpoint, Life, now};
 
 /// Changes a second.
-pub(super) const RATE: usize = 100;
+const RATE: usize = 100;
 /// Changes that are written at once; each is of another endpoint.
 const TOGETHER: usize = 5;
 /// Writes between two changes of the Service's type.
 const TYPE_EVERY: usize = 50;
-const TYPES: [&str; 3] = ["NodePort", "LoadBalancer", "ClusterIP"];
+const TYPES: [&str; 3] = ["LoadBalancer", "ClusterIP", "NodePort"];
+/// Rounds of writes between two changes of the Pods that rest: two seconds.
+const REST_EVERY: usize = 40;
 
 /// What an endpoint can be turned into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +48,31 @@ pub(super) struct Change {
     pub(super) step: Step,
 }
 
+/// All that was changed.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) endpoints: Vec<Change>,
+    /// Changes of the Service's type.
+    pub(super) types: usize,
+}
+
+impl Changes {
+    /// Fails if the cluster was changed more slowly than the test is about.
+    pub(super) fn ensure_made(&self, seconds: u64) -> Result<()> {
+        let asked = usize::try_from(seconds)? * RATE;
+        let (endpoints, types) = (self.endpoints.len(), self.types);
+        ensure!(10 * endpoints >= 9 * asked, "only {endpoints} changes were made of {asked} asked for");
+        ensure!(10 * types >= 9 * asked / TYPE_EVERY, "only {types} changes of type were made");
+        Ok(())
+    }
+}
+
 impl Step {
     /// What follows it in a life. Who leaves has time to finish its connections first.
     fn next(self, life: Life) -> Self {
         match (life, self) {
-            (Life::Steady, _) | (Life::Flapping, Self::NotReady) => Self::Ready,
-            (Life::Flapping, _) => Self::NotReady,
+            (Life::Steady, _) | (Life::Flapping | Life::Resting, Self::NotReady) => Self::Ready,
+            (Life::Flapping | Life::Resting, _) => Self::NotReady,
             (Life::Leaving, Self::Ready) => Self::Terminating,
             (Life::Leaving, Self::Terminating) => Self::Ended,
             (Life::Leaving, Self::Ended) => Self::Gone,
@@ -74,7 +96,7 @@ impl Step {
 }
 
 /// Changes endpoints in turn, and the Service's type, for so long.
-pub(super) fn churn(cluster: &Cluster, endpoints: &[Endpoint], seconds: u64) -> Result<Vec<Change>> {
+pub(super) fn churn(cluster: &Cluster, endpoints: &[Endpoint], seconds: u64) -> Result<Changes> {
     let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).context("read the kubeconfig")?;
     cluster.fabric().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -89,50 +111,69 @@ struct Writer<'e> {
     slices: Api<EndpointSlice>,
     services: Api<Service>,
     endpoints: &'e [Endpoint],
-    /// Those that change, by their places, with their present step.
+    /// Those that change in turn, by their places, with their present step.
     moving: Vec<(usize, Step)>,
-    changes: Vec<Change>,
+    /// Those of the Pods that rest, likewise, one list for each Pod.
+    resting: Vec<Vec<(usize, Step)>>,
+    changes: Changes,
 }
 
 impl<'e> Writer<'e> {
     fn new(client: Client, endpoints: &'e [Endpoint]) -> Self {
-        let moving = endpoints.iter().enumerate().filter_map(|(place, endpoint)| match endpoint.life {
-            Life::Steady => None,
-            Life::Flapping => Some((place, Step::Ready)),
-            Life::Leaving => Some((place, Step::Gone)),
-        });
+        let (mut moving, mut resting) = (Vec::new(), BTreeMap::<&str, Vec<_>>::new());
+        for (place, endpoint) in endpoints.iter().enumerate() {
+            match endpoint.life {
+                Life::Steady => {}
+                Life::Resting => resting.entry(&endpoint.pod).or_default().push((place, Step::Ready)),
+                Life::Flapping => moving.push((place, Step::Ready)),
+                Life::Leaving => moving.push((place, Step::Gone)),
+            }
+        }
         Self {
             slices: Api::default_namespaced(client.clone()),
             services: Api::default_namespaced(client),
             endpoints,
-            moving: moving.collect(),
-            changes: Vec::new(),
+            moving,
+            resting: resting.into_values().collect(),
+            changes: Changes::default(),
         }
     }
 
-    async fn run(mut self, seconds: u64) -> Result<Vec<Change>> {
-        let rounds = usize::try_from(seconds)? * RATE / TOGETHER;
+    async fn run(mut self, seconds: u64) -> Result<Changes> {
         let mut tick = interval(Duration::from_secs(1) * u32::try_from(TOGETHER)? / u32::try_from(RATE)?);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        for round in 0..rounds {
+        // A write that took long is made up for.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let end = Instant::now() + Duration::from_secs(seconds);
+        for round in 0.. {
             tick.tick().await;
-            self.change(round * TOGETHER).await?;
-            if (round * TOGETHER).is_multiple_of(TYPE_EVERY) {
-                self.change_type(TYPES[round * TOGETHER / TYPE_EVERY % TYPES.len()]).await?;
+            if Instant::now() >= end {
+                break;
+            }
+            let from = round * TOGETHER;
+            let count = self.moving.len();
+            let turn = (from..from + TOGETHER).map(|turn| turn % count).collect::<Vec<_>>();
+            let turn =
+                turn.into_iter().map(|place| advance(&mut self.moving[place], self.endpoints)).collect();
+            self.write(turn).await?;
+            if round.is_multiple_of(REST_EVERY) {
+                // Out and in again, then the next one.
+                let pod = round / REST_EVERY / 2 % self.resting.len();
+                let turn = self.resting[pod].iter_mut().map(|one| advance(one, self.endpoints)).collect();
+                self.write(turn).await?;
+            }
+            if from.is_multiple_of(TYPE_EVERY) {
+                self.change_type(TYPES[from / TYPE_EVERY % TYPES.len()]).await?;
             }
         }
         Ok(self.changes)
     }
 
     /// Several endpoints at once.
-    async fn change(&mut self, from: usize) -> Result<()> {
+    async fn write(&mut self, turn: Vec<(usize, Step)>) -> Result<()> {
         let mut writes = Vec::new();
-        for turn in from..from + TOGETHER {
-            let place = turn % self.moving.len();
-            let (endpoint, step) = &mut self.moving[place];
-            let described = &self.endpoints[*endpoint];
-            *step = step.next(described.life);
-            self.changes.push(Change { at: now(), endpoint: *endpoint, step: *step });
+        for (endpoint, step) in turn {
+            let described = &self.endpoints[endpoint];
+            self.changes.endpoints.push(Change { at: now(), endpoint, step });
             let time = Timestamp::now().to_string();
             let patch = Patch::Merge(json!({
                 "metadata": {"annotations": {"endpoints.kubernetes.io/last-change-trigger-time": time}},
@@ -145,10 +186,17 @@ impl<'e> Writer<'e> {
         Ok(())
     }
 
-    async fn change_type(&self, kind: &str) -> Result<()> {
+    async fn change_type(&mut self, kind: &str) -> Result<()> {
         let patch = Patch::Merge(json!({"spec": {"type": kind}}));
-        let changed = self.services.patch(NAME, &PatchParams::default(), &patch).await;
+        let changed = self.services.patch(CHANGING, &PatchParams::default(), &patch).await;
         changed.with_context(|| format!("change the type to {kind}"))?;
+        self.changes.types += 1;
         Ok(())
     }
+}
+
+/// An endpoint's next step.
+fn advance((place, step): &mut (usize, Step), endpoints: &[Endpoint]) -> (usize, Step) {
+    *step = step.next(endpoints[*place].life);
+    (*place, *step)
 }

@@ -3,7 +3,8 @@
 //! Holds long flows open, each echoing a numbered message over and over, and opens new connections at a steady rate.
 //! Runs inside the namespace of a Pod against an echo server; prints one JSON object; fails if anything was lost.
 //! With `--tell`, a line `established` comes before, when all long flows stand, and then one for each new connection:
-//! when it began, in nanoseconds since 1970, whom it was for, and the name of the Pod that answered.
+//! when it began and when its answer was there, in nanoseconds since 1970, whom it was for, and the name of the Pod that
+//! answered.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +26,9 @@ struct Options {
     /// Echo servers; flows are spread over them in turn.
     #[arg(long, required = true)]
     target: Vec<SocketAddr>,
+    /// Echo servers for long flows only.
+    #[arg(long)]
+    long_target: Vec<SocketAddr>,
     /// Flows that live for the whole run.
     #[arg(long, default_value_t = 200)]
     long: usize,
@@ -57,17 +61,17 @@ struct Tally {
 async fn main() -> Result<()> {
     let options = Arc::new(Options::parse());
     let tally = Arc::new(Tally::default());
-    let started = Instant::now();
     let end = CancellationToken::new();
     tokio::spawn(finish(Duration::from_secs(options.seconds), end.clone()));
 
     let mut tasks = JoinSet::new();
     let (starting, mut all_stand) = mpsc::channel(1);
-    for number in 0..options.long {
+    let targets = options.target.iter().chain(&options.long_target).copied().cycle();
+    let targets: Vec<SocketAddr> = targets.take(options.long).collect();
+    for (number, target) in targets.into_iter().enumerate() {
         let (options, tally, end) = (Arc::clone(&options), Arc::clone(&tally), end.clone());
         let starting = starting.clone();
         tasks.spawn(async move {
-            let target = options.target[number % options.target.len()];
             if let Err(error) = long_flow(target, &options, &tally, &end, starting).await {
                 tally.long_broken.fetch_add(1, Ordering::Relaxed);
                 eprintln!("long flow {number} to {target}: {error:#}");
@@ -80,9 +84,12 @@ async fn main() -> Result<()> {
     if options.tell {
         println!("established");
     }
+    let started = Instant::now();
     arrivals(&options, &tally, &end, &mut tasks).await;
+    end.cancelled().await;
+    let loaded = started.elapsed();
     while tasks.join_next().await.transpose()?.is_some() {}
-    report(&options, &tally, started.elapsed())
+    report(&options, &tally, loaded)
 }
 
 async fn finish(after: Duration, end: CancellationToken) -> Result<()> {
@@ -142,14 +149,19 @@ async fn long_flow(
 }
 
 async fn one_message(target: SocketAddr, options: &Options, number: u64) -> Result<()> {
-    let begun = SystemTime::now().duration_since(UNIX_EPOCH).context("clock")?.as_nanos();
+    let begun = nanoseconds()?;
     let mut stream = connect(target, options).await?;
     if options.tell {
-        println!("{begun} {target} {}", who(&mut stream, options).await?);
+        let server = who(&mut stream, options).await?;
+        println!("{begun} {} {target} {server}", nanoseconds()?);
         return Ok(());
     }
     echo(&mut stream, options, number).await?;
     stream.shutdown().await.context("shutdown")
+}
+
+fn nanoseconds() -> Result<u128> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("clock")?.as_nanos())
 }
 
 /// The name of the Pod at the other end.
@@ -185,7 +197,7 @@ async fn echo(stream: &mut TcpStream, options: &Options, number: u64) -> Result<
     Ok(())
 }
 
-fn report(options: &Options, tally: &Tally, elapsed: Duration) -> Result<()> {
+fn report(options: &Options, tally: &Tally, loaded: Duration) -> Result<()> {
     let [messages, broken, connections, lost] =
         [&tally.long_messages, &tally.long_broken, &tally.connections, &tally.connections_lost]
             .map(|counter| counter.load(Ordering::Relaxed));
@@ -200,9 +212,61 @@ fn report(options: &Options, tally: &Tally, elapsed: Duration) -> Result<()> {
         })
     );
     ensure!(broken == 0 && lost == 0, "{broken} flows broken, {lost} connections lost");
-    // Nothing lost of nothing sent proves nothing. Half the rate leaves room for a busy machine.
-    let asked = options.rate * elapsed.as_secs();
-    ensure!(connections >= asked / 2, "only {connections} connections were made of {asked} asked for");
-    ensure!(messages >= options.long as u64, "only {messages} messages on {} flows", options.long);
+    was_generated(options, messages, connections, loaded)
+}
+
+/// Nothing lost of nothing sent proves nothing. Half the rate leaves room for a busy machine, and each flow that lives has
+/// heard something within each time that an answer may take.
+fn was_generated(options: &Options, messages: u64, connections: u64, loaded: Duration) -> Result<()> {
+    let milliseconds = u64::try_from(loaded.as_millis())?;
+    let asked = options.rate * milliseconds / 1000;
+    ensure!(2 * connections >= asked, "only {connections} connections were made of {asked} asked for");
+    let slowest = options.patience_seconds * 1000 + options.pause_milliseconds;
+    let expected = options.long as u64 * (milliseconds / slowest).max(1);
+    ensure!(
+        messages >= expected,
+        "only {messages} messages on {} long flows, at least {expected} are a load",
+        options.long
+    );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+
+    use super::{Options, Tally, report, was_generated};
+
+    fn options() -> Options {
+        let line = "quilla-load --target 192.0.2.1:80 --long 10 --rate 100 --pause-milliseconds 200";
+        Options::parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn a_load_that_was_not_generated_is_a_failure() {
+        let minute = Duration::from_mins(1);
+        was_generated(&options(), 110, 3000, minute).unwrap();
+        for (messages, connections) in [(110, 2999), (109, 3000), (0, 6000), (110, 0)] {
+            let error = was_generated(&options(), messages, connections, minute).unwrap_err().to_string();
+            assert!(error.starts_with("only "), "{error}");
+        }
+        // However short it was.
+        was_generated(&options(), 9, 25, Duration::from_millis(500)).unwrap_err();
+        was_generated(&options(), 10, 24, Duration::from_millis(500)).unwrap_err();
+    }
+
+    #[test]
+    fn whatever_is_lost_is_a_failure() {
+        for (broken, lost) in [(1, 0), (0, 1)] {
+            let tally = Tally {
+                long_messages: 10_000.into(),
+                long_broken: broken.into(),
+                connections: 100.into(),
+                connections_lost: lost.into(),
+            };
+            report(&options(), &tally, Duration::from_secs(1)).unwrap_err();
+        }
+    }
 }
