@@ -21,6 +21,18 @@ struct Last {
 }
 
 impl Affinity {
+    /// What is known of a client for which a set is to choose: a word of [`crate::coverage`].
+    pub(crate) fn story(&self, frontend: &Frontend, client: IpAddr, now: u64) -> &'static str {
+        match self.clients.get(&(frontend.set.clone(), client)) {
+            None => "first",
+            Some(last) if now - last.used >= frontend.affinity => "too old",
+            Some(last) if last.candidates.iter().flatten().any(|known| frontend.backends.contains(known)) => {
+                "kept"
+            }
+            Some(_) => "endpoint left",
+        }
+    }
+
     /// Whom a new connection of the client may get.
     pub(crate) fn allowed(&self, frontend: &Frontend, client: IpAddr, now: u64) -> Vec<SocketAddr> {
         let last = self.clients.get(&(frontend.set.clone(), client));

@@ -9,6 +9,7 @@ mod begin;
 mod cluster;
 mod compare;
 mod connection;
+mod coverage;
 mod explore;
 mod frame;
 mod generate;
@@ -32,13 +33,20 @@ use agent::table;
 use anyhow::{Context, Result};
 use quilla_datapath::Object;
 
+use crate::coverage::Coverage;
 use crate::explore::{Disagreement, explore};
 
 fn main() -> ExitCode {
     match run() {
-        Ok(packets) => {
-            println!("{packets} packets, 0 disagreements");
-            ExitCode::SUCCESS
+        Ok(tested) => {
+            println!("{tested}{} packets, 0 disagreements", tested.packets);
+            match tested.check() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    ExitCode::from(2)
+                }
+            }
         }
         Err(error) if error.downcast_ref::<Disagreement>().is_some() => {
             println!("{error:#}");
@@ -51,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<u64> {
+fn run() -> Result<Coverage> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [place, object, seed, packets] = &arguments[..] else { anyhow::bail!("four arguments are needed") };
     let object = std::fs::read(object).with_context(|| format!("read {object}"))?;

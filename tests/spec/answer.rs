@@ -16,6 +16,16 @@ pub(crate) enum Answer {
     PortUnreachable,
 }
 
+impl Answer {
+    /// For [`crate::coverage`].
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::PortUnreachable => "port unreachable",
+        }
+    }
+}
+
 /// The answer that is due to a packet which was dropped for a reason.
 pub(crate) fn due(hook: Hook, frame: &[u8], reason: DropReason) -> Option<Answer> {
     let Frame::Ip(headers) = read(frame) else { return None };

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use quilla_abi::DropReason;
 
 use crate::connection::{Connection, Direction, Life, Scope};
+use crate::coverage;
 use crate::model::{Expect, Hook, Model, Seen, Target};
 use crate::service::{Frontend, Side};
 use crate::wire::{Frame, Headers, TCP, Tuple, UDP, read};
-use crate::world::{Place, SNAT_PORTS, family};
+use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, family};
 
 /// A connection to remember, or what becomes of the packet without one.
 type Begun = Result<Result<Connection, Expect>, String>;
@@ -32,6 +33,7 @@ impl Model {
             Hook::FromOverlay(Some(_)) => self.of_other_node(hook, headers, frame, seen),
             Hook::FromPod(_) => match self.frontend(Side::Inside, tuple) {
                 Some(frontend) => self.serve(hook, &frontend, headers, frame, seen),
+                None if self.is_forged_overlay(tuple) => drop(DropReason::ForgedOverlay),
                 None => self.of_pod(hook, headers, frame, seen),
             },
             Hook::FromUplink => match self.frontend(Side::Outside, tuple) {
@@ -127,6 +129,14 @@ impl Model {
         self.connect(hook, headers, forward, dst, false, seen)
     }
 
+    /// Overlay frames are made by nodes only (E19). What goes to such a port of a node as an answer to somebody else is
+    /// none.
+    fn is_forged_overlay(&self, tuple: Tuple) -> bool {
+        let to_a_node = self.world.is_host(tuple.dst)
+            || self.world.peers.iter().any(|peer| peer.addresses.contains(&tuple.dst));
+        to_a_node && tuple.proto == UDP && tuple.dport == OVERLAY_PORT
+    }
+
     /// The cluster's own addresses do not come in by the uplink.
     fn is_forged(&self, src: IpAddr) -> bool {
         !matches!(self.world.place(src), Place::Outside | Place::OwnLink)
@@ -145,6 +155,7 @@ impl Model {
         if hook == Hook::FromUplink && self.is_forged(src) {
             return drop(DropReason::SpoofedAddress);
         }
+        self.meet_frontend(hook, frontend, src);
         if !frontend.ranges.is_empty() && !frontend.ranges.iter().any(|range| range.contains(&src)) {
             return drop(DropReason::SourceRange);
         }
@@ -184,6 +195,28 @@ impl Model {
         self.connect(hook, headers, forward, backend, true, seen)
     }
 
+    /// Counts what a client met behind an address.
+    fn meet_frontend(&mut self, hook: Hook, frontend: &Frontend, client: IpAddr) {
+        let side = coverage::side(if hook == Hook::FromUplink { Side::Outside } else { Side::Inside });
+        let family = coverage::family(client);
+        self.coverage.meet(["frontend", frontend.kind, side, family]);
+        self.coverage.meet(["set", coverage::policy(frontend.set.policy()), side, frontend.found]);
+        if !frontend.ranges.is_empty() {
+            let allowed = frontend.ranges.iter().any(|range| range.contains(&client));
+            let what = if allowed { "let in" } else { "refused" };
+            self.coverage.meet(["source ranges", what, side, family]);
+        }
+        if frontend.backends.len() > 1 {
+            let shares = if frontend.uneven { "different" } else { "equal" };
+            let how = if frontend.table.is_some() { "by table" } else { "drawn" };
+            self.coverage.meet(["shares", shares, how, ""]);
+        }
+        if frontend.affinity > 0 {
+            let story = self.affinity.story(frontend, client, self.now);
+            self.coverage.meet(["affinity", story, side, ""]);
+        }
+    }
+
     /// The last hop of a packet whose backend nobody saw: it ends here, unless the backend may be this node itself,
     /// which is reached whatever the TTL.
     fn expired(
@@ -200,7 +233,8 @@ impl Model {
         let here = targets.contains(&Ok(Target::Stack));
         let ended = match seen.dropped {
             Some(reason) => uplink && reason == DropReason::HopLimit,
-            None => seen.packet == frame,
+            // Behind the uplink, an endpoint that is the Service's own address and port gets the frame as it is.
+            None => !uplink && seen.packet == frame,
         };
         match (ended || !here, uplink) {
             (false, _) => None,

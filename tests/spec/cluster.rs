@@ -109,7 +109,14 @@ fn virtual_ips(rng: &mut Rng) -> Vec<IpAddr> {
 
 /// None; some that let clients through; one that is none (S2).
 fn source_ranges(rng: &mut Rng) -> Vec<IpNet> {
-    let all = ["203.0.113.0/24", "2001:db8::/64", "10.244.1.2/32", "192.168.77.0/24", "0.0.0.0/0"];
+    let all = [
+        "203.0.113.0/24",
+        "2001:db8::/64",
+        "10.244.1.2/32",
+        "fd00:244:0:1::2/128",
+        "192.168.77.0/24",
+        "0.0.0.0/0",
+    ];
     let chosen = all.into_iter().filter(|_| rng.u8(0..5) == 0);
     chosen.map(|range| range.parse().expect("a range")).collect()
 }
@@ -139,16 +146,26 @@ fn service_ports(rng: &mut Rng) -> Vec<ServicePort> {
 
 fn put_slices(world: &mut World, rng: &mut Rng, number: u8) {
     let mut slices = Vec::new();
+    // Most often the controller gives all endpoints of a Service hints, or none.
+    let hinted = [[false, false], [false, false], [true, true], [true, true], [false, true]][rng.usize(0..5)];
     for family in [Family::V4, Family::V6] {
         for index in 0..rng.u8(1..4) {
-            let slice = slice(world, rng, &name(number), family, &format!("{family:?}-{index}"));
+            let hinted = hinted[rng.usize(0..2)];
+            let slice = slice(world, rng, &name(number), family, &format!("{family:?}-{index}"), hinted);
             slices.push((Arc::clone(&slice.name.name), Arc::new(slice)));
         }
     }
     world.snapshot.slices.insert(name(number), slices.into_iter().collect());
 }
 
-fn slice(world: &World, rng: &mut Rng, service: &ObjectName, family: Family, index: &str) -> EndpointSlice {
+fn slice(
+    world: &World,
+    rng: &mut Rng,
+    service: &ObjectName,
+    family: Family,
+    index: &str,
+    hinted: bool,
+) -> EndpointSlice {
     let served = world.snapshot.services.get(service).map_or_else(Vec::new, |service| service.ports.clone());
     let target = |port: &ServicePort| EndpointPort {
         name: port.name.clone(),
@@ -159,7 +176,6 @@ fn slice(world: &World, rng: &mut Rng, service: &ObjectName, family: Family, ind
     if rng.u8(0..8) == 0 {
         ports.pop();
     }
-    let hinted = rng.u8(0..5) < 2;
     let endpoints = (0..rng.u8(0..4)).map(|_| endpoint(world, rng, family, hinted)).collect();
     EndpointSlice {
         name: ObjectName::new(&service.namespace, format!("{}-{index}", service.name)),
@@ -167,7 +183,7 @@ fn slice(world: &World, rng: &mut Rng, service: &ObjectName, family: Family, ind
         family,
         ports,
         endpoints,
-        weight: rng.choice([1, 1, 1, 2, 5, 0]).expect("not empty"),
+        weight: rng.choice([1, 1, 1, 1, 2, 5, 100, 0]).expect("not empty"),
     }
 }
 
@@ -195,7 +211,7 @@ fn endpoint(world: &World, rng: &mut Rng, family: Family, hinted: bool) -> Endpo
         terminating: false,
         node: (!node.is_empty()).then(|| node.into()),
         pod: None,
-        hints: (hinted && rng.u8(0..10) != 0).then(|| Arc::new(hints(rng))),
+        hints: (hinted && rng.u8(0..24) != 0).then(|| Arc::new(hints(rng))),
     };
     set_state(&mut endpoint, rng);
     endpoint
@@ -218,9 +234,14 @@ fn set_state(endpoint: &mut Endpoint, rng: &mut Rng) {
 }
 
 fn hints(rng: &mut Rng) -> Hints {
-    let some = |rng: &mut Rng, names: [&str; 2]| {
-        let wanted = names.into_iter().filter(|_| rng.bool());
-        wanted.map(Arc::from).collect()
+    let some = |rng: &mut Rng, [here, there]: [&'static str; 2]| {
+        let names: &[&str] = match rng.u8(0..8) {
+            0..=2 => &[here],
+            3..=5 => &[there],
+            6 => &[here, there],
+            _ => &[],
+        };
+        names.iter().copied().map(Arc::from).collect()
     };
     Hints { nodes: some(rng, [HERE, "peer-2"]), zones: some(rng, ["zone-1", "zone-2"]) }
 }

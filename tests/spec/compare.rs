@@ -9,6 +9,7 @@ use quilla_abi::trace;
 use quilla_datapath::Outcome;
 
 use crate::answer;
+use crate::coverage::{self, Coverage};
 use crate::generate::{Continuation, Stimulus, hook_of};
 use crate::model::{Expect, Hook, Model, Seen, Target};
 use crate::report::Subject;
@@ -83,6 +84,7 @@ pub(crate) fn judge(
         Seen { packet: seen.packet, dropped: reason, passed: seen.verdict == NEXT },
     )?;
     tally.count(&expect, frame);
+    meet(&mut model.coverage, *hook, frame, &expect);
     let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
     match &expect {
         Expect::Drop(expected) if seen.cb[trace::PATH] == path::ANSWERED => {
@@ -91,6 +93,9 @@ pub(crate) fn judge(
                 return differs("not answered for this reason");
             }
             answer::check(due, frame, seen.packet)?;
+            if let Frame::Ip(headers) = read(frame) {
+                model.coverage.meet(["answer", due.word(), coverage::family(headers.tuple.src), ""]);
+            }
             tally.answer(seen.packet);
             Ok(Vec::new())
         }
@@ -123,6 +128,37 @@ pub(crate) fn judge(
             bytes(&model.world, *target, *tuple, *decrement, frame, seen.packet)?;
             Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
+    }
+}
+
+/// Counts what kind of packet it is, and what must become of it.
+fn meet(coverage: &mut Coverage, hook: Hook, frame: &[u8], expect: &Expect) {
+    if let Frame::Ip(headers) = read(frame) {
+        let family = coverage::family(headers.tuple.src);
+        coverage.meet(["packet", coverage::hook(hook), family, ""]);
+        if headers.is_error() {
+            let known = matches!(expect, Expect::Report { about: Some(_), .. });
+            let about = if known { "of a connection" } else { "of nothing known" };
+            coverage.meet(["error", about, family, ""]);
+        } else {
+            let (protocol, part) = (coverage::protocol(&headers), coverage::part(headers.part));
+            coverage.meet(["transport", protocol, part, family]);
+        }
+    }
+    coverage.meet(match expect {
+        Expect::Drop(reason) => ["drop", reason.label(), "", ""],
+        Expect::Pass => ["way", "passed", "", ""],
+        Expect::Deliver { target, .. } | Expect::Report { target, .. } => ["way", way(*target), "", ""],
+    });
+}
+
+fn way(target: Target) -> &'static str {
+    match target.path() {
+        path::LOCAL_POD => "local Pod",
+        path::OVERLAY => "overlay",
+        path::STACK => "stack",
+        path::UPLINK => "uplink",
+        _ => "host to overlay",
     }
 }
 

@@ -8,6 +8,7 @@ use quilla_datapath::Object;
 
 use crate::cluster;
 use crate::compare::{Tally, judge};
+use crate::coverage::Coverage;
 use crate::generate::{Generator, Stimulus};
 use crate::model::Model;
 use crate::rig::{OVERLAY, POD_DEVICES, Rig, UPLINK};
@@ -30,20 +31,20 @@ impl std::fmt::Display for Disagreement {
 
 impl std::error::Error for Disagreement {}
 
-/// Tests at least `packets` packets, with pins in `place`; fails on the first disagreement.
-pub(crate) fn explore(place: &Path, object: &Object<'_>, seed: u64, packets: u64) -> Result<u64> {
+/// Tests at least `packets` packets, with pins in `place`; fails on the first disagreement. What it has met.
+pub(crate) fn explore(place: &Path, object: &Object<'_>, seed: u64, packets: u64) -> Result<Coverage> {
     let mut rig = Rig::load(place, object)?;
-    let mut tested = 0;
+    let mut tested = Coverage::default();
     for seed in seed.. {
-        if tested >= packets {
+        if tested.packets >= packets {
             break;
         }
-        tested += one_world(&mut rig, seed).with_context(|| format!("SPEC_SEED={seed}"))?;
+        tested.add(one_world(&mut rig, seed).with_context(|| format!("SPEC_SEED={seed}"))?);
     }
     Ok(tested)
 }
 
-fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
+fn one_world(rig: &mut Rig, seed: u64) -> Result<Coverage> {
     let mut rng = Rng::with_seed(seed);
     let pods = rng.usize(2..=POD_DEVICES.len());
     let mut world = World::random(&mut rng, &POD_DEVICES[..pods], UPLINK, OVERLAY);
@@ -60,6 +61,7 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
         if number % STEADY == STEADY - 1 {
             cluster::change(&mut run.model.world, &mut rng);
             run.model.settle();
+            run.model.coverage.meet_cluster(&run.model.world);
             rig.update(&run.model.world)?;
             let passed = rng.choice([0, 0, 0, 70, 250, 25_000]).expect("not empty");
             if passed > 0 {
@@ -74,7 +76,9 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<u64> {
     if counted != run.tally {
         bail!(Disagreement(format!("counters: expected {:#?}, counted {counted:#?}", run.tally)));
     }
-    Ok(PACKETS_PER_WORLD)
+    let mut met = run.model.coverage;
+    met.packets = PACKETS_PER_WORLD;
+    Ok(met)
 }
 
 /// One world under test.

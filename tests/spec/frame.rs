@@ -7,7 +7,7 @@ use fastrand::Rng;
 use crate::model::Hook;
 use crate::report::Subject;
 use crate::wire::{
-    ACK, DESTINATION, FIN, FRAGMENT, Frame, HOP_BY_HOP, ICMP, ICMPV6, RST, SYN, TCP, Tuple, UDP,
+    ACK, DESTINATION, FIN, FRAGMENT, Frame, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, RST, SYN, TCP, Tuple, UDP,
     pseudo_header, read, sum,
 };
 use crate::world::{World, family};
@@ -51,6 +51,22 @@ pub(crate) fn report(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple) -> 
     covered.extend(&body);
     body[2..4].copy_from_slice(&checksum(&covered).to_be_bytes());
     packet(world, rng, hook, outer, Piece::Whole, &body)
+}
+
+/// An ARP packet of a Pod, mostly about itself (E19).
+pub(crate) fn arp(world: &World, rng: &mut Rng, pod: usize) -> Vec<u8> {
+    let named = if rng.u8(0..4) == 0 { rng.usize(0..world.pods.len()) } else { pod };
+    let [IpAddr::V4(own), IpAddr::V4(gateway)] = [world.pods[named].addresses[0], world.gateway[0]] else {
+        unreachable!("the first of a pair is IPv4")
+    };
+    let mut frame = vec![0xff; 6];
+    frame.extend(if rng.u8(0..8) == 0 { HOST_MAC } else { world.pods[pod].mac });
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, rng.u8(1..=2)]);
+    frame.extend(if rng.u8(0..8) == 0 { HOST_MAC } else { world.pods[pod].mac });
+    frame.extend(own.octets());
+    frame.extend([0; 6]);
+    frame.extend(gateway.octets());
+    frame
 }
 
 /// The beginning of the packet that the error is about.
@@ -124,6 +140,7 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
         // Seldom so near to the start that it overlaps the TCP header.
         Piece::Later(id) => (u16::from(id), if rng.u8(0..8) == 0 { 2 } else { 3 }, rng.bool()),
     };
+    let source_routed = !hook.is_egress() && rng.u8(0..8) == 0;
     let mut frame = Vec::with_capacity(128);
     frame.extend(dst_mac);
     frame.extend(src_mac);
@@ -147,6 +164,9 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
             frame.extend(src.octets());
             frame.extend(dst.octets());
             frame.resize(frame.len() + options, 1);
+            if options > 0 && source_routed {
+                frame[start + 20..start + 23].copy_from_slice(&[131, 3, 4]);
+            }
             let sum = checksum(&frame[start..]);
             frame[start + 10..start + 12].copy_from_slice(&sum.to_be_bytes());
         }
@@ -158,7 +178,10 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
                 fragment.extend(u32::from(id).to_be_bytes());
                 last = FRAGMENT;
             }
-            let (first, extensions) = extensions(rng, last);
+            let (mut first, extensions) = extensions(rng, last);
+            if !extensions.is_empty() && source_routed {
+                first = ROUTING;
+            }
             let payload = extensions.len() + fragment.len() + transport.len();
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
             frame.extend(u16::try_from(payload).expect("a small packet").to_be_bytes());

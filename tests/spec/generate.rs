@@ -3,13 +3,14 @@
 //! Purely random bytes would all be dropped by the first check. Packets are drawn from few addresses and ports, so
 //! that connections are continued, answered, closed, reused and collide; some are then damaged.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use fastrand::Rng;
 
 use crate::cluster::{NODE_PORTS, SERVICES, VIRTUAL};
-use crate::frame::{Piece, damage, frame, is_told_elsewhere, report};
+use crate::frame::{Piece, arp, damage, frame, is_told_elsewhere, report};
 use crate::model::Hook;
+use crate::service::Side;
 use crate::wire::{Frame, ICMP, ICMPV6, TCP, Tuple, UDP, read};
 use crate::world::{World, service_address, virtual_address};
 
@@ -45,6 +46,16 @@ pub(crate) fn hook_of(pod: usize, port: u16) -> Hook {
 fn seems_by_stack(hook: Hook, frame: &[u8]) -> bool {
     let Hook::FromPod(pod) = hook else { return false };
     matches!(read(frame), Frame::Ip(headers) if hook_of(pod, headers.tuple.sport) != hook)
+}
+
+/// A last hop on which nobody can see whether it ended, or began a connection to an endpoint that is the Service's own
+/// address and port: it looks the same.
+fn is_unclear(world: &World, stimulus: &Stimulus) -> bool {
+    let (Hook::FromPod(_), Frame::Ip(headers)) = (stimulus.hook, read(&stimulus.frame)) else { return false };
+    let Tuple { dst, dport, proto, .. } = headers.tuple;
+    let frontend = world.services.frontend(Side::Inside, dst, dport, proto);
+    let itself = SocketAddr::new(dst, dport);
+    stimulus.frame[headers.ttl_at] <= 1 && frontend.is_some_and(|found| found.backends.contains(&itself))
 }
 
 #[derive(Default)]
@@ -83,6 +94,15 @@ impl Generator {
     }
 
     pub(crate) fn next(&mut self, world: &World, rng: &mut Rng) -> Stimulus {
+        loop {
+            let stimulus = self.make(world, rng);
+            if !is_unclear(world, &stimulus) {
+                return stimulus;
+            }
+        }
+    }
+
+    fn make(&mut self, world: &World, rng: &mut Rng) -> Stimulus {
         let continuation = self.choose(world, rng);
         let Continuation { hook, tuple } = continuation;
         let from_stack = hook.is_egress();
@@ -102,6 +122,12 @@ impl Generator {
                 let age = if self.expired > 0 && rng.bool() { self.expired - 1 } else { self.age };
                 let id = age * IDS + rng.u8(0..IDS);
                 frame(world, rng, hook, tuple, Piece::Later(id))
+            }
+            (19, _)
+                if rng.u8(0..4) == 0
+                    && let Hook::FromPod(pod) = hook =>
+            {
+                arp(world, rng, pod)
             }
             (18, _) if (tuple.sport, tuple.dport) != (0, 0) => report(world, rng, hook, tuple),
             _ => frame(world, rng, hook, tuple, Piece::Whole),
@@ -153,12 +179,36 @@ fn fresh(world: &World, rng: &mut Rng) -> Continuation {
     if hook == Hook::ToUplink(Some(pod)) {
         tuple.sport += BY_STACK;
     }
-    match proto {
+    if matches!(hook, Hook::FromPod(_) | Hook::FromUplink)
+        && rng.u8(0..3) == 0
+        && let Some((dst, dport, proto)) = somebody_serving(world, rng, family)
+    {
+        tuple = Tuple { dst, dport, proto, ..tuple };
+    }
+    match tuple.proto {
         ICMP | ICMPV6 => tuple.dport = 0,
         TCP | UDP => {}
         _ => (tuple.sport, tuple.dport) = (0, 0),
     }
     Continuation { hook, tuple }
+}
+
+/// An address and port of a Service or of a Pod on its node.
+fn somebody_serving(world: &World, rng: &mut Rng, family: usize) -> Option<(IpAddr, u16, u8)> {
+    if rng.u8(0..8) == 0 {
+        let ports = world.pods.iter().flat_map(|pod| &pod.host_ports).collect::<Vec<_>>();
+        let port = rng.choice(ports)?;
+        return Some((host_address(world, rng, family), port.host_port, port.protocol.number()));
+    }
+    let service = rng.choice(world.snapshot.services.values().collect::<Vec<_>>())?;
+    let port = rng.choice(&service.ports)?;
+    let addresses = [&service.cluster_ips, &service.load_balancer_ips, &service.external_ips];
+    let mut places: Vec<(IpAddr, u16)> =
+        addresses.into_iter().flatten().map(|address| (*address, port.port)).collect();
+    places.extend(port.node_port.map(|number| (world.host[family], number)));
+    places.retain(|(address, _)| crate::world::family(*address) == family);
+    let (address, number) = rng.choice(places)?;
+    Some((address, number, port.protocol.number()))
 }
 
 /// The host's routes lead to the overlay device for other nodes' Pods only, and for nobody it knows.
@@ -172,6 +222,10 @@ fn routed_to_overlay(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
 
 /// A Pod's packets to its own address never leave its namespace.
 fn somebody_else(world: &World, rng: &mut Rng, family: usize, own: IpAddr) -> IpAddr {
+    // The host's stack never routes there, so nobody else asks for it.
+    if rng.u8(0..64) == 0 {
+        return ["192.168.77.255", "fd00:77::"][family].parse().expect("an address");
+    }
     loop {
         let address = any_address(world, rng, family);
         if address != own {

@@ -13,6 +13,7 @@ use quilla_abi::flow::action;
 
 use crate::affinity::Affinity;
 use crate::connection::{Connection, Direction, Scope};
+use crate::coverage::{Coverage, protocol};
 use crate::service::{SetId, Side};
 use crate::wire::{Echo, Frame, Headers, ICMP, ICMPV6, Part, TCP, Tuple, UDP, read};
 use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, World, family};
@@ -126,6 +127,7 @@ pub(crate) struct Model {
     /// The ports of datagrams that come in pieces, and when the first one was seen (E3).
     pieces: HashMap<Datagram, (u16, u16, u64)>,
     pub(crate) affinity: Affinity,
+    pub(crate) coverage: Coverage,
     /// Choices that every node makes alike.
     pub(crate) tables: HashMap<Table, SocketAddr>,
     /// The time in seconds.
@@ -143,6 +145,7 @@ impl Model {
             by_tuple: HashMap::new(),
             pieces: HashMap::new(),
             affinity: Affinity::default(),
+            coverage: Coverage::default(),
             tables: HashMap::new(),
             now: 0,
         }
@@ -280,11 +283,6 @@ impl Model {
                 if self.world.place(dst) == Place::Multicast {
                     return drop(DropReason::Multicast);
                 }
-                let to_a_node = self.world.is_host(dst)
-                    || self.world.peers.iter().any(|peer| peer.addresses.contains(&dst));
-                if to_a_node && headers.tuple.proto == UDP && headers.tuple.dport == OVERLAY_PORT {
-                    return drop(DropReason::ForgedOverlay);
-                }
                 None
             }
             Hook::FromOverlay(None) => drop(DropReason::UnknownTunnelSource),
@@ -334,13 +332,22 @@ impl Model {
                 return Ok(if stack { Expect::Pass } else { Expect::Drop(reason) });
             }
             if !reopens && !reselects {
+                let how = if direction == Direction::Original { "continued" } else { "answered" };
+                self.coverage.meet(["connection", how, protocol(headers), ""]);
                 return Ok(self.known(id, direction, hook, headers, frame));
             }
-            replaced = Some(id);
+            let over = starts && connection.life.is_over();
+            let how = match () {
+                () if connection.backend_gone => "led elsewhere",
+                () if over => "begun after its end",
+                () => "begun after silence",
+            };
+            replaced = Some((id, how));
         }
-        let old = replaced.and_then(|id| self.forget(id));
+        let old = replaced.and_then(|(id, _)| self.forget(id));
         match self.unknown(hook, headers, frame, seen)? {
             Ok(connection) => {
+                self.meet(&connection, headers, replaced.map(|(_, how)| how));
                 self.take_over(&connection);
                 let id = self.remember(connection);
                 Ok(self.known(id, Direction::Original, hook, headers, frame))
@@ -350,6 +357,19 @@ impl Model {
                 old.map(|connection| self.remember(connection));
                 Ok(other)
             }
+        }
+    }
+
+    /// Counts a connection that begins.
+    fn meet(&mut self, connection: &Connection, headers: &Headers, replacing: Option<&'static str>) {
+        let protocol = protocol(headers);
+        let plain = if headers.is_stray() { "met in its middle" } else { "begun" };
+        self.coverage.meet(["connection", replacing.unwrap_or(plain), protocol, ""]);
+        if connection.balanced && connection.original.src == connection.answer.src {
+            self.coverage.meet(["connection", "to itself", protocol, ""]);
+        }
+        if connection.answer.dst == connection.original.src && connection.is_renamed() {
+            self.coverage.meet(["connection", "under another port", protocol, ""]);
         }
     }
 

@@ -13,6 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::coverage::Coverage;
 use crate::explore::Disagreement;
 
 struct Mutant {
@@ -112,7 +113,7 @@ impl Sources {
 }
 
 /// The first line of the first disagreement. An object that does not load, say, is an error and no disagreement.
-fn told(explored: Result<u64>) -> Result<Option<String>> {
+fn told(explored: Result<Coverage>) -> Result<Option<String>> {
     match explored {
         Ok(_) => Ok(None),
         Err(error) if error.downcast_ref::<Disagreement>().is_some() => {

@@ -35,6 +35,10 @@ pub(crate) struct SetId {
 }
 
 impl SetId {
+    pub(crate) fn policy(&self) -> TrafficPolicy {
+        self.policy
+    }
+
     pub(crate) fn proto(&self) -> u8 {
         self.proto
     }
@@ -46,6 +50,11 @@ pub(crate) struct Frontend {
     pub set: SetId,
     /// The endpoints that new connections may get.
     pub backends: Vec<SocketAddr>,
+    /// What it is, and how its endpoints were found: words of [`crate::coverage`].
+    pub kind: &'static str,
+    pub found: &'static str,
+    /// Not all of them have the same share.
+    pub uneven: bool,
     /// There are endpoints, but the policy hides them here (S21).
     pub hidden: bool,
     /// Where clients must be, if it matters (S24).
@@ -163,6 +172,9 @@ fn host_port(pod: u32, backend: SocketAddr, proto: u8) -> Frontend {
     Frontend {
         set,
         backends: vec![backend],
+        kind: "host port",
+        found: ALL_READY,
+        uneven: false,
         hidden: false,
         ranges: Vec::new(),
         table: None,
@@ -180,7 +192,7 @@ fn claims(
     endpoints: &[(SocketAddr, Member<'_>)],
 ) -> Vec<(Key, Frontend)> {
     let frontend = |policy, outside, kind| {
-        let mut shares = match policy {
+        let (mut shares, found) = match policy {
             TrafficPolicy::Cluster => cluster_set(world, endpoints),
             TrafficPolicy::Local => local_set(endpoints),
         };
@@ -190,7 +202,15 @@ fn claims(
         let steady = service.affinity_seconds.is_none();
         let any =
             endpoints.iter().any(|(_, member)| member.endpoint.ready || is_last_resort(member.endpoint));
+        let hidden = backends.is_empty() && policy == TrafficPolicy::Local && any;
         Frontend {
+            kind: ["cluster IP", "node port", "load balancer", "external IP"][usize::from(kind)],
+            found: match backends.is_empty() {
+                true if hidden => "hidden",
+                true => "nobody",
+                false => found,
+            },
+            uneven: shares.windows(2).any(|pair| pair[0].1 != pair[1].1),
             set: SetId {
                 owner: service.name.to_string(),
                 port: port.name.to_string(),
@@ -199,7 +219,7 @@ fn claims(
                 policy,
                 maglev,
             },
-            hidden: backends.is_empty() && policy == TrafficPolicy::Local && any,
+            hidden,
             backends,
             table: (maglev && steady).then_some(shares),
             ranges: if kind == LOAD_BALANCER { ranges(service, family) } else { Vec::new() },
@@ -334,11 +354,18 @@ fn is_last_resort(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
+const ALL_READY: &str = "all ready";
+const LAST_RESORT: &str = "last resort";
+
+/// Endpoints with their shares, and how they were found.
+type Found = (Vec<(SocketAddr, u8)>, &'static str);
+
 /// S10, S14: those that hints allow among the ready ones; if nobody is ready, whoever still serves.
-fn cluster_set(world: &World, endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<(SocketAddr, u8)> {
+fn cluster_set(world: &World, endpoints: &[(SocketAddr, Member<'_>)]) -> Found {
     let ready: Vec<_> = endpoints.iter().filter(|(_, member)| member.endpoint.ready).collect();
     if ready.is_empty() {
-        return chosen(endpoints.iter().filter(|(_, member)| is_last_resort(member.endpoint)));
+        let resort = endpoints.iter().filter(|(_, member)| is_last_resort(member.endpoint));
+        return (chosen(resort), LAST_RESORT);
     }
     let for_node = |endpoint: &Endpoint| hinted_nodes(endpoint).iter().any(|node| **node == *HERE);
     let for_zone = |endpoint: &Endpoint| {
@@ -348,11 +375,12 @@ fn cluster_set(world: &World, endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<(So
         |has: fn(&Endpoint) -> &[Arc<str>]| ready.iter().all(|(_, found)| !has(found.endpoint).is_empty());
     let any = |has: &dyn Fn(&Endpoint) -> bool| ready.iter().any(|(_, found)| has(found.endpoint));
     if all(hinted_nodes) && any(&for_node) {
-        chosen(ready.into_iter().filter(|(_, member)| for_node(member.endpoint)))
+        (chosen(ready.into_iter().filter(|(_, member)| for_node(member.endpoint))), "same node")
     } else if all(hinted_zones) && any(&for_zone) {
-        chosen(ready.into_iter().filter(|(_, member)| for_zone(member.endpoint)))
+        (chosen(ready.into_iter().filter(|(_, member)| for_zone(member.endpoint))), "same zone")
     } else {
-        chosen(ready.into_iter())
+        let hinted = ready.iter().any(|(_, member)| member.endpoint.hints.is_some());
+        (chosen(ready.into_iter()), if hinted { "useless hints" } else { ALL_READY })
     }
 }
 
@@ -365,14 +393,14 @@ fn hinted_zones(endpoint: &Endpoint) -> &[Arc<str>] {
 }
 
 /// S11, S15.
-fn local_set(endpoints: &[(SocketAddr, Member<'_>)]) -> Vec<(SocketAddr, u8)> {
+fn local_set(endpoints: &[(SocketAddr, Member<'_>)]) -> Found {
     let local = || endpoints.iter().filter(|(_, member)| member.endpoint.node.as_deref() == Some(HERE));
     let ready: Vec<_> = local().filter(|(_, member)| member.endpoint.ready).collect();
     if ready.is_empty() {
-        chosen(local().filter(|(_, member)| is_last_resort(member.endpoint)))
-    } else {
-        chosen(ready.into_iter())
+        return (chosen(local().filter(|(_, member)| is_last_resort(member.endpoint))), LAST_RESORT);
     }
+    let hinted = ready.iter().any(|(_, member)| member.endpoint.hints.is_some());
+    (chosen(ready.into_iter()), if hinted { "whatever the hints" } else { ALL_READY })
 }
 
 /// Those that get new connections at all, and their shares.

@@ -10,7 +10,7 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 
 pub(crate) const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
+pub(crate) const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 pub(crate) const DESTINATION: u8 = 60;

@@ -41,6 +41,15 @@ const MUTANTS: &[Mutant] = &[
         to: "",
     },
     Mutant {
+        name: "topology hints count for Local sets",
+        file: "agent/plan/src/choice.rs",
+        from: "TrafficPolicy::Local => local_set(candidates),",
+        to: "TrafficPolicy::Local => {
+                 let hinted = |c: &&Candidate<'_>| Topology::of(candidates, place).allows(c, place);
+                 local_set(&candidates.iter().filter(hinted).copied().collect::<Vec<_>>())
+             }",
+    },
+    Mutant {
         name: "source ranges are skipped",
         file: "agent/plan/src/frontend.rs",
         from: "if ranges().next().is_none() {",
