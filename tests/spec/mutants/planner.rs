@@ -58,7 +58,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "external addresses have no marker",
         file: "agent/plan/src/frontend.rs",
-        from: "self.markers.insert(Marker { address, scope: scope::EXTERNAL });",
+        from: "self.markers.insert(Marker { address, scope: scope::EXTERNAL }, ());",
         to: "",
     },
     Mutant {
