@@ -9,6 +9,8 @@ mod cni;
 mod environment;
 mod memory;
 mod packets;
+mod paths;
+mod program;
 mod scale;
 mod sizes;
 mod statistics;
@@ -31,6 +33,11 @@ struct Cli {
 enum Case {
     /// Nanoseconds and helper calls of an established packet on each path
     Packets(packets::Options),
+    /// Throughput and latency between Pods, beside what a path could be made of
+    Paths(paths::Options),
+    /// One end of a path
+    #[command(hide = true)]
+    Load(paths::load::Options),
     /// Start to exit of the CNI plugin, alone and in a crowd, beside the reference plugins
     Cni(cni::Options),
     /// Memory of the agent and of its maps, and the time until the kernel is programmed
@@ -55,6 +62,12 @@ fn run(case: &Case) -> Result<()> {
             enter()?;
             packets::measure(options)
         }
+        Case::Paths(options) => {
+            paths::prepare(options)?;
+            enter()?;
+            paths::measure(options)
+        }
+        Case::Load(options) => paths::load::run(options),
         Case::Cni(options) => {
             enter()?;
             cni::measure(options)
