@@ -34,6 +34,11 @@ pub struct Config {
     pub gateway_ipv4: [u8; 4],
     /// The same for IPv6.
     pub gateway_ipv6: [u8; 16],
+    /// This node's tunnel end as the other nodes know it: outer source of direct encapsulation, outer destination of what
+    /// is decapsulated on the uplink. Zero: tunnels of that family are the overlay device's.
+    pub tunnel_ipv4: [u8; 4],
+    /// The same for IPv6.
+    pub tunnel_ipv6: [u8; 16],
     /// Ethernet address of the overlay device.
     pub vtep_mac: Mac,
     /// UDP port of the overlay, machine order: what Pods may not send to a node (E19, E20).
@@ -59,6 +64,12 @@ pub mod flag {
     pub const MASQUERADE_V6: u32 = 1 << 1;
     /// A Service has clients outside and a backend that is the node itself: what the node sends may be an answer.
     pub const NODE_BACKENDS: u32 = 1 << 2;
+    /// The programs write and remove outer headers themselves; the overlay device gets what they cannot (see
+    /// `docs/overlay.md`). Off: everything is the device's.
+    pub const DIRECT: u32 = 1 << 3;
+    /// Outer UDP checksums: only the device can compute them for packets that are still to be segmented, so nothing is
+    /// encapsulated directly.
+    pub const TUNNEL_CHECKSUM: u32 = 1 << 4;
 }
 
 /// Default of [`Config::snat_port_min`]: above the kernel's default ephemeral range (32768-60999).
@@ -69,4 +80,4 @@ pub const SNAT_PORT_MAX: u16 = 65_535;
 /// Default of [`Config::overlay_port`].
 pub const OVERLAY_PORT: u16 = 8472;
 
-plain!(Config = 92);
+plain!(Config = 112);

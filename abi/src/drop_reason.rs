@@ -65,6 +65,8 @@ reasons! {
     WrongTunnelSource = 21, "wrong_tunnel_source";
     /// An overlay frame with a foreign network identifier.
     WrongVni = 22, "wrong_vni";
+    /// An overlay frame whose outer headers contradict each other or carry what we do not speak.
+    BadTunnelHeader = 23, "bad_tunnel_header";
     /// The Service has no usable endpoint.
     NoBackend = 30, "no_backend";
     /// An address that only Services may have and none has, or a packet to a Service that has no ports.

@@ -168,8 +168,8 @@ pub struct Flow<A> {
     pub rewrite: Rewrite<A>,
     /// The largest packet (from the IP header on, a segment at a time) that fits the way; 0 = any.
     pub mtu: u16,
-    /// Always 0.
-    pub pad2: u16,
+    /// Outer UDP source port of [`action::OVERLAY`]: the same for all packets of the flow, so that they keep their order.
+    pub tunnel_port: Be16,
 }
 
 /// Positions in [`Flow::deps`].

@@ -15,6 +15,7 @@ use crate::helper;
 use crate::maps::{ANSWERS, Allowance, NODE_SLOTS};
 use crate::packet::Skb;
 use crate::pipeline::Pipeline;
+use crate::route;
 use crate::scratch::{COPY, Memory};
 
 /// More than any client needs, less than would serve a flood (RFC 1812 4.3.2.8).
@@ -30,7 +31,7 @@ pub(crate) enum Back {
     Pod,
     /// Out of the device.
     Device,
-    /// Out of the device, to the node that sent the packet.
+    /// Out of the overlay device, to the node that sent the packet.
     Node,
 }
 
@@ -58,7 +59,8 @@ pub(crate) fn send(skb: Skb, back: Back) -> Option<i32> {
     match back {
         Back::None => None,
         Back::Pod => Some(helper::redirect_peer(skb.ifindex())),
-        Back::Device | Back::Node => Some(helper::redirect(skb.ifindex())),
+        Back::Device => Some(helper::redirect(skb.ifindex())),
+        Back::Node => Some(helper::redirect(route::config().ok()?.overlay_ifindex)),
     }
 }
 
@@ -66,7 +68,7 @@ pub(crate) fn send(skb: Skb, back: Back) -> Option<i32> {
 #[inline(always)]
 pub(crate) fn to_origin(skb: Skb, origin: &UnderlayAddress) -> Result<(), DropReason> {
     let slot = *helper::find(&NODE_SLOTS, origin).ok_or(DropReason::UnknownNode)?;
-    encap::to_node(skb, slot)
+    encap::by_device(skb, slot)
 }
 
 /// Takes one answer from this CPU's allowance for its kind: a flood of refused connections leaves those whose packets

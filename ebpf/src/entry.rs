@@ -10,13 +10,14 @@ use quilla_ebpf_core::{V4, V6};
 use crate::answer::Back;
 use crate::flow::Claim;
 use crate::helper;
-use crate::hook::{FromOverlay, FromPod, FromUplink, ToOverlay, ToPod, ToUplink};
+use crate::hook::{FromOverlay, FromPod, FromTunnel, FromUplink, ToOverlay, ToPod, ToUplink};
 use crate::packet::Skb;
 use crate::pipeline::{self, Encode, Next, Pipeline, Scalar, Stages, dispatch};
 use crate::scratch::{Choice, Scratch};
 use crate::selection;
 use crate::socket::{self, Name};
 use crate::verdict::conclude;
+use crate::{decap, encap};
 
 /// What a Pod sends.
 #[classifier]
@@ -46,11 +47,15 @@ pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
     conclude::<ToOverlay>(skb, dispatch::<ToOverlay>(skb))
 }
 
-/// Answers to masqueraded flows.
+/// What other nodes send in tunnels, what clients of Services send, and answers to masqueraded flows.
 #[classifier]
 pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    conclude::<FromUplink>(skb, dispatch::<FromUplink>(skb))
+    match bool::decode(open_tunnel(skb.raw())) {
+        Ok(false) => from_world(skb.raw()),
+        Ok(true) => from_tunnel(skb.raw()),
+        Err(reason) => conclude::<FromTunnel>(skb, Err(reason)),
+    }
 }
 
 /// What Pods send to the world through the host's stack.
@@ -99,13 +104,13 @@ macro_rules! stages {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $v4(skb: *mut __sk_buff) -> i32 {
-            pipeline::slow::<$hook, V4>(Skb::new(skb)).encode()
+            pipeline::slow::<$hook, V4>(Skb::argument(skb)).encode()
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $v6(skb: *mut __sk_buff) -> i32 {
-            pipeline::slow::<$hook, V6>(Skb::new(skb)).encode()
+            pipeline::slow::<$hook, V6>(Skb::argument(skb)).encode()
         }
 
         #[unsafe(no_mangle)]
@@ -148,9 +153,40 @@ stages! {
     FromPod: slow_from_pod_v4, slow_from_pod_v6, error_from_pod_v4, error_from_pod_v6;
     ToPod: slow_to_pod_v4, slow_to_pod_v6, error_to_pod_v4, error_to_pod_v6;
     FromOverlay: slow_from_overlay_v4, slow_from_overlay_v6, error_from_overlay_v4, error_from_overlay_v6;
+    FromTunnel: slow_from_tunnel_v4, slow_from_tunnel_v6, error_from_tunnel_v4, error_from_tunnel_v6;
     ToOverlay: slow_to_overlay_v4, slow_to_overlay_v6, error_to_overlay_v4, error_to_overlay_v6;
     FromUplink: slow_from_uplink_v4, slow_from_uplink_v6, error_from_uplink_v4, error_from_uplink_v6;
     ToUplink: slow_to_uplink_v4, slow_to_uplink_v6, error_to_uplink_v4, error_to_uplink_v6;
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open_tunnel(skb: *mut __sk_buff) -> i32 {
+    decap::open(Skb::new(skb)).encode()
+}
+
+/// Each pipeline is a function of its own: together their stacks would be too deep.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn from_world(skb: *mut __sk_buff) -> i32 {
+    let skb = Skb::new(skb);
+    conclude::<FromUplink>(skb, dispatch::<FromUplink>(skb))
+}
+
+/// What was opened goes on as if the overlay device had opened it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn from_tunnel(skb: *mut __sk_buff) -> i32 {
+    let skb = Skb::new(skb);
+    let outcome = dispatch::<FromTunnel>(skb).and_then(|verdict| verdict.by_overlay(skb));
+    conclude::<FromTunnel>(skb, outcome)
+}
+
+/// See [`crate::encap::directly`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn encapsulate(skb: *mut __sk_buff, slot: u32, port: u32, length: u32) -> i32 {
+    encap::encapsulate(Skb::new(skb), slot, port, length).encode()
 }
 
 #[unsafe(no_mangle)]

@@ -3,8 +3,8 @@
 use quilla_abi::DropReason;
 use quilla_abi::epoch::{self, Dep};
 use quilla_abi::flow::{Flow, FlowKey, dep, flag};
-use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, advance, twin_key};
+use quilla_ebpf_core::{Headers, tunnel};
 
 use crate::helper::{self, ANY, EXISTS, NEW_ONLY};
 use crate::load;
@@ -129,8 +129,9 @@ fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
 /// Completes the entry of the packet's own direction.
 #[inline(never)]
 pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
-    let Scratch { flow, from, to, out, other, .. } = scratch;
+    let Scratch { flow, from, to, out, other, hash, .. } = scratch;
     connect(flow, from, to);
+    flow.tunnel_port = tunnel::port(*hash);
     if connection::set_rewrite::<F>(&mut flow.rewrite, &headers.key, out) {
         flow.flags |= flag::REWRITE;
     } else {
@@ -156,9 +157,10 @@ pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratc
 /// Prepares the entry of the answers. Its key is set when the source port is known.
 #[inline(never)]
 fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
-    let Scratch { flow, twin, from, to, twin_key, .. } = scratch;
+    let Scratch { flow, twin, from, to, twin_key, hash, .. } = scratch;
     *twin = Flow::default();
     connect(twin, to, from);
+    twin.tunnel_port = tunnel::port(*hash);
     // Not where the hook has its packets from, but where this one was found.
     twin.twin_scope = headers.key.scope;
     twin.deps[dep::GLOBAL] = flow.deps[dep::GLOBAL];

@@ -10,12 +10,18 @@
 use core::ptr;
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_tunnel_key};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_QUERY,
+    BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, bpf_fib_lookup, bpf_tunnel_key,
+};
 use aya_ebpf::helpers::generated as kernel;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use quilla_abi::DropReason;
 use quilla_abi::counter::helper;
+use quilla_ebpf_core::protocol::ETHERNET;
 
 use crate::maps::HELPERS;
 
@@ -206,6 +212,71 @@ pub(crate) fn make_room(skb: *mut __sk_buff, length: u32) -> Result<(), DropReas
     done(unsafe { kernel::bpf_skb_adjust_room(skb, length as i32, BPF_ADJ_ROOM_MAC, 0) })
 }
 
+/// Which outer network header a tunnel has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Underlay {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Makes room for the outer headers of a tunnel behind the Ethernet header, which becomes the outer one. Segmentation and
+/// checksums that are still to be done stay the inner packet's. Fails on a packet that is in a tunnel already
+/// (`-EALREADY`), and before it changed anything.
+#[inline(always)]
+pub(crate) fn grow(skb: *mut __sk_buff, length: u32, underlay: Underlay) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    let network = match underlay {
+        Underlay::V4 => BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+        Underlay::V6 => BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+    };
+    let rest = BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_FIXED_GSO;
+    let flags = u64::from(network | rest) | u64::from(ETHERNET) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+    // SAFETY: `skb` is the program's context; packet pointers are read again after it.
+    done(unsafe { kernel::bpf_skb_adjust_room(skb, length as i32, BPF_ADJ_ROOM_MAC, flags) })
+}
+
+/// Takes outer headers away again; `inner` is what is left, if that is another family. Segmentation and what is known of
+/// the checksum stay. Fails before it changed anything, for another family also on kernels before 6.3.
+#[inline(always)]
+pub(crate) fn shrink(skb: *mut __sk_buff, length: u32, inner: Option<Underlay>) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    let network = match inner {
+        None => 0,
+        Some(Underlay::V4) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+        Some(Underlay::V6) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+    };
+    let flags = u64::from(network | BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+    // SAFETY: as in `grow`.
+    done(unsafe { kernel::bpf_skb_adjust_room(skb, -(length as i32), BPF_ADJ_ROOM_MAC, flags) })
+}
+
+/// Whether the network card has verified the outermost checksum.
+#[inline(always)]
+pub(crate) fn is_verified(skb: *mut __sk_buff) -> bool {
+    count(helper::CHECKSUM);
+    // SAFETY: `skb` is the program's context.
+    unsafe { kernel::bpf_csum_level(skb, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 }
+}
+
+/// Forgets that the network card has verified the outermost checksum, if it has; what it says of inner ones stays.
+#[inline(always)]
+pub(crate) fn strip_verified(skb: *mut __sk_buff) {
+    count(helper::CHECKSUM);
+    // There may be nothing to forget.
+    // SAFETY: `skb` is the program's context.
+    unsafe { kernel::bpf_csum_level(skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
+}
+
+/// Marks the packet as having experienced congestion; whether its sender understands that.
+#[inline(always)]
+pub(crate) fn set_congested(skb: *mut __sk_buff) -> bool {
+    count(helper::PACKET);
+    // SAFETY: `skb` is the program's context; packet pointers are read again after it.
+    unsafe { kernel::bpf_skb_ecn_set_ce(skb) != 0 }
+}
+
 /// One's complement sum of bytes, a multiple of four of them.
 #[inline(always)]
 pub(crate) fn sum<const N: usize>(bytes: &mut [u8; N]) -> u32 {
@@ -220,6 +291,14 @@ pub(crate) fn redirect(ifindex: u32) -> i32 {
     count(helper::REDIRECT);
     // SAFETY: takes no pointers.
     (unsafe { kernel::bpf_redirect(ifindex, 0) }) as i32
+}
+
+/// Into the ingress of a device, as if the packet had come by it.
+#[inline(always)]
+pub(crate) fn redirect_ingress(ifindex: u32) -> i32 {
+    count(helper::REDIRECT);
+    // SAFETY: takes no pointers.
+    (unsafe { kernel::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) }) as i32
 }
 
 /// Into the namespace at the other end of a veth.

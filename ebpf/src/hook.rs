@@ -4,7 +4,7 @@ mod overlay;
 mod pod;
 mod uplink;
 
-pub(crate) use overlay::{FromOverlay, ToOverlay};
+pub(crate) use overlay::{FromOverlay, FromTunnel, ToOverlay};
 pub(crate) use pod::{FromPod, ToPod};
 pub(crate) use uplink::{FromUplink, ToUplink};
 

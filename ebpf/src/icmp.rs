@@ -111,7 +111,11 @@ fn translate<F: Pipeline>(
         let old = u16::from_ne_bytes(skb.bytes(embedded.sum)?);
         // No checksum stays none.
         if old != 0 || embedded.key.proto != ip::UDP {
-            let new = checksum::replace(old, change.transport);
+            let new = match checksum::replace(old, change.transport) {
+                // It would say that there is none (RFC 768).
+                0 if embedded.key.proto == ip::UDP => 0xffff,
+                new => new,
+            };
             outer = checksum::add(outer, checksum::difference(old.into(), new.into()));
             sum = Some(new);
         }

@@ -20,6 +20,8 @@
 #[cfg(target_arch = "bpf")]
 mod answer;
 #[cfg(target_arch = "bpf")]
+mod decap;
+#[cfg(target_arch = "bpf")]
 mod encap;
 #[cfg(target_arch = "bpf")]
 mod entry;
@@ -57,6 +59,8 @@ mod socket;
 mod spoof;
 #[cfg(target_arch = "bpf")]
 mod verdict;
+#[cfg(target_arch = "bpf")]
+mod way;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -22,6 +22,7 @@ use quilla_abi::{drop_reason, epoch};
 use quilla_ebpf_core::{Family, V4, V6};
 
 use crate::scratch::Memory;
+use crate::way::Way;
 
 type Ipv4 = [u8; 4];
 type Ipv6 = [u8; 16];
@@ -110,6 +111,9 @@ static SCRATCH_V4: PerCpuArray<Memory<Ipv4>> = PerCpuArray::with_max_entries(1, 
 static SCRATCH_V6: PerCpuArray<Memory<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "restores")]
 pub(crate) static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDPOINTS + epoch::MAX_NODES, 0);
+
+#[map(name = "ways")]
+pub(crate) static WAYS: PerCpuArray<Way> = PerCpuArray::with_max_entries(epoch::MAX_NODES, 0);
 
 #[map(name = "answers")]
 pub(crate) static ANSWERS: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(capacity::ANSWERS, 0);

@@ -26,6 +26,13 @@ impl Skb {
         Self { raw }
     }
 
+    /// The argument of a function of its own. The verifier wants the context there also where the function does not use
+    /// it, and the compiler would pass anything.
+    #[inline(always)]
+    pub(crate) fn argument(raw: *mut __sk_buff) -> Self {
+        Self { raw: opaque(raw as usize) as *mut __sk_buff }
+    }
+
     #[inline(always)]
     pub(crate) fn raw(self) -> *mut __sk_buff {
         self.raw
@@ -117,6 +124,12 @@ impl Skb {
         (start + size_of::<T>() <= self.data_end()).then_some(start as *mut T)
     }
 
+    /// `N` bytes of the frame, to be read and written in words.
+    #[inline(always)]
+    pub(crate) fn part<const N: usize>(self, offset: u32) -> Option<Part<N>> {
+        self.at::<[u8; N]>(offset).map(|bytes| Part(bytes.cast()))
+    }
+
     /// Writes an address at `offset`.
     #[inline(always)]
     pub(crate) fn write_address<A: Address>(self, offset: u32, address: &A) -> Result<(), DropReason> {
@@ -182,6 +195,62 @@ impl Skb {
         helper::pull(self.raw, wanted)?;
         Ok(true)
     }
+}
+
+/// A part of a frame, which was checked to be linear; valid until a helper moves the packet.
+///
+/// The compiler assumes no alignment and would take the bytes one by one; the machines that this runs on need not.
+/// Values are in the order of memory: network order, if they are compared with what the packet says.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<const N: usize>(*mut u8);
+
+macro_rules! read {
+    ($read:ident, $type:ty, $size:literal) => {
+        #[inline(always)]
+        pub(crate) fn $read<const AT: usize>(self) -> $type {
+            const { assert!(AT + size_of::<$type>() <= N) };
+            let value: u64;
+            // For all the compiler knows it writes, too: or it would keep `data` in halves, which is no pointer any more.
+            // SAFETY: within the bytes that were checked.
+            unsafe {
+                asm!(
+                    concat!("{value} = *(", $size, " *)({part} + {at})"),
+                    value = out(reg) value,
+                    part = in(reg) self.0,
+                    at = const AT,
+                    options(nostack, preserves_flags)
+                );
+            }
+            value as $type
+        }
+    };
+}
+
+macro_rules! write {
+    ($write:ident, $type:ty, $size:literal) => {
+        #[inline(always)]
+        pub(crate) fn $write<const AT: usize>(self, value: $type) {
+            const { assert!(AT + size_of::<$type>() <= N) };
+            // SAFETY: within the bytes that were checked.
+            unsafe {
+                asm!(
+                    concat!("*(", $size, " *)({part} + {at}) = {value}"),
+                    value = in(reg) u64::from(value),
+                    part = in(reg) self.0,
+                    at = const AT,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    };
+}
+
+impl<const N: usize> Part<N> {
+    read!(byte, u8, "u8");
+    read!(half, u16, "u16");
+    read!(word, u32, "u32");
+    write!(set_half, u16, "u16");
+    write!(set_word, u32, "u32");
 }
 
 fn halves(m: [u8; 12]) -> [Mac; 2] {

@@ -13,6 +13,7 @@ use quilla_ebpf_core::protocol::{ETHERNET, ip};
 use quilla_ebpf_core::{Family, Frame, Headers, V4, V6};
 
 use crate::answer::Back;
+use crate::encap::Departure;
 use crate::flow::Claim;
 use crate::maps::Maps;
 use crate::packet::Skb;
@@ -88,6 +89,26 @@ impl Scalar for Next {
     #[inline(always)]
     fn of_number(number: i32) -> Self {
         if number == 0 { Self::Forward } else { Self::Leave }
+    }
+}
+
+impl Scalar for Departure {
+    #[inline(always)]
+    fn number(self) -> i32 {
+        match self {
+            Self::Device => 0,
+            Self::Known(device) => (device << 1) as i32,
+            Self::Unresolved(device) => (device << 1 | 1) as i32,
+        }
+    }
+
+    #[inline(always)]
+    fn of_number(number: i32) -> Self {
+        match (number as u32 >> 1, number & 1) {
+            (0, _) => Self::Device,
+            (device, 0) => Self::Known(device),
+            (device, _) => Self::Unresolved(device),
+        }
     }
 }
 
@@ -365,11 +386,28 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
             verdict.ifindex = ifindex;
         }
         action::OVERLAY => {
-            encap::to_node(skb, slot)?;
-            skb.address(&flow.forward)?;
-            verdict.exit = if H::EGRESS { Exit::HostOverlay } else { Exit::Overlay };
-            verdict.ifindex = if H::EGRESS { 0 } else { ifindex };
+            let departure = if H::EGRESS {
+                Departure::Device
+            } else {
+                encap::directly(skb, slot, flow.tunnel_port, headers.length)?
+            };
             verdict.node_slot = slot;
+            match departure {
+                Departure::Device => {
+                    encap::by_device(skb, slot)?;
+                    skb.address(&flow.forward)?;
+                    verdict.exit = if H::EGRESS { Exit::HostOverlay } else { Exit::Overlay };
+                    verdict.ifindex = if H::EGRESS { 0 } else { ifindex };
+                }
+                Departure::Known(device) => {
+                    verdict.exit = Exit::Tunnel;
+                    verdict.ifindex = device;
+                }
+                Departure::Unresolved(device) => {
+                    verdict.exit = Exit::TunnelUnresolved;
+                    verdict.ifindex = device;
+                }
+            }
         }
         // The node's own answer may be leaving by another device than the one that the client asked on (E15).
         action::UPLINK if H::EGRESS && ifindex == skb.ifindex() => verdict.exit = Exit::Masqueraded,

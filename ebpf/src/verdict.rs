@@ -3,6 +3,7 @@
 use aya_ebpf::maps::PerCpuArray;
 use quilla_abi::counter::{Counter, path};
 use quilla_abi::flow::action;
+use quilla_abi::program::SENT_MARK;
 use quilla_abi::{DropReason, trace};
 use quilla_ebpf_core::answer::is_answered;
 use quilla_ebpf_core::{Family, Frame, V4, V6};
@@ -12,6 +13,7 @@ use crate::helper;
 use crate::maps::{DROPS, FORWARDS};
 use crate::packet::Skb;
 use crate::pipeline::{Hook, Pipeline};
+use crate::route;
 
 /// Let other programs on the hook run, then the stack.
 const NEXT: i32 = -1;
@@ -32,10 +34,16 @@ pub(crate) enum Exit {
     Delivered,
     /// To another node, from an ingress hook.
     Overlay,
+    /// To another node, encapsulated, out of a device that needs no more Ethernet addresses.
+    Tunnel,
+    /// The same with a next hop that the kernel is to find.
+    TunnelUnresolved,
     /// To another node, on the overlay device itself.
     HostOverlay,
     /// To the host's stack.
     Stack,
+    /// To the host's stack, as if the overlay device had decapsulated it.
+    StackByOverlay,
     /// Out of the uplink, masqueraded.
     Uplink,
     /// Out of the uplink on which the hook runs.
@@ -66,14 +74,24 @@ impl Verdict {
         Self { slow: true, ..self }
     }
 
+    /// The same for a packet that was decapsulated on the uplink: the stack gets it from the overlay device, as all others.
+    #[inline(always)]
+    pub(crate) fn by_overlay(self, skb: Skb) -> Outcome {
+        if self.exit != Exit::Stack {
+            return Ok(self);
+        }
+        skb.set_mark(SENT_MARK);
+        Ok(Self { exit: Exit::StackByOverlay, ifindex: route::config()?.overlay_ifindex, ..self })
+    }
+
     #[inline(always)]
     fn path(self) -> u32 {
         match self.exit {
             Exit::Passed => path::PASSED,
             Exit::LocalPod | Exit::Delivered => path::LOCAL_POD,
-            Exit::Overlay => path::OVERLAY,
+            Exit::Overlay | Exit::Tunnel | Exit::TunnelUnresolved => path::OVERLAY,
             Exit::HostOverlay => path::HOST_OVERLAY,
-            Exit::Stack => path::STACK,
+            Exit::Stack | Exit::StackByOverlay => path::STACK,
             Exit::Uplink | Exit::Masqueraded => path::UPLINK,
         }
     }
@@ -83,8 +101,8 @@ impl Verdict {
         match self.exit {
             Exit::Passed => 0,
             Exit::LocalPod | Exit::Delivered => action::LOCAL_POD,
-            Exit::Overlay | Exit::HostOverlay => action::OVERLAY,
-            Exit::Stack => action::STACK,
+            Exit::Overlay | Exit::Tunnel | Exit::TunnelUnresolved | Exit::HostOverlay => action::OVERLAY,
+            Exit::Stack | Exit::StackByOverlay => action::STACK,
             Exit::Uplink | Exit::Masqueraded => action::UPLINK,
         }
     }
@@ -95,8 +113,9 @@ impl Verdict {
             Exit::Passed => NEXT,
             Exit::Delivered | Exit::HostOverlay | Exit::Stack | Exit::Masqueraded => OK,
             Exit::LocalPod => helper::redirect_peer(self.ifindex),
-            Exit::Overlay => helper::redirect(self.ifindex),
-            Exit::Uplink => helper::redirect_neighbour(self.ifindex),
+            Exit::Overlay | Exit::Tunnel => helper::redirect(self.ifindex),
+            Exit::Uplink | Exit::TunnelUnresolved => helper::redirect_neighbour(self.ifindex),
+            Exit::StackByOverlay => helper::redirect_ingress(self.ifindex),
         }
     }
 }

@@ -16,7 +16,7 @@ fn made(packet: Packet) -> Packet {
 }
 
 /// On its way to Pod A.
-fn to_a(packet: Packet) -> Packet {
+pub(crate) fn to_a(packet: Packet) -> Packet {
     made(packet).macs(HOST_MAC_A, MAC_A)
 }
 

@@ -13,10 +13,12 @@ mod choice;
 mod cost;
 mod edges;
 mod headers;
+mod led;
 mod life;
 mod matrix;
 mod nat;
 mod outside;
+mod overlay;
 mod rig;
 mod silence;
 mod sockets;
@@ -50,6 +52,7 @@ fn main() -> std::process::ExitCode {
         headers::truncation_at_every_byte,
         headers::options_and_extensions,
         headers::fragments,
+        led::connections,
         life::hop_limits,
         life::two_frontends,
         life::port_reuse,
@@ -82,6 +85,14 @@ fn main() -> std::process::ExitCode {
         outside::lost_entries,
         outside::lost_datagram_entries,
         outside::gone_backends,
+        overlay::both_ways,
+        overlay::an_established_packet_costs_one_lookup,
+        overlay::left_to_the_device,
+        overlay::to_the_stack,
+        overlay::congestion,
+        overlay::from_nobody,
+        overlay::malformed,
+        overlay::not_ours,
         silence::late_answers,
         silence::one_way_masquerade,
         silence::recovered_ports,

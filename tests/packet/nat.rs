@@ -235,19 +235,32 @@ pub(crate) fn errors_about_stale_flows() -> Result<()> {
     })
 }
 
+/// The datagram with another payload, for which the sum comes to 0. Its header says 0xffff (RFC 768): 0 is no sum.
+fn with_a_sum_of_zero(datagram: &Packet) -> Packet {
+    let header_sum = |packet: Packet| -> [u8; 2] {
+        let frame = packet.build();
+        frame[frame.len() - 4..frame.len() - 2].try_into().expect("two bytes")
+    };
+    let chosen = datagram.clone().payload(&header_sum(datagram.clone().payload(&[0, 0])));
+    assert_eq!(header_sum(chosen.clone()), [0xff, 0xff]);
+    chosen
+}
+
 /// E4: whoever sent the packet hears about it under the names it used.
 pub(crate) fn errors_about_translated_flows() -> Result<()> {
     tell("errors", |rig, family| {
         let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(12), 53));
         let backend = family.at(Who::PodB, 5353);
-        let sent = Packet::udp(client, frontend).payload(b"question");
-        rig.run(Hook::FromPodA, &from_a(sent.clone()));
-        // As the backend received it, and as the client sent it.
-        let (inner, original) = (sent.clone().between(client, backend).ttl(63), sent.ttl(63));
-        for error in [IcmpError::PortUnreachable, IcmpError::TooBig { mtu: 1400 }] {
-            let message = from_b(Packet::icmp_error(backend.ip(), client.ip(), error, &inner));
-            let expected = Packet::icmp_error(frontend.ip(), client.ip(), error, &original).ttl(63);
-            rig.run(Hook::FromPodB, &message).to_pod_a(&expected);
+        let question = Packet::udp(client, frontend).payload(b"question");
+        for sent in [question.clone(), with_a_sum_of_zero(&question)] {
+            rig.run(Hook::FromPodA, &from_a(sent.clone()));
+            // As the backend received it, and as the client sent it.
+            let (inner, original) = (sent.clone().between(client, backend).ttl(63), sent.ttl(63));
+            for error in [IcmpError::PortUnreachable, IcmpError::TooBig { mtu: 1400 }] {
+                let message = from_b(Packet::icmp_error(backend.ip(), client.ip(), error, &inner));
+                let expected = Packet::icmp_error(frontend.ip(), client.ip(), error, &original).ttl(63);
+                rig.run(Hook::FromPodB, &message).to_pod_a(&expected);
+            }
         }
         // Through the masquerade, from a router on the way.
         let (client, world) = (family.at(Who::PodA, SNAT_MIN + 5), family.at(Who::World, 443));

@@ -128,6 +128,8 @@ pub(crate) enum Hook {
     ToPodA,
     /// With the address of the tunnel's far end.
     FromOverlay([u8; 4]),
+    /// Decapsulated on the uplink and sent on to the device.
+    FromOverlaySent,
     ToOverlay,
     FromUplink,
     /// A second uplink, which lends Pod B's device its number.
@@ -144,7 +146,7 @@ impl Hook {
         match self {
             Self::FromPodA | Self::FromPodB => program::FROM_POD,
             Self::ToPodA => program::TO_POD,
-            Self::FromOverlay(_) => program::FROM_OVERLAY,
+            Self::FromOverlay(_) | Self::FromOverlaySent => program::FROM_OVERLAY,
             Self::ToOverlay => program::TO_OVERLAY,
             Self::FromUplink | Self::FromOtherUplink => program::FROM_UPLINK,
             Self::ToUplink(_) => program::TO_UPLINK,
@@ -155,7 +157,7 @@ impl Hook {
         let ifindex = match self {
             Self::FromPodA | Self::ToPodA => DEVICE_A,
             Self::FromPodB | Self::FromOtherUplink => DEVICE_B,
-            Self::FromOverlay(_) | Self::ToOverlay => OVERLAY,
+            Self::FromOverlay(_) | Self::FromOverlaySent | Self::ToOverlay => OVERLAY,
             Self::FromUplink | Self::ToUplink(_) => UPLINK,
         };
         let mut cb = [0; 5];
@@ -163,7 +165,8 @@ impl Hook {
             cb[trace::TUNNEL_SOURCE] = u32::from_ne_bytes(remote);
         }
         let ingress_ifindex = if let Self::ToUplink(came_by) = self { came_by } else { 0 };
-        TestContext { ifindex, ingress_ifindex, cb, mark: 0 }
+        let mark = if matches!(self, Self::FromOverlaySent) { program::SENT_MARK } else { 0 };
+        TestContext { ifindex, ingress_ifindex, cb, mark }
     }
 }
 
@@ -174,6 +177,7 @@ pub(crate) struct Seen {
     verdict: i32,
     packet: Vec<u8>,
     cb: [u32; 5],
+    mark: u32,
     pub(crate) reason: Option<DropReason>,
     path: u32,
 }
@@ -242,6 +246,14 @@ impl Seen {
         self.went(counter::path::STACK, OK, 0, expected);
     }
 
+    pub(crate) fn verdict(&self) -> i32 {
+        self.verdict
+    }
+
+    pub(crate) fn mark(&self) -> u32 {
+        self.mark
+    }
+
     pub(crate) fn frame(&self) -> &[u8] {
         &self.packet
     }
@@ -300,15 +312,20 @@ impl Rig {
         let before = self.counted();
         let runner = self.runners.get_mut(hook.program()).expect("a tc program");
         let outcome = runner.run(frame, &hook.context()).unwrap_or_else(|error| panic!("{hook:?}: {error}"));
-        let (verdict, packet, cb) = (outcome.verdict, outcome.packet.to_vec(), outcome.cb);
+        let (verdict, packet, cb, mark) =
+            (outcome.verdict, outcome.packet.to_vec(), outcome.cb, outcome.mark);
         let after = self.counted();
         let moved: Vec<(usize, u64, u64)> = (0..before.len())
             .filter(|&row| before[row] != after[row])
             .map(|row| (row, after[row].0 - before[row].0, after[row].1 - before[row].1))
             .collect();
-        // A drop is counted as it came, everything else as it goes. An answer is both.
+        // A drop is counted as it came, or as it was in the tunnel; everything else as it goes. An answer is both.
         let (reason, path) = match moved[..] {
-            [(row, 1, bytes)] if row < DROP_ROWS && bytes == frame.len() as u64 => (row, 0),
+            [(row, 1, bytes)]
+                if row < DROP_ROWS && [frame.len(), packet.len()].contains(&(bytes as usize)) =>
+            {
+                (row, 0)
+            }
             [(row, 1, bytes)] if bytes == packet.len() as u64 => (0, row - DROP_ROWS),
             [(row, 1, dropped), (ANSWERED, 1, bytes)]
                 if dropped == frame.len() as u64 && bytes == packet.len() as u64 =>
@@ -321,7 +338,7 @@ impl Rig {
         assert_eq!((traced.0 as usize, traced.1 as usize), (reason, path), "the trace tells the same");
         let reason = u8::try_from(reason).ok().and_then(DropReason::from_number);
         let path = u32::try_from(path).expect("a path");
-        Seen { input: frame.to_vec(), verdict, packet, cb, reason, path }
+        Seen { input: frame.to_vec(), verdict, packet, cb, mark, reason, path }
     }
 
     /// The same frame many times, without a look at the counters; how often it was not simply dropped.

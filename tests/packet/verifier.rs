@@ -14,6 +14,8 @@ fn budget(name: &str) -> u32 {
         program::CLOCK => 100,
         program::SOCK_RELEASE => 500,
         name if program::SOCK_ADDR.contains(&name) => 6_500,
+        // Two pipelines: what comes in tunnels, and what comes from the world.
+        program::FROM_UPLINK => 120_000,
         _ => 80_000,
     }
 }

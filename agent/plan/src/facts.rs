@@ -9,6 +9,7 @@ use quilla_abi::version::SCHEMA;
 use quilla_model::{ObjectName, Protocol, Snapshot};
 
 use crate::route::gateways;
+use crate::tunnel::own_ends;
 
 /// The node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,10 @@ pub struct NodeFacts {
     pub masquerade: bool,
     /// The largest packet that the overlay carries in one piece; 0 = not known.
     pub overlay_mtu: u16,
+    /// Whether the programs write and remove outer headers themselves where they can.
+    pub direct: bool,
+    /// Whether outer UDP headers carry a checksum.
+    pub tunnel_checksum: bool,
     /// The cookie of the node's network namespace, low and high half.
     pub netns_cookie: [u32; 2],
     /// Seed of the flow hash; random once, then kept for as long as the maps live.
@@ -64,6 +69,8 @@ impl NodeFacts {
             native: Vec::new(),
             masquerade: true,
             overlay_mtu: 0,
+            direct: false,
+            tunnel_checksum: false,
             netns_cookie: [0; 2],
             hash_seed: 0,
             endpoints: Vec::new(),
@@ -80,6 +87,13 @@ impl NodeFacts {
         if self.masquerade && self.host_ipv6.is_some() {
             flags |= flag::MASQUERADE_V6;
         }
+        if self.direct {
+            flags |= flag::DIRECT;
+        }
+        if self.tunnel_checksum {
+            flags |= flag::TUNNEL_CHECKSUM;
+        }
+        let (tunnel_ipv4, tunnel_ipv6) = own_ends(snapshot, self);
         Config {
             schema: SCHEMA,
             flags,
@@ -93,6 +107,8 @@ impl NodeFacts {
             host_ipv6: self.host_ipv6.map_or([0; 16], |address| address.octets()),
             gateway_ipv4: gateway_ipv4.map_or([0; 4], |address| address.octets()),
             gateway_ipv6: gateway_ipv6.map_or([0; 16], |address| address.octets()),
+            tunnel_ipv4: tunnel_ipv4.map_or([0; 4], |address| address.octets()),
+            tunnel_ipv6: tunnel_ipv6.map_or([0; 16], |address| address.octets()),
             vtep_mac: crate::tunnel::mac_of(&self.name),
             overlay_port: self.overlay_port,
             overlay_mtu: self.overlay_mtu,

@@ -1,7 +1,7 @@
 //! The other nodes' tunnel ends. Called by [`crate::plan()`].
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use quilla_abi::Mac;
 use quilla_model::address::unusable;
@@ -58,6 +58,22 @@ fn tunnel_to<'a>(
     tunnel
 }
 
+/// This node's tunnel ends as the other nodes take them from its Node object, where it has those addresses.
+pub(crate) fn own_ends(snapshot: &Snapshot, facts: &NodeFacts) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let named = snapshot.nodes.get(&facts.name).map_or(&[][..], |node| &node.addresses);
+    let mut usable = named.iter().copied().filter(|address| unusable(*address).is_none());
+    let ipv4 = usable.clone().find_map(|address| match address {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
+    });
+    let ipv6 = usable.find_map(|address| match address {
+        IpAddr::V6(v6) => Some(v6),
+        IpAddr::V4(_) => None,
+    });
+    let has = |address: IpAddr| facts.addresses.contains(&address);
+    (ipv4.filter(|address| has((*address).into())), ipv6.filter(|address| has((*address).into())))
+}
+
 /// The Ethernet address of a node's overlay device: locally administered, made from the node's name.
 ///
 /// Every node can work out every other's, so nothing has to be published. They must differ, because the kernel's VXLAN
@@ -74,8 +90,35 @@ pub fn mac_of(node: &str) -> Mac {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::net::IpAddr;
+    use std::sync::Arc;
 
-    use super::mac_of;
+    use quilla_model::{Node, Snapshot};
+
+    use super::{mac_of, own_ends};
+    use crate::facts::NodeFacts;
+
+    /// E20: the outer source is the address by which the other nodes know this one, or the tunnel is not made here.
+    #[test]
+    fn own_tunnel_ends_are_those_of_the_node_object() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let node = Node {
+            name: "here".into(),
+            addresses: ["fe80::1", "192.0.2.2", "192.0.2.1", "2001:db8::1"].map(address).into(),
+            pod_cidrs: vec![],
+            zone: None,
+            leaving: false,
+        };
+        let snapshot = Snapshot { nodes: [("here".into(), Arc::new(node))].into(), ..Snapshot::default() };
+        let ends = |own: &[&str]| {
+            let addresses = own.iter().map(|text| address(text)).collect();
+            own_ends(&snapshot, &NodeFacts { addresses, ..NodeFacts::new("here") })
+        };
+        let (v4, v6) = ([192, 0, 2, 2].into(), "2001:db8::1".parse().unwrap());
+        assert_eq!(ends(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]), (Some(v4), Some(v6)));
+        assert_eq!(ends(&["192.0.2.1"]), (None, None), "peers know it by another address");
+        assert_eq!(own_ends(&snapshot, &NodeFacts::new("there")), (None, None));
+    }
 
     #[test]
     fn vtep_addresses_are_unicast_local_and_different() {

@@ -27,6 +27,7 @@ pub mod neighbour;
 pub mod protocol;
 pub mod route;
 pub mod service;
+pub mod tunnel;
 
 pub use family::{Family, V4, V6};
 pub use frame::Frame;

@@ -1,4 +1,4 @@
-//! `from_overlay` and `to_overlay`: the overlay device.
+//! `from_overlay` and `to_overlay`: the overlay device. What `from_uplink` decapsulates goes the way of the first.
 
 use quilla_abi::config::Config;
 use quilla_abi::flow::{Flow, Ingress};
@@ -21,10 +21,25 @@ use crate::verdict::{Exit, Outcome, Verdict};
 use crate::{encap, flow, helper, route, service};
 
 /// What other nodes send: the outer source must be a node, and the inner one must live there.
-pub(crate) struct FromOverlay;
+pub(crate) struct FromNodes<const DIRECT: bool>;
 
-impl Hook for FromOverlay {
+/// Decapsulated by the overlay device.
+pub(crate) type FromOverlay = FromNodes<false>;
+/// Decapsulated on an uplink, by [`crate::decap`], which has said where it came from.
+pub(crate) type FromTunnel = FromNodes<true>;
+
+impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
     const BACK: Back = Back::Node;
+
+    /// What was decapsulated on the uplink for the stack has been judged there.
+    #[inline(always)]
+    fn is_ours(skb: Skb) -> bool {
+        let judged = !DIRECT && skb.mark() == SENT_MARK;
+        if judged {
+            skb.set_mark(0);
+        }
+        !judged
+    }
 
     #[inline(always)]
     fn foreign(_skb: Skb, _ethertype: u16) -> Outcome {
@@ -33,14 +48,14 @@ impl Hook for FromOverlay {
 
     #[inline(always)]
     fn origin(skb: Skb, remote: &mut UnderlayAddress) -> Result<(), DropReason> {
-        encap::origin(skb, remote)
+        if DIRECT { Ok(()) } else { encap::origin(skb, remote) }
     }
 
+    /// By whichever device: only what comes from the overlay has a slot.
     #[inline(always)]
-    fn admits(skb: Skb, ingress: &Ingress, origin: &UnderlayAddress) -> bool {
+    fn admits(_skb: Skb, ingress: &Ingress, origin: &UnderlayAddress) -> bool {
         let slot = u32::from(ingress.node_slot);
-        ingress.ifindex == skb.ifindex()
-            && slot != 0
+        slot != 0
             && slot < epoch::MAX_NODES
             && helper::row(&NODES, slot).is_some_and(|node| route::is_node_at(node, origin))
     }
@@ -61,19 +76,20 @@ impl Hook for FromOverlay {
 
     #[inline(always)]
     fn relay<F: Pipeline>(
-        skb: Skb,
+        _skb: Skb,
         headers: &Headers<F::Addr>,
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
+        let overlay = route::config()?.overlay_ifindex;
         // Whoever it is, the packet was routed on its way.
-        scratch.from.be_world(skb.ifindex());
-        receiver::<F>(skb, &headers.key.dst, &mut scratch.to)?;
+        scratch.from.be_world(overlay);
+        receiver::<F>(overlay, &headers.key.dst, &mut scratch.to)?;
         Ok(Next::Forward)
     }
 
     #[inline(always)]
     fn resolve<F: Pipeline>(
-        skb: Skb,
+        _skb: Skb,
         headers: &Headers<F::Addr>,
         origin: &UnderlayAddress,
         existing: Option<&Flow<F::Addr>>,
@@ -83,7 +99,7 @@ impl Hook for FromOverlay {
         route::node(config, sender::<F>(headers, origin)?, &mut scratch.from)?;
         let kept = begin::<F>(headers, config, existing, scratch)?;
         if !goes_back(scratch) {
-            receiver::<F>(skb, &scratch.out.dst, &mut scratch.to)?;
+            receiver::<F>(config.overlay_ifindex, &scratch.out.dst, &mut scratch.to)?;
         }
         if !kept {
             if lost_its_client::<F>(headers, config) {
@@ -132,13 +148,13 @@ fn sender<F: Pipeline>(headers: &Headers<F::Addr>, origin: &UnderlayAddress) -> 
 
 /// A local Pod or this node itself; the overlay is no way through.
 #[inline(always)]
-fn receiver<F: Pipeline>(skb: Skb, addr: &F::Addr, side: &mut Side) -> Result<(), DropReason> {
+fn receiver<F: Pipeline>(overlay: u32, addr: &F::Addr, side: &mut Side) -> Result<(), DropReason> {
     if route::endpoint::<F>(addr, side) {
         return Ok(());
     }
     match route::find::<F>(*addr) {
         Some(route) if route.kind == kind::HOST => {
-            side.be_stack(skb.ifindex());
+            side.be_stack(overlay);
             Ok(())
         }
         _ => Err(DropReason::NoEndpoint),
