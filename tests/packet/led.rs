@@ -1,0 +1,124 @@
+//! S45: connections that a Service led to their backend when a Pod's socket was connected, as the Pod's device sees them.
+//!
+//! Each test run gives its frame a new socket. Its number cannot be chosen, but it can be foreseen: a CPU numbers sockets
+//! one by one (`include/linux/cookie.h`, Linux 5.10).
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
+
+use anyhow::{Context, Result};
+use quilla_abi::backend::Backend;
+use quilla_abi::socket::{Frontend, SocketKey};
+use quilla_abi::{Be16, DropReason, epoch};
+use quilla_tests::packet::{Packet, tcp};
+use rustix::net::sockopt::socket_cookie;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+use crate::answers::to_a;
+use crate::rig::{DEVICE_A, Family, Hook, Rig, TCP, Who, from_a, from_b, tell, v4, v6};
+
+/// How many numbers a CPU takes at once.
+const BATCH: u64 = 4096;
+/// How many sockets others may make on this CPU before the test run does.
+const AHEAD: u64 = 512;
+
+/// Keeps the thread on its CPU.
+struct Pinned(CpuSet);
+
+impl Pinned {
+    fn here() -> Result<Self> {
+        let before = sched_getaffinity(None)?;
+        let mut only = CpuSet::new();
+        only.set(sched_getcpu());
+        sched_setaffinity(None, &only)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // The thread ends soon anyway.
+        let (Ok(()) | Err(_)) = sched_setaffinity(None, &self.0);
+    }
+}
+
+/// Makes the sockets of the next test runs ones that a Service led to the backend.
+fn lead(rig: &Rig, backend: SocketAddr) -> Result<()> {
+    let numbers = (0..BATCH).map(|_| -> Result<u64> { Ok(socket_cookie(&UnixDatagram::unbound()?)?) });
+    let enough = |number: &Result<u64>| number.as_ref().map_or(true, |last| last % BATCH + AHEAD < BATCH);
+    let last = { numbers }.find(enough).context("a batch with enough numbers")??;
+    let (maps, port) = (rig.datapath.maps(), Be16::new(backend.port()));
+    for number in last + 1..=last + AHEAD {
+        let cookie = [number, number >> 32].map(|half| (half & 0xffff_ffff) as u32);
+        match backend.ip() {
+            IpAddr::V4(addr) => {
+                let key = SocketKey { cookie, addr: addr.octets(), port, proto: TCP, pad: 0 };
+                maps.sockets_v4.insert(&key, &Frontend::default())?;
+            }
+            IpAddr::V6(addr) => {
+                let key = SocketKey { cookie, addr: addr.octets(), port, proto: TCP, pad: 0 };
+                maps.sockets_v6.insert(&key, &Frontend::default())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes a backend away, in the order of an apply.
+fn end(rig: &mut Rig, family: Family, backend: SocketAddr) -> Result<()> {
+    let id = rig.backend(backend, TCP)?;
+    let (port, maps) = (Be16::new(backend.port()), rig.datapath.maps());
+    if family == Family::V4 {
+        maps.backends_v4.set(id, &Backend::default())?;
+        rig.bump(epoch::BACKENDS_V4 + id)?;
+        maps.backend_ids_v4.remove(&Backend { addr: v4(backend.ip()), port, proto: TCP, pad: 0 })?;
+    } else {
+        maps.backends_v6.set(id, &Backend::default())?;
+        rig.bump(epoch::BACKENDS_V6 + id)?;
+        maps.backend_ids_v6.remove(&Backend { addr: v6(backend.ip()), port, proto: TCP, pad: 0 })?;
+    }
+    Ok(())
+}
+
+/// S45: what a Service led to a Pod is reset once the Pod is no backend any more, for both sides, also when its entries
+/// were evicted before or after; whoever only connects is refused. Who asked for the Pod itself goes on.
+pub(crate) fn connections() -> Result<()> {
+    tell("led", |rig, family| {
+        let _pinned = Pinned::here()?;
+        let backend = family.at(Who::PodB, 8080);
+        let [plain, whole, evicted, restored, late] =
+            [40_000, 40_001, 40_002, 40_003, 40_004].map(|port| family.at(Who::PodA, port));
+        let from = |client| Packet::tcp(client, backend).sequence(9, 1000);
+        let goes = |rig: &mut Rig, packet: Packet| {
+            rig.run(Hook::FromPodA, &from_a(packet.clone())).to_pod_b(&packet.ttl(63));
+        };
+        let lose = |rig: &Rig, client| {
+            rig.evict(TCP, client, backend)?;
+            rig.evict(TCP, backend, client)
+        };
+        goes(rig, from(plain).flags(tcp::SYN));
+        for client in [whole, evicted, restored] {
+            lead(rig, backend)?;
+            goes(rig, from(client).flags(tcp::SYN));
+        }
+        lose(rig, restored)?;
+        lead(rig, backend)?;
+        goes(rig, from(restored));
+        end(rig, family, backend)?;
+        lose(rig, evicted)?;
+        for client in [whole, evicted, restored] {
+            lead(rig, backend)?;
+            let reset = Packet::tcp(backend, client).flags(tcp::RST).sequence(1000, 0).window(0);
+            let seen = rig.run(Hook::FromPodA, &from_a(from(client)));
+            seen.answered(DropReason::BackendGone, DEVICE_A, &to_a(reset));
+        }
+        let answer = Packet::tcp(backend, whole).payload(b"answer");
+        assert_eq!(rig.run(Hook::FromPodB, &from_b(answer)).reason, Some(DropReason::BackendGone));
+        lead(rig, backend)?;
+        let reset = Packet::tcp(backend, late).flags(tcp::RST | tcp::ACK).sequence(0, 10).window(0);
+        let seen = rig.run(Hook::FromPodA, &from_a(from(late).flags(tcp::SYN)));
+        seen.answered(DropReason::NoBackend, DEVICE_A, &to_a(reset));
+        goes(rig, from(plain));
+        Ok(())
+    })
+}
