@@ -53,7 +53,6 @@ fn main() -> std::process::ExitCode {
         headers::options_and_extensions,
         headers::fragments,
         led::connections,
-        led::connections,
         life::hop_limits,
         life::two_frontends,
         life::port_reuse,
