@@ -38,6 +38,7 @@ fn main() -> std::process::ExitCode {
         external::sessions_survive_an_agent_s_restart,
         external::a_weight_of_zero_drains_a_pod,
         node::connected_sockets_end_with_their_backend,
+        node::the_node_s_own_packets_for_services_go_nowhere,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
         led::connections_end_with_their_backend,
         uplinks::each_uplink_answers_its_own_clients,

@@ -9,6 +9,7 @@ use quilla_tests::ask::{By, ask};
 use quilla_tests::cluster::Cluster;
 use quilla_tests::command::Run;
 use quilla_tests::eventually;
+use quilla_tests::topology::OUTSIDE;
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -80,6 +81,27 @@ pub(crate) fn connected_sockets_end_with_their_backend() -> Result<()> {
         ensure!(said.contains("connection abort"), "{said}");
     }
     ensure!(bystander.0.try_wait()?.is_none(), "a socket that no Service led anywhere ended");
+    cluster.stop()
+}
+
+/// E6, E8: what the node itself routes to Service addresses ends at once and leaves by no device. Its sockets, connected
+/// or not, reach the Service all the same, and the world has its route.
+pub(crate) fn the_node_s_own_packets_for_services_go_nowhere() -> Result<()> {
+    let cluster = Cluster::builder("nowhere").nodes(1).start()?;
+    let node = cluster.node("node-a");
+    cluster.pod("node-a", "only").label("app", "names").start()?;
+    cluster.apply(SERVICE)?;
+    for (ip, own) in cluster.wait_service("names", 1)?.iter().zip(node.addresses()) {
+        let to = SocketAddr::new(ip.parse()?, 53);
+        for by in [By::Udp, By::UdpConnected] {
+            eventually::succeeds("the Service answers", || ask(|program| node.command(program), to, by, 1))?;
+        }
+        let way = node.command("ip").args(["route", "get", ip]).output().context("ip route get")?;
+        let said = String::from_utf8_lossy(&way.stderr);
+        ensure!(!way.status.success() && said.contains("unreachable"), "{ip}: {way:?}");
+        let outside = if own.is_ipv4() { OUTSIDE[0] } else { OUTSIDE[1] };
+        node.command("ip").args(["route", "get", outside]).text()?;
+    }
     cluster.stop()
 }
 
