@@ -99,6 +99,9 @@ impl StaticAddresses {
 
     /// The annotation as the apiserver has it; an error while it does not say.
     async fn fetched(&self, pod: &PodRef) -> Result<Option<String>, String> {
+        if ![&pod.namespace, &pod.name].into_iter().all(|name| is_name(name)) {
+            return Ok(None);
+        }
         let failed = |why: &dyn std::fmt::Display| {
             format!(
                 "the apiserver does not say whether pod {}/{} has {ANNOTATION}: {why}",
@@ -122,6 +125,12 @@ impl fmt::Debug for StaticAddresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StaticAddresses").finish_non_exhaustive()
     }
+}
+
+/// Whether an object can be called so, with nothing in it that would change the meaning of a path.
+fn is_name(text: &str) -> bool {
+    text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
 }
 
 /// A runtime that says no uid means the Pod of that name.
@@ -236,6 +245,7 @@ mod tests {
         assert_eq!(of("late", Some("2")).await.unwrap(), "10.1.0.8");
         assert_eq!(of("mirror", Some("h")).await.unwrap(), "10.1.0.9", "a static Pod");
         assert_eq!(of("nobody", Some("4")).await.unwrap(), "");
+        assert_eq!(of("../pods/late", Some("2")).await.unwrap(), "", "no Pod is called so");
         let replaced = of("late", Some("1")).await.unwrap_err();
         assert!(
             matches!(&replaced, AttachError::NotReady { reason } if reason.contains("uid 2")),

@@ -58,12 +58,7 @@ fn effective_differences(
 }
 
 /// What the agent knows and `prevResult` does not say: it is another attachment's result.
-fn unreported(
-    previous: &AddResult,
-    netns: &Netns,
-    ifname: &str,
-    reservation: &Reservation,
-) -> Vec<String> {
+fn unreported(previous: &AddResult, netns: &Netns, ifname: &str, reservation: &Reservation) -> Vec<String> {
     let mut differences = Vec::new();
     let is_listed = |name: &str, place: &dyn Fn(Option<&String>) -> bool| {
         previous.interfaces.iter().any(|it| it.name == name && place(it.sandbox.as_ref()))

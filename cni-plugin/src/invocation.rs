@@ -135,10 +135,12 @@ fn parse_args(args: &str) -> Result<Args, CniError> {
         let (key, value) =
             pair.split_once('=').ok_or_else(|| invalid(format!("CNI_ARGS: {pair:?} is not KEY=VALUE")))?;
         let malformed = || invalid(format!("CNI_ARGS: {pair:?} is malformed"));
+        // What a runtime does not know it may leave empty.
+        let known = || Some(value.to_owned()).filter(|value| !value.is_empty());
         match key {
-            "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
-            "K8S_POD_NAME" => name = Some(value.to_owned()),
-            "K8S_POD_UID" => uid = Some(value.to_owned()),
+            "K8S_POD_NAMESPACE" => namespace = known(),
+            "K8S_POD_NAME" => name = known(),
+            "K8S_POD_UID" => uid = known(),
             "K8S_POD_INFRA_CONTAINER_ID" => {}
             "IP" => ips = parse_addresses(value).ok_or_else(malformed)?,
             "MAC" => mac = Some(value.parse().map_err(|_| malformed())?),
@@ -218,6 +220,10 @@ mod tests {
         assert!(parse_args("nonsense").is_err());
         assert!(parse_args("K8S_POD_NAMESPACE=a").is_err());
         assert_eq!(parse_args("K8S_POD_NAME=b").expect("valid"), Args::default());
+        let nothing = "K8S_POD_NAMESPACE=;K8S_POD_NAME=;K8S_POD_UID=";
+        assert_eq!(parse_args(nothing).expect("valid"), Args::default());
+        let args = parse_args("K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_UID=").expect("valid");
+        assert_eq!(args.pod.expect("a pod").uid, None);
     }
 
     /// CNI-33: a wished address and Ethernet address.

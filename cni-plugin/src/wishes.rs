@@ -3,9 +3,11 @@
 
 use std::net::IpAddr;
 
-use quilla_cni_protocol::{Bandwidth, CniError, Dns, ErrorCode, MacAddress, NetworkConfig, PortMapping, Transport};
+use quilla_cni_protocol::{
+    Bandwidth, CniError, Dns, ErrorCode, MacAddress, NetworkConfig, PortMapping, Transport,
+};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::invocation::Args;
 
@@ -35,6 +37,12 @@ struct RuntimeConfig {
     ips: Vec<String>,
     mac: Option<String>,
     dns: Option<RawDns>,
+    #[serde(default)]
+    ip_ranges: Value,
+    #[serde(default, rename = "deviceID")]
+    device_id: Value,
+    #[serde(default, rename = "infinibandGUID")]
+    infiniband_guid: Value,
 }
 
 #[derive(Deserialize)]
@@ -66,11 +74,30 @@ struct CniArgs {
     mac: Option<String>,
 }
 
+impl RuntimeConfig {
+    /// Refuses a wish that nobody here would fulfil: without the capability, a runtime does not send it.
+    fn require_supported(&self, config: &NetworkConfig) -> Result<(), CniError> {
+        let ranges = if config.ipam_plugin.is_some() { &Value::Null } else { &self.ip_ranges };
+        let wishes =
+            [("ipRanges", ranges), ("deviceID", &self.device_id), ("infinibandGUID", &self.infiniband_guid)];
+        let is_empty =
+            |value: &Value| matches!(value, Value::Null) || *value == json!([]) || *value == json!("");
+        match wishes.into_iter().find(|(_, value)| !is_empty(value)) {
+            None => Ok(()),
+            Some((key, value)) => {
+                let details = format!("runtimeConfig.{key} is {value}");
+                Err(CniError::new(ErrorCode::UNSUPPORTED_FIELD, "unsupported field", details))
+            }
+        }
+    }
+}
+
 impl Wishes {
     /// Reads and validates all wishes.
     pub(crate) fn read(config: &NetworkConfig, args: &Args) -> Result<Self, CniError> {
         let runtime = config.runtime_config.clone().map(decapitalized);
         let runtime: RuntimeConfig = decode("runtimeConfig", runtime.as_ref())?;
+        runtime.require_supported(config)?;
         let cni: CniArgs = decode("args.cni", config.args.as_ref().and_then(|args| args.get("cni")))?;
         let listed = if runtime.ips.is_empty() { cni.ips } else { runtime.ips };
         let ips = if listed.is_empty() { args.ips.clone() } else { addresses(&listed)? };
@@ -185,7 +212,7 @@ fn invalid(details: String) -> CniError {
 
 #[cfg(test)]
 mod tests {
-    use quilla_cni_protocol::NetworkConfig;
+    use quilla_cni_protocol::{ErrorCode, NetworkConfig};
 
     use super::Wishes;
     use crate::invocation::Args;
@@ -252,6 +279,27 @@ mod tests {
             let error = read(&format!(r#""runtimeConfig":{{{wish}}}"#)).expect_err("refused");
             assert!(error.contains(complaint), "{wish}: {error}");
         }
+    }
+
+    /// CNI-3, CNI-33: code 2, with key and value, for what would be given in another way than it was asked for.
+    #[test]
+    fn unsupported() {
+        let code = |rest: &str| {
+            let input = format!(r#"{{"cniVersion":"1.1.0","name":"n",{rest}}}"#);
+            let config = NetworkConfig::parse(input.as_bytes()).expect("valid");
+            Wishes::read(&config, &Args::default()).err().map(|error| (error.code, error.details))
+        };
+        let ranges = r#""runtimeConfig":{"ipRanges":[[{"subnet":"10.9.0.0/24"}]]}"#;
+        let (refused, details) = code(ranges).expect("refused");
+        assert_eq!(refused, ErrorCode::UNSUPPORTED_FIELD);
+        assert_eq!(details, r#"runtimeConfig.ipRanges is [[{"subnet":"10.9.0.0/24"}]]"#);
+        assert_eq!(
+            code(&format!(r#""ipam":{{"type":"host-local"}},{ranges}"#)),
+            None,
+            "it is the other plugin's"
+        );
+        assert!(code(r#""runtimeConfig":{"deviceID":"0000:01:00.0"}"#).is_some());
+        assert_eq!(code(r#""runtimeConfig":{"ipRanges":[],"deviceID":"","cgroupPath":"/x"}"#), None);
     }
 
     /// CNI-33: name resolution is passed on in the result's words.

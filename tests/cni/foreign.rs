@@ -214,6 +214,7 @@ pub(crate) fn an_unusable_result_is_refused() -> Result<()> {
     node.host.ip(&format!("link add more type veth peer name eth0 netns {}", other.netns.name()))?;
     let mut stolen = good;
     stolen["interfaces"][0]["name"] = json!("more");
+    stolen["interfaces"][1]["sandbox"] = json!(other.netns.path());
     let error = node.call("ADD", &other).with("prevResult", stolen).run()?.error(101)?;
     ensure!(error["details"].to_string().contains(&pod.id), "the holder is not named: {error}");
     Ok(())

@@ -130,6 +130,8 @@ pub(crate) fn two_containers_of_a_pod() -> Result<()> {
     ensure!(addresses.iter().all(|address| seen.contains(address.as_str())), "{seen} lacks {addresses:?}");
     let link = client.output(&other, &["ip", "-o", "link", "show", "eth0"])?;
     ensure!(link.contains("qdisc tbf"), "CNI-33: the annotated bandwidth is not limited: {link}");
+    let known = endpoints(&cluster)?;
+    ensure!(known.contains("(tbf queue)"), "CNI-33: the limit and what enforces it are not named: {known}");
     let taken = client.exec(&other, &httpd)?;
     ensure!(taken.exit_code != 0 && taken.words().contains("in use"), "ports are not shared: {taken:?}");
 

@@ -109,8 +109,7 @@ impl NetworkConfig {
         let mut usable = document.clone();
         usable.retain(|key, value| {
             let alone = json!({ "name": "n", key: value });
-            NEEDED.contains(&key.as_str())
-                || Raw::deserialize(alone).is_ok_and(|raw| raw.validate().is_ok())
+            NEEDED.contains(&key.as_str()) || Raw::deserialize(alone).is_ok_and(|raw| raw.validate().is_ok())
         });
         Self::read(&Value::Object(usable), Value::Object(document))
     }
@@ -260,7 +259,10 @@ mod tests {
             assert_eq!((config.agent_socket.to_str(), config.agent_timeout.as_secs()), (Some("/s"), 10));
             assert_eq!((config.mtu, config.ipam_plugin, config.log_file), (None, None, None), "{unusable}");
         }
-        assert_eq!(parse(r#""mtu":1500,"ipam":{"type":"x"}"#).expect("valid").ipam_plugin.as_deref(), Some("x"));
+        assert_eq!(
+            parse(r#""mtu":1500,"ipam":{"type":"x"}"#).expect("valid").ipam_plugin.as_deref(),
+            Some("x")
+        );
         assert_eq!(parse(r#""agentSocket":"s""#).expect_err("where?").code, ErrorCode::INVALID_CONFIG);
         assert_eq!(parse(r#""dataDir":7"#).expect_err("where?").code, ErrorCode::DECODE_FAILURE);
     }

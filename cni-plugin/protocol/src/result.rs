@@ -131,7 +131,11 @@ impl AddResult {
             Some(Value::String(version)) if SpecVersion::parse(version).is_some() => {}
             Some(Value::String(version)) => {
                 let details = format!("prevResult has version {version:?}");
-                return Err(CniError::new(ErrorCode::INCOMPATIBLE_VERSION, "incompatible cni version", details));
+                return Err(CniError::new(
+                    ErrorCode::INCOMPATIBLE_VERSION,
+                    "incompatible cni version",
+                    details,
+                ));
             }
             Some(other) => return Err(undecodable(format!("cniVersion is not a string: {other}"))),
         }
@@ -140,7 +144,8 @@ impl AddResult {
         match result.ips.iter().find(beyond) {
             None => Ok(result),
             Some(IpConfig { address, interface, .. }) => {
-                let details = format!("address {address} has interface {interface:?} of {}", result.interfaces.len());
+                let details =
+                    format!("address {address} has interface {interface:?} of {}", result.interfaces.len());
                 Err(CniError::new(ErrorCode::INVALID_CONFIG, "invalid prevResult", details))
             }
         }

@@ -73,11 +73,8 @@ pub(crate) fn lift(ifname: &str) -> Result<(), NetlinkError> {
 
 /// What the limit of the link lets pass, in bytes per second; `None` without one.
 pub(crate) fn limited(ifname: &str) -> Result<Option<u64>, NetlinkError> {
-    let failed = |source| NetlinkError {
-        operation: "look for the limit of",
-        object: ifname.to_owned(),
-        source,
-    };
+    let failed =
+        |source| NetlinkError { operation: "look for the limit of", object: ifname.to_owned(), source };
     let wanted = [text(1, &table(ifname)), text(2, CHAIN)].concat();
     let request = message(GET_RULE, DUMP, 1, NETDEV, 0, &wanted);
     let rules = dump(&request).map_err(failed)?;
@@ -200,7 +197,9 @@ fn dump(request: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         match kind {
             DONE => return Ok(contents),
             ERROR => match refusal(&content) {
-                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => return Ok(contents),
+                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
+                    return Ok(contents);
+                }
                 refused => return refused.map(|()| contents),
             },
             _ => contents.push(content.get(4..).unwrap_or_default().to_vec()),
