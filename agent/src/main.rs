@@ -30,6 +30,7 @@ fn run() -> Result<()> {
         return Cli::command().print_help().context("print help");
     };
     start_log();
+    quilla_datapath::allocator::give_memory_back();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(app::run(options)).context("run the agent")

@@ -98,6 +98,9 @@ pub enum Update {
     Deleted(Kind, ObjectName),
 }
 
+/// Slices in one answer of a list; others come 500 at a time.
+const SLICES_AT_ONCE: u32 = 100;
+
 /// Starts all watches; they end with `drain`.
 pub fn start(
     client: &Client,
@@ -107,11 +110,13 @@ pub fn start(
     drain: &CancellationToken,
 ) -> JoinSet<()> {
     let everything = kube::runtime::watcher::Config::default;
+    // Up to 100 endpoints each: a page is held twice, as text and as objects.
+    let slices = everything().page_size(SLICES_AT_ONCE);
     let own_pods = everything().fields(&format!("spec.nodeName={node}"));
     let mut tasks = JoinSet::new();
     let sink = driver::Sink::new(updates.clone(), Arc::clone(metrics), drain.clone());
     tasks.spawn(driver::run::<service::Watched>(Api::all(client.clone()), everything(), sink.clone()));
-    tasks.spawn(driver::run::<slice::Watched>(Api::all(client.clone()), everything(), sink.clone()));
+    tasks.spawn(driver::run::<slice::Watched>(Api::all(client.clone()), slices, sink.clone()));
     tasks.spawn(driver::run::<node::Watched>(Api::all(client.clone()), everything(), sink.clone()));
     tasks.spawn(driver::run::<pod::Watched>(Api::all(client.clone()), own_pods, sink.clone()));
     tasks.spawn(driver::run::<namespace::Watched>(Api::all(client.clone()), everything(), sink.clone()));

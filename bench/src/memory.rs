@@ -14,12 +14,16 @@ use quilla_tests::cluster::Cluster;
 use quilla_tests::eventually;
 use quilla_tests::node::Node;
 use quilla_tests::sandbox::FILES;
+use serde_json::{Value, json};
 
 use crate::statistics::Summary;
 use crate::table::Table;
 use process::{anonymous, map_memory, peak, resident};
 
 const NODE: &str = "node-a";
+
+/// Objects in one call of kubectl, which has only so long.
+const AT_ONCE: usize = 1000;
 
 /// How often one endpoint changes, to time a single change among all the others; even, so that all are there in the end.
 const CHANGES: usize = 20;
@@ -47,15 +51,50 @@ struct Sample {
 
 pub(crate) fn measure(options: &Options) -> Result<()> {
     let Options { services, endpoints } = *options;
-    let mut cluster = Cluster::builder("memory").nodes(1).start()?;
+    let intent = Intent {
+        lists: [intent::services(services), intent::slices(services, endpoints)],
+        // A row for the port, and one for the address.
+        services: 2 * services,
+        backends: services * endpoints,
+    };
+    println!("{services} Services × {endpoints} endpoints.\n");
+    agent("memory", &intent, |cluster| {
+        let changes = change(cluster, endpoints)?;
+        let ms = |seconds: f64| seconds * 1e3;
+        println!(
+            "One endpoint changed, from the new snapshot to the rows in the kernel: median {:.2} ms, {:.2}-{:.2} ms in {CHANGES} changes.\n",
+            ms(changes.median),
+            ms(changes.least),
+            ms(changes.most)
+        );
+        Ok(())
+    })
+}
+
+/// Objects for kubectl, and the rows of IPv4 that become of them.
+pub(crate) struct Intent {
+    pub(crate) lists: [Value; 2],
+    pub(crate) services: usize,
+    pub(crate) backends: usize,
+}
+
+/// What the objects cost a real agent: created under its eyes, after a restart, and from nothing. `meanwhile` runs when
+/// they are all in the kernel.
+pub(crate) fn agent(
+    name: &str,
+    intent: &Intent,
+    meanwhile: impl FnOnce(&Cluster) -> Result<()>,
+) -> Result<()> {
+    let mut cluster = Cluster::builder(name).nodes(1).start()?;
     let mut samples = vec![sample(&mut cluster, "no Services", None)?];
     let idle = rows(cluster.node(NODE))?;
-    let wanted = (idle.0 + services, idle.1 + services * endpoints);
+    let wanted = (idle.0 + intent.services, idle.1 + intent.backends);
 
-    let created = create(&cluster, options)?;
+    let created = create(&cluster, &intent.lists)?;
     let took = until(wanted, &cluster)?;
     samples.push(sample(&mut cluster, "all created, after the last one", Some(took))?);
-    let changes = change(&cluster, endpoints)?;
+    meanwhile(&cluster)?;
+    samples.push(sample(&mut cluster, "some changes later", None)?);
 
     cluster.node_mut(NODE).agent()?.kill()?;
     let took = start(&mut cluster, wanted)?;
@@ -66,18 +105,8 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     let took = start(&mut cluster, wanted)?;
     samples.push(sample(&mut cluster, "started on empty maps", Some(took))?);
 
-    println!(
-        "{services} Services × {endpoints} endpoints, created by kubectl in {:.1} s.\n",
-        created.as_secs_f64()
-    );
+    println!("Created by kubectl in {:.1} s.\n", created.as_secs_f64());
     println!("{}", report(&samples));
-    let ms = |seconds: f64| seconds * 1e3;
-    println!(
-        "One endpoint changed, from the new snapshot to the rows in the kernel: median {:.2} ms, {:.2}-{:.2} ms in {CHANGES} changes.",
-        ms(changes.median),
-        ms(changes.least),
-        ms(changes.most)
-    );
     println!("Controller: {} resident.", mebibytes(resident(cluster.controller()?.id())?));
     cluster.stop()
 }
@@ -94,12 +123,15 @@ fn sample(cluster: &mut Cluster, moment: &'static str, took: Option<Duration>) -
     })
 }
 
-fn create(cluster: &Cluster, options: &Options) -> Result<Duration> {
+fn create(cluster: &Cluster, lists: &[Value]) -> Result<Duration> {
     let file = format!("{FILES}/intent.json");
     let start = Instant::now();
-    for list in [intent::services(options.services), intent::slices(options.services, options.endpoints)] {
-        fs::write(&file, list.to_string()).with_context(|| format!("write {file}"))?;
-        cluster.kubectl(&["create", "--validate=false", "-f", &file])?;
+    for all in lists.iter().filter_map(|list| list["items"].as_array()) {
+        for items in all.chunks(AT_ONCE) {
+            let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+            fs::write(&file, list.to_string()).with_context(|| format!("write {file}"))?;
+            cluster.kubectl(&["create", "--validate=false", "-f", &file])?;
+        }
     }
     Ok(start.elapsed())
 }

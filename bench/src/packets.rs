@@ -6,6 +6,7 @@
 //! packet, and by the counters of forwarded packets, which must have moved by every single one.
 
 mod empty;
+pub(crate) mod growth;
 mod path;
 mod rig;
 mod world;

@@ -1,9 +1,12 @@
-//! `scale`: a large cluster through the agent's reconciler into real maps: how long, how much memory, how many calls.
+//! `scale`: a large cluster through the agent's reconciler into real maps: how long, how many calls, how much kernel memory;
+//! then what a packet costs as Services grow; then the memory of a real agent of the same cluster.
 //!
 //! The reconciler runs in this process, in a namespace with an uplink to nowhere, and is given snapshots as the watches would
 //! publish them. Nothing is received or sent. A measurement fails when the rows it waits for did not get there.
 
 mod cluster;
+mod objects;
+mod quiet;
 mod report;
 
 use std::path::Path;
@@ -23,8 +26,11 @@ use quilla_tests::netns::Netns;
 use quilla_tests::sandbox::{self, Sandbox};
 use tokio::sync::{mpsc, watch};
 
-use crate::memory::process::{anonymous, map_memory, resident};
+use crate::memory;
+use crate::memory::process::maps;
+use crate::packets::growth;
 use cluster::{Cluster, Shape};
+use quiet::Processors;
 use report::{Load, Series};
 
 const UPLINK: &str = "uplink0";
@@ -44,12 +50,48 @@ pub(crate) struct Options {
     /// Endpoints of the one largest Service.
     #[arg(long, default_value_t = 5_000)]
     largest: u32,
+    /// Measure only this part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// How often one endpoint changes.
     #[arg(long, default_value_t = 400)]
     changes: u32,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Times, rows and calls of the reconciler, and the memory of its maps.
+    Reconciler,
+    /// What the first packet of a connection costs.
+    Packets,
+    /// The memory of a real agent.
+    Agent,
+}
+
+/// Each part, and whether others left it the machine.
 pub(crate) fn measure(options: &Options) -> Result<()> {
+    for part in [Part::Reconciler, Part::Packets, Part::Agent] {
+        if options.only.is_some_and(|only| only != part) {
+            continue;
+        }
+        let processors = Processors::now()?;
+        match part {
+            Part::Reconciler => reconciler(options)?,
+            Part::Packets => println!("{}", growth::measure()?),
+            Part::Agent => agent(options)?,
+        }
+        println!("{}\n", processors.others()?);
+    }
+    Ok(())
+}
+
+fn agent(options: &Options) -> Result<()> {
+    let Options { services, endpoints, largest, .. } = *options;
+    let intent = objects::intent(Cluster::new(Shape { services, endpoints, largest }).snapshot());
+    memory::agent("scale", &intent, |_| Ok(()))
+}
+
+fn reconciler(options: &Options) -> Result<()> {
     let netns = Netns::create("scale")?;
     netns.ip("link add uplink0 type veth peer name beyond0\naddr add 192.0.2.1/24 dev uplink0")?;
     netns.ip("link set uplink0 up\nlink set beyond0 up")?;
@@ -57,18 +99,18 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
 }
 
 fn inside(options: &Options) -> Result<()> {
-    let Options { services, endpoints, largest, changes } = *options;
+    let Options { services, endpoints, largest, changes, only: _ } = *options;
     let mut cluster = Cluster::new(Shape { services, endpoints, largest });
     let mut agent = Agent::start("scale")?;
     agent.publish(&Snapshot::default())?;
-    let idle = Memory::now()?;
+    let idle = maps(std::process::id())?;
 
     let snapshot = cluster.snapshot().clone();
-    let intent = Memory::now()?;
     let took = agent.publish(&snapshot)?;
     drop(snapshot);
     let tables = agent.tables();
     let load = Load::new(took, bare(&tables)?, &diff(&Tables::default(), &tables));
+    let full = maps(std::process::id())?;
     println!("{load}");
 
     let mut any = Series::new("an endpoint of any Service");
@@ -80,15 +122,8 @@ fn inside(options: &Options) -> Result<()> {
         one(&mut agent, &mut large, &cluster.flip(number * 37 % largest.max(1)))?;
     }
     println!("{}", report::changes(&[any, large]));
-    println!(
-        "{}",
-        report::memory(&[
-            ("no Services", idle),
-            ("intent only", intent),
-            ("after the changes", Memory::now()?)
-        ])
-    );
     println!("{}", report::maps(&agent.tables()));
+    println!("{}", report::kernel(&idle, &full, &agent.tables()));
     ensure!(agent.tables() == Arc::new(table::dump(agent.datapath.maps())?), "the maps hold something else");
     Ok(())
 }
@@ -116,21 +151,6 @@ fn open(name: &str) -> Result<Datapath> {
     let options =
         quilla_datapath::Options { bpffs, flow_capacity: FLOWS, ..quilla_datapath::Options::default() };
     Datapath::open(&options).context("load the programs")
-}
-
-/// Memory of this process, which is the agent's and what drives it.
-#[derive(Clone, Copy)]
-struct Memory {
-    resident: u64,
-    anonymous: u64,
-    maps: u64,
-}
-
-impl Memory {
-    fn now() -> Result<Self> {
-        let process = std::process::id();
-        Ok(Self { resident: resident(process)?, anonymous: anonymous(process)?, maps: map_memory(process)? })
-    }
 }
 
 /// A reconciler on a thread of its own, and what it is told and shows.

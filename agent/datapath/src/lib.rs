@@ -4,6 +4,7 @@
 //! Every function blocks, so the agent calls it from a thread of its own. What is made here stays when the agent goes:
 //! pinned maps and links, devices, routes. Nothing is emptied or detached by starting or ending.
 
+pub mod allocator;
 pub mod bpffs;
 pub mod cgroup;
 mod datapath;

@@ -27,19 +27,49 @@ fn status(process: u32, field: &str) -> Result<u64> {
     Ok(1024 * value.with_context(|| format!("{field} in {path}"))?)
 }
 
+/// What the kernel says about a map; see `bpf_map_show_fdinfo` for the fields.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Map {
+    /// `enum bpf_map_type`
+    pub(crate) kind: u64,
+    pub(crate) flags: u64,
+    pub(crate) key: u64,
+    pub(crate) value: u64,
+    pub(crate) capacity: u64,
+    /// Kernel memory.
+    pub(crate) bytes: u64,
+}
+
 /// Kernel memory of all maps that the process has open, in bytes.
 pub(crate) fn map_memory(process: u32) -> Result<u64> {
+    Ok(maps(process)?.iter().map(|map| map.bytes).sum())
+}
+
+/// All maps that the process has open.
+pub(crate) fn maps(process: u32) -> Result<Vec<Map>> {
     let folder = format!("/proc/{process}/fdinfo");
     let mut maps = BTreeMap::new();
     for file in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
         // A descriptor that was closed meanwhile is no map.
         let text = fs::read_to_string(file.context("list descriptors")?.path()).unwrap_or_default();
-        if let (Some(id), Some(bytes)) = (field_of(&text, "map_id"), field_of(&text, "memlock")) {
-            let bytes: u64 = bytes.parse().with_context(|| format!("memory of map {id}"))?;
-            maps.insert(id.to_owned(), bytes);
-        }
+        let Some(id) = field_of(&text, "map_id") else { continue };
+        let number = |field| {
+            let value = field_of(&text, field).with_context(|| format!("no {field} of map {id}"))?;
+            let digits = value.trim_start_matches("0x");
+            let radix = if digits.len() < value.len() { 16 } else { 10 };
+            u64::from_str_radix(digits, radix).with_context(|| format!("{field} of map {id}"))
+        };
+        let map = Map {
+            kind: number("map_type")?,
+            flags: number("map_flags")?,
+            key: number("key_size")?,
+            value: number("value_size")?,
+            capacity: number("max_entries")?,
+            bytes: number("memlock")?,
+        };
+        maps.insert(id.to_owned(), map);
     }
-    Ok(maps.values().sum())
+    Ok(maps.into_values().collect())
 }
 
 fn field_of<'a>(text: &'a str, field: &str) -> Option<&'a str> {

@@ -78,7 +78,11 @@ pub(super) fn establish(rig: &mut Rig, at: &Addresses) -> Result<Vec<Path>> {
     Ok(paths)
 }
 
-fn from_pod(pod: usize, source: (IpAddr, u16), destination: impl quilla_tests::packet::Endpoint) -> Step {
+pub(super) fn from_pod(
+    pod: usize,
+    source: (IpAddr, u16),
+    destination: impl quilla_tests::packet::Endpoint,
+) -> Step {
     const GATEWAY: [u8; 6] = [2, 0, 0, 0, 2, 1];
     let (device, mac) = PODS[pod];
     Step::new(FROM_POD, device, Packet::tcp(source, destination).macs(mac, GATEWAY))

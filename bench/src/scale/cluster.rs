@@ -12,6 +12,8 @@ use quilla_model::{
 const SLICE: u32 = 100;
 /// Which Services have both families: one in so many, never the largest.
 const DUAL_STACK: u32 = 10;
+/// Nodes that the endpoints are on.
+const NODES: u32 = 500;
 
 /// How large it is.
 #[derive(Clone, Copy)]
@@ -23,13 +25,15 @@ pub(super) struct Shape {
 
 pub(super) struct Cluster {
     snapshot: Snapshot,
+    nodes: Vec<Arc<str>>,
     /// Service, slice and place in it of each endpoint.
-    places: Vec<(ObjectName, String, usize)>,
+    places: Vec<(ObjectName, Arc<str>, usize)>,
 }
 
 impl Cluster {
     pub(super) fn new(shape: Shape) -> Self {
-        let mut cluster = Self { snapshot: Snapshot::default(), places: Vec::new() };
+        let nodes = (0..NODES).map(|number| format!("node-{number}").into()).collect();
+        let mut cluster = Self { snapshot: Snapshot::default(), nodes, places: Vec::new() };
         let rest = shape.endpoints - shape.largest;
         let others = (shape.services - 1).max(1);
         for number in 0..shape.services {
@@ -49,7 +53,8 @@ impl Cluster {
     /// Takes the readiness of an endpoint, or gives it back; the new snapshot.
     pub(super) fn flip(&mut self, endpoint: u32) -> Snapshot {
         let (service, slice, place) = &self.places[endpoint as usize];
-        if let Some(slice) = self.snapshot.slices.get_mut(service).and_then(|slices| slices.get_mut(slice)) {
+        if let Some(slice) = self.snapshot.slices.get_mut(service).and_then(|slices| slices.get_mut(&**slice))
+        {
             let endpoint = &mut Arc::make_mut(slice).endpoints[*place];
             (endpoint.ready, endpoint.serving) = (!endpoint.ready, !endpoint.serving);
         }
@@ -57,7 +62,7 @@ impl Cluster {
     }
 
     fn add(&mut self, number: u32, endpoints: u32) {
-        let name = ObjectName::new("scale", format!("service-{number}"));
+        let name = ObjectName::new("default", format!("service-{number}"));
         let port = |name: &str, port| ServicePort {
             name: name.into(),
             port,
@@ -81,7 +86,7 @@ impl Cluster {
                 self.snapshot
                     .slices
                     .or_default(name.clone())
-                    .insert(slice.name.name.clone(), Arc::new(slice));
+                    .insert(Arc::clone(&slice.name.name), Arc::new(slice));
                 left -= left.min(SLICE);
                 part += 1;
             }
@@ -89,24 +94,25 @@ impl Cluster {
     }
 
     fn slice(&mut self, service: &ObjectName, family: Family, part: u32, endpoints: u32) -> EndpointSlice {
-        let name = format!("{}-{family:?}-{part}", service.name);
+        let version = if family == Family::V4 { 4 } else { 6 };
+        let name: Arc<str> = format!("{}-v{version}-{part}", service.name).into();
         let target = |name: &str, port| EndpointPort { name: name.into(), port, protocol: Protocol::Tcp };
         let endpoints = (0..endpoints as usize).map(|place| {
             let number = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
-            self.places.push((service.clone(), name.clone(), place));
+            self.places.push((service.clone(), Arc::clone(&name), place));
             Endpoint {
                 address: pod_ip(family, number),
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: Some("elsewhere".into()),
-                pod: None,
+                node: Some(Arc::clone(&self.nodes[(number % NODES) as usize])),
+                pod: Some(format!("{}-7d4b9c6f5d-{:05x}", service.name, number).into()),
                 hints: None,
             }
         });
         let endpoints = endpoints.collect();
         EndpointSlice {
-            name: ObjectName::new("scale", name),
+            name: ObjectName { namespace: Arc::clone(&service.namespace), name },
             service: service.clone(),
             family,
             ports: vec![target("http", 8080), target("admin", 9090)],

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use quilla_plan::{Step, Tables};
 
-use super::Memory;
 use crate::memory::mebibytes;
+use crate::memory::process::Map;
 use crate::table::Table;
 
 /// Rows that one batch call takes at most.
@@ -110,35 +110,77 @@ pub(super) fn changes(series: &[Series]) -> Table {
     table
 }
 
-pub(super) fn memory(samples: &[(&str, Memory)]) -> Table {
-    let mut table = Table::new(&["moment", "resident", "anonymous", "maps"]);
-    for (moment, memory) in samples {
-        let sizes = [memory.resident, memory.anonymous, memory.maps].map(mebibytes);
-        table.row([&[(*moment).to_owned()][..], &sizes].concat());
-    }
-    table
+/// Rows of the hashes that grow with the cluster, and the bytes of key and value of each.
+fn rows_that_grow(tables: &Tables) -> [(&'static str, usize, usize); 4] {
+    [
+        ("services_v4", tables.v4.services.len(), 8 + 24),
+        ("services_v6", tables.v6.services.len(), 20 + 24),
+        ("backend_ids_v4", tables.v4.backend_ids.len(), 8 + 4),
+        ("backend_ids_v6", tables.v6.backend_ids.len(), 20 + 4),
+    ]
 }
 
 /// What rows of the maps that grow with the cluster come to, at key, value and 64 bytes for each.
 pub(super) fn maps(tables: &Tables) -> Table {
     let slots: usize = tables.slots.values().map(|slots| slots.len()).sum();
-    let hashes = [
-        ("services_v4", tables.v4.services.len(), 8 + 24),
-        ("services_v6", tables.v6.services.len(), 20 + 24),
-        ("backend_ids_v4", tables.v4.backend_ids.len(), 8 + 4),
-        ("backend_ids_v6", tables.v6.backend_ids.len(), 20 + 4),
-    ];
     let mut table = Table::new(&["map", "rows", "bytes a row", "sum"]);
     let mut add = |name: &str, rows: usize, bytes: usize| {
         let sum = mebibytes((rows * bytes) as u64);
         table.row(vec![name.to_owned(), rows.to_string(), bytes.to_string(), sum]);
     };
-    for (name, rows, bytes) in hashes {
+    for (name, rows, bytes) in rows_that_grow(tables) {
         add(name, rows, bytes + OVERHEAD);
     }
     add("backends_v4 (array)", tables.v4.backends.len(), 8);
     add("backends_v6 (array)", tables.v6.backends.len(), 20);
     add("slots (array)", slots, 4);
+    table
+}
+
+/// `BPF_F_NO_PREALLOC`
+const GROWS: u64 = 1;
+
+/// What a map is, as far as its memory goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Allocated,
+    Growing,
+    Other,
+}
+
+fn kind(map: &Map) -> Kind {
+    const HASH: u64 = 1;
+    const LRU_HASH: u64 = 9;
+    match map.kind {
+        HASH | LRU_HASH if map.flags & GROWS == 0 => Kind::Allocated,
+        HASH => Kind::Growing,
+        _ => Kind::Other,
+    }
+}
+
+/// Kernel memory by kind of map, beside what their entries come to: of those that are allocated at once all there may be,
+/// of those that grow the rows that came since they were `idle`.
+pub(super) fn kernel(idle: &[Map], full: &[Map], tables: &Tables) -> Table {
+    let bytes = |maps: &[Map], of: Kind| -> u64 {
+        maps.iter().filter(|map| kind(map) == of).map(|map| map.bytes).sum()
+    };
+    let allocated = full.iter().filter(|map| kind(map) == Kind::Allocated);
+    let allocated = allocated.map(|map| map.capacity * (map.key + map.value + OVERHEAD as u64)).sum();
+    let came = rows_that_grow(tables).iter().map(|(_, rows, bytes)| rows * (bytes + OVERHEAD)).sum::<usize>();
+    let mut table = Table::new(&["maps", "idle", "full", "grown", "entries come to", "ratio"]);
+    let mut add = |name: &str, of, entries: Option<u64>| {
+        let (idle, full) = (bytes(idle, of), bytes(full, of));
+        let grown = full.saturating_sub(idle);
+        let measured = if of == Kind::Growing { grown } else { full };
+        #[expect(clippy::cast_precision_loss, reason = "a ratio of megabytes")]
+        let ratio =
+            entries.map_or_else(String::new, |entries| format!("{:.2}", measured as f64 / entries as f64));
+        let entries = entries.map_or_else(String::new, mebibytes);
+        table.row(vec![name.to_owned(), mebibytes(idle), mebibytes(full), mebibytes(grown), entries, ratio]);
+    };
+    add("hashes allocated at once", Kind::Allocated, Some(allocated));
+    add("hashes that grow", Kind::Growing, Some(came as u64));
+    add("arrays and tries", Kind::Other, None);
     table
 }
 
