@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use quilla_cni_protocol::is_host_ifname;
 use quilla_datapath::netlink::DeviceChanges;
 use quilla_datapath::{Datapath, DatapathError};
 use tokio::net::TcpListener;
@@ -113,7 +114,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
         client: client.clone(),
         notices: notices.clone(),
     };
-    let cni = CniServer::start(cni, Endpoints::new(reconciler.clone(), static_addresses)).await?;
+    let endpoints = Endpoints::new(Arc::clone(&datapath), reconciler.clone(), static_addresses);
+    let cni = CniServer::start(cni, endpoints).await?;
     let self_test = SelfTest::bind().await.map_err(io("listen for", "the self-test"))?;
     let own_services = self_test.services().map_err(io("read the address of", "the self-test"))?;
     let parts = Parts {
@@ -331,6 +333,7 @@ async fn open(options: &Options) -> Result<Arc<Datapath>, AppError> {
     let kernel = quilla_datapath::Options {
         bpffs: options.bpffs.clone(),
         flow_capacity: options.flow_capacity,
+        clsact: !options.tcx,
         ..quilla_datapath::Options::default()
     };
     let opened = tokio::task::spawn_blocking(move || Datapath::open(&kernel)).await;
@@ -400,7 +403,8 @@ async fn watch_devices(reconciler: Handle, drain: CancellationToken) {
     let watched = tokio::task::spawn_blocking(move || -> Result<(), DatapathError> {
         let mut changes = DeviceChanges::open()?;
         while !until.is_cancelled() {
-            if changes.wait(DEVICE_WAIT) && !reconciler.tell(Command::DevicesChanged) {
+            // Pods come and go without changing the node.
+            if changes.wait(DEVICE_WAIT, is_host_ifname) && !reconciler.tell(Command::DevicesChanged) {
                 break;
             }
         }

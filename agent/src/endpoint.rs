@@ -1,10 +1,17 @@
-//! What the CNI server asks of the data path, carried out by the reconciler.
+//! What the CNI server asks of the data path: programs are attached here, rows are the reconciler's.
+//!
+//! A change of programs waits for grace periods of the kernel, so the reconciler's rounds do not wait for it. Invariant:
+//! programs come before rows and go after them; until the rows are there, they drop what the device sends as a stranger's.
 
 use std::error::Error;
 use std::net::IpAddr;
+use std::panic::resume_unwind;
+use std::sync::Arc;
 
-use quilla_cni_protocol::{PodRef, is_host_ifname};
+use quilla_cni_protocol::{PodRef, failpoint, is_host_ifname};
+use quilla_datapath::Datapath;
 use quilla_datapath::netlink::Netlink;
+use tokio::sync::Semaphore;
 
 use crate::cni::{AttachError, AttachedEndpoint, Attacher};
 use crate::reconcile::{Command, Handle, ReconcileError};
@@ -13,27 +20,71 @@ use crate::static_address::StaticAddresses;
 /// Implements the CNI server's side of attaching.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
+    datapath: Arc<Datapath>,
     reconciler: Handle,
     static_addresses: StaticAddresses,
+    /// One device at a time: the kernel keeps its network lock for the grace periods of each, and a queue of them would
+    /// keep every plugin from it.
+    turn: Arc<Semaphore>,
 }
 
 impl Endpoints {
-    /// Asks this reconciler, and these for what Pods ask for themselves.
-    pub fn new(reconciler: Handle, static_addresses: StaticAddresses) -> Self {
-        Self { reconciler, static_addresses }
+    /// Attaches these programs, asks this reconciler, and these for what Pods ask for themselves.
+    pub fn new(datapath: Arc<Datapath>, reconciler: Handle, static_addresses: StaticAddresses) -> Self {
+        Self { datapath, reconciler, static_addresses, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    async fn make_effective(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+        if !self.static_addresses.view.borrow().programmed {
+            return Err(ReconcileError::NoSnapshot);
+        }
+        let (device, ifindex) = (endpoint.host_ifname.clone(), endpoint.host_ifindex);
+        // In the order in which they came, so that none waits for all.
+        let turn = Arc::clone(&self.turn).acquire_owned().await;
+        self.change_programs(move |datapath| {
+            let _turn = turn;
+            // A row with a number that another device has would make the endpoint nobody's.
+            if datapath.attach_pod(&device)? != ifindex {
+                return Err(ReconcileError::Missing {
+                    what: format!("device {device} with number {ifindex}"),
+                });
+            }
+            Ok(())
+        })
+        .await?;
+        failpoint!(ProgramsAttached, |error| ReconcileError::Missing { what: error.to_string() });
+        let wanted = Box::new(endpoint.clone());
+        self.reconciler.ask(|answer| Command::Attach(wanted, answer)).await
+    }
+
+    async fn forget(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+        let gone = Box::new(endpoint.clone());
+        self.reconciler.ask(|answer| Command::Detach(gone, answer)).await?;
+        failpoint!(RowsRemoved, |error| ReconcileError::Missing { what: error.to_string() });
+        // The links of a device that is gone let go of it without waiting.
+        let device = endpoint.host_ifname.clone();
+        self.change_programs(move |datapath| Ok(datapath.detach_pod(&device)?)).await
+    }
+
+    /// Changes programs on a thread that may block.
+    async fn change_programs(
+        &self,
+        change: impl FnOnce(&Datapath) -> Result<(), ReconcileError> + Send + 'static,
+    ) -> Result<(), ReconcileError> {
+        let datapath = Arc::clone(&self.datapath);
+        let changed = tokio::task::spawn_blocking(move || change(&datapath)).await;
+        changed.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))
     }
 }
 
 impl Attacher for Endpoints {
     async fn attach(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {
-        let wanted = Box::new(endpoint.clone());
-        let done = self.reconciler.ask(|answer| Command::Attach(wanted, answer)).await;
+        let done = self.make_effective(endpoint).await;
         done.map_err(|error| refusal("attach", endpoint, error))
     }
 
     async fn detach(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {
-        let gone = Box::new(endpoint.clone());
-        let done = self.reconciler.ask(|answer| Command::Detach(gone, answer)).await;
+        let done = self.forget(endpoint).await;
         done.map_err(|error| refusal("detach", endpoint, error))
     }
 

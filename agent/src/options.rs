@@ -81,6 +81,11 @@ pub struct Options {
     #[arg(long, env = "QUILLA_FLOW_CAPACITY", default_value_t = quilla_abi::map::capacity::FLOWS,
         value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
     pub flow_capacity: u32,
+    /// Whether programs are attached by tcx links, where the kernel has them (6.6). No other tool removes those by
+    /// mistake, but each Pod that comes or goes then waits for two grace periods of the kernel, one Pod after the other.
+    /// Otherwise by clsact filters.
+    #[arg(long, env = "QUILLA_TCX", default_value_t = true, action = ArgAction::Set)]
+    pub tcx: bool,
     /// VXLAN network identifier.
     #[arg(long, env = "QUILLA_VNI", default_value_t = quilla_plan::facts::DEFAULT_VNI,
         value_parser = clap::value_parser!(u32).range(1..=0x00ff_ffff))]

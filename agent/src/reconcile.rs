@@ -7,16 +7,18 @@
 mod agenda;
 mod command;
 mod effective;
+mod pods;
 mod recovered;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use quilla_cni_protocol::{Attachment, PortMapping, Transport, failpoint};
+use quilla_cni_protocol::{Attachment, PortMapping, Transport};
 use quilla_datapath::{Datapath, DatapathError};
 use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
@@ -33,8 +35,12 @@ use crate::sockets::{self, Ended};
 use crate::table;
 
 use agenda::{Agenda, Task};
-pub use command::{Command, Handle, ReconcileError, channel};
+pub use command::{Answer, Command, Handle, ReconcileError, channel};
+use pods::Wish;
 pub use view::View;
+
+/// Commands of one round at most, so that what is due unasked has its turn.
+const AT_ONCE: usize = 1024;
 
 /// What the reconciler is made from.
 #[derive(Debug)]
@@ -132,7 +138,7 @@ impl Reconciler {
         loop {
             let wait = self.agenda.next().saturating_duration_since(Instant::now());
             match commands.recv_timeout(wait) {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.obey(command, commands),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -146,23 +152,41 @@ impl Reconciler {
         }
     }
 
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::SnapshotChanged => self.round(),
-            Command::Fallback(published) => {
-                self.fallback = Some(*published);
-                self.round();
+    /// All that is queued is one round; what comes while it runs is the next one's.
+    fn obey(&mut self, first: Command, queue: &Receiver<Command>) {
+        let (mut round, mut wishes, mut questions) = (false, Vec::new(), Vec::new());
+        for command in iter::once(first).chain(queue.try_iter()).take(AT_ONCE) {
+            match command {
+                Command::SnapshotChanged => round = true,
+                Command::Fallback(published) => {
+                    self.fallback = Some(*published);
+                    round = true;
+                }
+                Command::DevicesChanged => self.agenda.devices_changed(Instant::now()),
+                Command::Attach(endpoint, answer) => wishes.push(Wish::Attach(endpoint, answer)),
+                Command::Detach(endpoint, answer) => wishes.push(Wish::Detach(endpoint, answer)),
+                Command::Check(endpoint, answer) => questions.push((endpoint, answer)),
             }
-            Command::DevicesChanged => self.agenda.devices_changed(Instant::now()),
-            Command::Attach(endpoint, answer) => answer.give(self.attach(&endpoint)),
-            Command::Detach(endpoint, answer) => answer.give(self.detach(&endpoint)),
-            Command::Check(endpoint, answer) => answer.give(self.check(&endpoint)),
+        }
+        if !wishes.is_empty() {
+            self.fulfil(wishes);
+        } else if round {
+            self.round();
+        }
+        for (endpoint, answer) in questions {
+            answer.give(self.check(&endpoint));
         }
     }
 
-    /// One round, with its outcome counted, logged and, if it failed, tried again later.
+    /// One round that nobody waits for.
     fn round(&mut self) {
-        match self.reconcile() {
+        drop(self.try_round());
+    }
+
+    /// One round, with its outcome counted, logged and, if it failed, tried again later.
+    fn try_round(&mut self) -> Result<(), ReconcileError> {
+        let result = self.reconcile();
+        match &result {
             Ok(()) => {}
             Err(ReconcileError::NoSnapshot) => self.agenda.settled(),
             Err(error) => {
@@ -170,6 +194,7 @@ impl Reconciler {
                 self.agenda.retry(Instant::now());
             }
         }
+        result
     }
 
     fn reconcile(&mut self) -> Result<(), ReconcileError> {
@@ -335,7 +360,7 @@ impl Reconciler {
             match self.datapath.attach_pod(&endpoint.host_ifname) {
                 // It went just now; its DEL is on the way.
                 Err(DatapathError::NoDevice { .. }) => {}
-                attached => attached?,
+                attached => drop(attached?),
             }
         }
         let former = self.datapath.detach_others(&uplinks, self.node.overlay())?;
@@ -347,79 +372,6 @@ impl Reconciler {
         self.datapath.forget_replaced()?;
         tracing::debug!(endpoints = self.endpoints.len(), pruned = pruned.len(), "programs attached");
         self.attached = Some(devices);
-        Ok(())
-    }
-
-    /// Programs first: until the rows are there, they drop what the device sends as a stranger's.
-    fn attach(&mut self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
-        if !self.view.borrow().programmed {
-            return Err(ReconcileError::NoSnapshot);
-        }
-        let key = endpoint.attachment();
-        let device = endpoint.host_ifname.clone();
-        self.absent.remove(&key);
-        self.endpoints.insert(key.clone(), endpoint.clone());
-        let effective = self.make_effective(endpoint);
-        if effective.is_err() {
-            self.endpoints.remove(&key);
-            self.absent.remove(&key);
-            self.round();
-            if let Err(error) = self.datapath.detach_pod(&device) {
-                tracing::warn!(device, error = %error, "undo attaching");
-            }
-        }
-        effective
-    }
-
-    fn make_effective(&mut self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
-        self.datapath.attach_pod(&endpoint.host_ifname)?;
-        failpoint!(ProgramsAttached, |error| ReconcileError::Missing { what: error.to_string() });
-        self.require_device(endpoint)?;
-        self.reconcile()?;
-        failpoint!(RowsWritten, |error| ReconcileError::Missing { what: error.to_string() });
-        effective::require(&self.actual, endpoint)
-    }
-
-    /// A row with a number that another device has, or none, would make the endpoint nobody's.
-    fn require_device(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
-        let AttachedEndpoint { host_ifname, host_ifindex, .. } = endpoint;
-        if self.node.has_device(host_ifname, *host_ifindex)? {
-            return Ok(());
-        }
-        Err(ReconcileError::Missing { what: format!("device {host_ifname} with number {host_ifindex}") })
-    }
-
-    /// Rows first: from then on the device's packets are dropped as a stranger's.
-    fn detach(&mut self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
-        self.absent.remove(&endpoint.attachment());
-        self.endpoints.remove(&endpoint.attachment());
-        match self.reconcile() {
-            // Nothing was written yet in this run; the first round leaves the endpoint out.
-            Ok(()) | Err(ReconcileError::NoSnapshot) => {}
-            Err(error) => return Err(error),
-        }
-        failpoint!(RowsRemoved, |error| ReconcileError::Missing { what: error.to_string() });
-        Ok(self.datapath.detach_pod(&endpoint.host_ifname)?)
-    }
-
-    fn check(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
-        let missing =
-            |what: &str| ReconcileError::Missing { what: format!("{what} of {}", endpoint.host_ifname) };
-        let known = self.endpoints.get(&endpoint.attachment());
-        if known.is_none_or(|known| known != endpoint) {
-            return Err(missing("endpoint"));
-        }
-        let row = self.datapath.maps().interfaces.get(&endpoint.host_ifindex)?;
-        if row.as_ref() != self.actual.interfaces.get(&endpoint.host_ifindex) {
-            return Err(missing("interface row"));
-        }
-        effective::require(&self.actual, endpoint)?;
-        let suffix = format!("-{}", endpoint.host_ifname);
-        let links = self.datapath.links()?;
-        let attached = links.iter().filter(|link| link.name.ends_with(&suffix) && !link.defunct).count();
-        if self.datapath.status().tcx && attached < 2 {
-            return Err(missing("programs"));
-        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use quilla_cni_protocol::{CniError, ErrorCode, Reservation, failpoint};
 
-use crate::netlink::{Link, Netlink, VethPair};
+use crate::netlink::{Batch, Link, Netlink, VethPair};
 use crate::netns::Netns;
 use crate::sysctl::{self, Family, Setting};
 
@@ -15,13 +15,12 @@ const SETTINGS: &[Setting] = &[
     (Family::Ipv4, "rp_filter", "0"),
     (Family::Ipv4, "proxy_arp", "0"),
     (Family::Ipv4, "forwarding", "1"),
-    (Family::Ipv6, "addr_gen_mode", "1"),
     (Family::Ipv6, "accept_ra", "0"),
     (Family::Ipv6, "proxy_ndp", "0"),
     (Family::Ipv6, "forwarding", "1"),
 ];
 
-/// For a host where new interfaces are born with IPv6 off; after the settings above, so that no address appears.
+/// For a host where new interfaces are born with IPv6 off. The interface is down still, so that no address appears.
 const IPV6_SETTINGS: &[Setting] = &[(Family::Ipv6, "disable_ipv6", "0")];
 
 /// Creates the pair, the Pod's side directly in its namespace.
@@ -33,7 +32,9 @@ pub(crate) fn create(
     reservation: &Reservation,
 ) -> Result<(), CniError> {
     // What an ADD that was killed half-way left: its reservation is gone, so nobody uses it.
-    netlink.delete_link(&reservation.host_ifname)?;
+    if netlink.index(&reservation.host_ifname).is_ok() {
+        netlink.delete_link(&reservation.host_ifname)?;
+    }
     failpoint!(LeftoverDeleted);
     let pair = VethPair {
         host_name: &reservation.host_ifname,
@@ -62,16 +63,19 @@ pub(crate) fn configure(netlink: &mut Netlink, reservation: &Reservation) -> Res
         sysctl::apply(&reservation.host_ifname, IPV6_SETTINGS)?;
     }
     failpoint!(HostSettings);
-    let link = netlink.link(&reservation.host_ifname)?;
-    netlink.set_up(link.index)?;
-    failpoint!(HostUp);
-    for lease in &reservation.leases {
-        netlink.add_host_route(link.index, lease.address)?;
-        failpoint!(HostRoute);
-        netlink.pin_neighbour(link.index, lease.address, reservation.pod_mac)?;
+    let index = netlink.index(&reservation.host_ifname)?;
+    let mut batch = Batch::default();
+    if Family::Ipv6.is_in_the_kernel() {
+        batch.without_link_local(index);
     }
+    batch.set_up(index);
+    for lease in &reservation.leases {
+        batch.add_host_route(index, lease.address);
+        batch.pin_neighbour(index, lease.address, reservation.pod_mac);
+    }
+    netlink.apply(batch)?;
     failpoint!(HostRoutes);
-    Ok(link.index)
+    Ok(index)
 }
 
 /// What of the reservation is missing on the host, in words.

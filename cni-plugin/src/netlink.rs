@@ -1,7 +1,9 @@
 //! A blocking rtnetlink socket, and the few requests the plugin makes. A socket stays in the namespace it was opened
-//! in; every request is acknowledged by the kernel before the call returns.
+//! in; every request is acknowledged by the kernel before the call returns. Changes that belong together are sent
+//! together: the kernel's network lock is waited for once, however many Pods come at the same time.
 
 mod address;
+mod batch;
 mod link;
 pub(crate) mod policer;
 mod route;
@@ -24,6 +26,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
 };
 
+pub(crate) use self::batch::Batch;
 pub(crate) use self::link::{Link, VethPair};
 
 /// The kernel answers at once; only a lost answer takes longer.
@@ -32,11 +35,15 @@ const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Larger than any message of a dump (the kernel uses at most 32 KiB).
 const RECEIVE_BYTES: usize = 64 * 1024;
 
+/// Where a message may begin.
+const ALIGNMENT: usize = 4;
+
 /// An open socket.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
+    buffer: Vec<u8>,
 }
 
 /// A request the kernel refused or could not be asked.
@@ -103,7 +110,8 @@ impl Netlink {
             bind(&socket, &SocketAddrNetlink::new(0, 0))?;
             Ok(socket)
         };
-        open().map(|socket| Self { socket, sequence: 0 }).map_err(|errno: Errno| NetlinkError {
+        let opened = |socket| Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES] };
+        open().map(opened).map_err(|errno: Errno| NetlinkError {
             operation: "open",
             object: "netlink socket".to_owned(),
             source: errno.into(),
@@ -139,35 +147,47 @@ impl Netlink {
     }
 
     fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut bytes = Vec::new();
+        let sequence = self.enqueue(message, flags, &mut bytes);
+        self.send(&bytes)?;
+        self.collect(sequence)
+    }
+
+    /// Adds a request to those that will be sent together; returns its number.
+    fn enqueue(&mut self, message: RouteNetlinkMessage, flags: u16, bytes: &mut Vec<u8>) -> u32 {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = flags | NLM_F_REQUEST;
         header.sequence_number = self.sequence;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
         request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        sendto(&self.socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-        self.collect()
+        let start = bytes.len().next_multiple_of(ALIGNMENT);
+        bytes.resize(start + request.buffer_len(), 0);
+        request.serialize(&mut bytes[start..]);
+        self.sequence
     }
 
-    /// Reads until the kernel says the request is done.
-    fn collect(&self) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        sendto(&self.socket, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        Ok(())
+    }
+
+    /// Reads until the kernel says that the request of that number is done.
+    fn collect(&mut self, sequence: u32) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut answers = Vec::new();
-        let mut buffer = vec![0; RECEIVE_BYTES];
+        let Self { socket, buffer, .. } = self;
         loop {
-            let (received, _) =
-                retry_on_intr(|| recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty()))?;
+            let (received, _) = retry_on_intr(|| recv(&*socket, buffer.as_mut_slice(), RecvFlags::empty()))?;
             let mut rest = &buffer[..received];
             while !rest.is_empty() {
                 let message =
                     NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                let length = (message.header.length as usize).next_multiple_of(4).min(rest.len());
+                let length = (message.header.length as usize).next_multiple_of(ALIGNMENT).min(rest.len());
                 if length == 0 {
                     return Err(io::Error::other("empty netlink message"));
                 }
                 rest = &rest[length..];
-                if message.header.sequence_number != self.sequence {
+                if message.header.sequence_number != sequence {
                     continue;
                 }
                 match message.payload {

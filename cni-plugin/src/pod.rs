@@ -3,7 +3,7 @@
 
 use quilla_cni_protocol::{CniError, ErrorCode, MacAddress, Reservation, failpoint};
 
-use crate::netlink::{Link, Netlink};
+use crate::netlink::{Batch, Link, Netlink};
 use crate::netns::{self, Netns};
 use crate::sysctl::{self, Family, Setting};
 
@@ -26,20 +26,19 @@ pub(crate) fn configure(netns: &Netns, ifname: &str, reservation: &Reservation) 
             sysctl::apply(ifname, SETTINGS)?;
         }
         failpoint!(PodSettings);
-        let loopback = netlink.link("lo")?;
-        netlink.set_up(loopback.index)?;
-        let link = netlink.link(ifname)?;
+        let index = netlink.index(ifname)?;
+        let mut batch = Batch::default();
+        batch.set_up(netlink.index("lo")?);
         for lease in &reservation.leases {
-            netlink.add_address(link.index, lease.address)?;
+            batch.add_address(index, lease.address);
         }
-        failpoint!(PodAddresses);
-        netlink.set_up(link.index)?;
-        failpoint!(PodUp);
+        batch.set_up(index);
         for lease in &reservation.leases {
-            netlink.add_host_route(link.index, lease.gateway)?;
-            netlink.pin_neighbour(link.index, lease.gateway, reservation.host_mac)?;
-            netlink.add_default_route(link.index, lease.gateway)?;
+            batch.add_host_route(index, lease.gateway);
+            batch.pin_neighbour(index, lease.gateway, reservation.host_mac);
+            batch.add_default_route(index, lease.gateway);
         }
+        netlink.apply(batch)?;
         failpoint!(PodRoutes);
         netns::cookie().map_err(|error| {
             CniError::new(ErrorCode::WIRING_FAILED, "read network namespace cookie", error.to_string())
@@ -87,7 +86,10 @@ fn lease_differences(
         if !netlink.has_default_route(link.index, lease.gateway)? {
             differences.push(format!("default route via {} is missing", lease.gateway));
         }
-        if !netlink.pinned_neighbours(link.index, lease.gateway)?.contains(&(lease.gateway, reservation.host_mac)) {
+        if !netlink
+            .pinned_neighbours(link.index, lease.gateway)?
+            .contains(&(lease.gateway, reservation.host_mac))
+        {
             differences.push(format!("pinned neighbour {} is missing", lease.gateway));
         }
     }

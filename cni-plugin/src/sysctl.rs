@@ -1,7 +1,7 @@
 //! Per-interface kernel settings. Written through `/proc/sys/net`, which shows the namespace of the writing thread.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 
 use quilla_cni_protocol::{CniError, ErrorCode};
 
@@ -21,6 +21,11 @@ impl Family {
             Self::Ipv6 => "/proc/sys/net/ipv6",
         }
     }
+
+    /// Whether the kernel has it at all.
+    pub(crate) fn is_in_the_kernel(self) -> bool {
+        Path::new(self.directory()).exists()
+    }
 }
 
 /// A setting with its value.
@@ -30,11 +35,14 @@ pub(crate) type Setting = (Family, &'static str, &'static str);
 /// later with a better message.
 pub(crate) fn apply(ifname: &str, settings: &[Setting]) -> Result<(), CniError> {
     for (family, key, value) in settings {
-        let directory = PathBuf::from(family.directory());
-        if !directory.exists() {
+        if !family.is_in_the_kernel() {
             continue;
         }
-        let path = directory.join("conf").join(ifname).join(key);
+        let path = Path::new(family.directory()).join("conf").join(ifname).join(key);
+        // Some of them wait for the kernel's network lock, and most are right from the interface's birth.
+        if fs::read(&path).is_ok_and(|present| present.trim_ascii() == value.as_bytes()) {
+            continue;
+        }
         fs::write(&path, value).map_err(|error| {
             let details = format!("{} = {value}: {error}", path.display());
             CniError::new(ErrorCode::WIRING_FAILED, "write sysctl", details)

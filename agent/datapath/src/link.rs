@@ -71,19 +71,19 @@ const UPLINK: Pair = [(FROM_UPLINK, Direction::Ingress), (TO_UPLINK, Direction::
 const OVERLAY: Pair = [(FROM_OVERLAY, Direction::Ingress), (TO_OVERLAY, Direction::Egress)];
 
 impl Datapath {
-    /// Attaches to the host side of a Pod's veth.
-    pub fn attach_pod(&self, device: &str) -> Result<()> {
+    /// Attaches to the host side of a Pod's veth; returns its number.
+    pub fn attach_pod(&self, device: &str) -> Result<u32> {
         self.attach_pair(POD, device)
     }
 
     /// Attaches to a device that leads to the other nodes or the world.
     pub fn attach_uplink(&self, device: &str) -> Result<()> {
-        self.attach_pair(UPLINK, device)
+        self.attach_pair(UPLINK, device).map(drop)
     }
 
     /// Attaches to the overlay device.
     pub fn attach_overlay(&self, device: &str) -> Result<()> {
-        self.attach_pair(OVERLAY, device)
+        self.attach_pair(OVERLAY, device).map(drop)
     }
 
     /// Attaches the socket programs to a group of the cgroup2 hierarchy; to the root only if that is what is given.
@@ -152,17 +152,22 @@ impl Datapath {
         names.map(|name| unpin(&self.layout.links.join(&name)).map(|()| name)).collect()
     }
 
-    fn attach_pair(&self, pair: Pair, device: &str) -> Result<()> {
+    fn attach_pair(&self, pair: Pair, device: &str) -> Result<u32> {
         let ifindex = ifindex(device)?;
         for (program, direction) in pair {
             if self.status().tcx {
                 let at_target = |info: &LinkInfo| info.ifindex() == Some(ifindex);
-                self.attach_link(program, device, Target::Device(ifindex), direction.tcx(), at_target)?;
+                let target = Target::Device(ifindex);
+                if self.attach_link(program, device, target, direction.tcx(), at_target)? {
+                    // An agent that attached the other way may have been here before.
+                    clsact::detach(program, device, direction.clsact())?;
+                }
             } else {
                 self.attach_clsact(program, device, direction.clsact())?;
+                unpin(&self.pin(program, device))?;
             }
         }
-        Ok(())
+        Ok(ifindex)
     }
 
     fn detach_pair(&self, pair: Pair, device: &str) -> Result<()> {
@@ -176,6 +181,7 @@ impl Datapath {
         Ok(())
     }
 
+    /// Says whether the link is a new one.
     fn attach_link(
         &self,
         program: &'static str,
@@ -183,12 +189,13 @@ impl Datapath {
         target: Target<'_>,
         attach_type: u32,
         at_target: impl Fn(&LinkInfo) -> bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let pin = self.pin(program, target_name);
         let fd = self.program(program)?;
         if let Some((link, info)) = open(&pin)? {
             if at_target(&info) {
                 return sys::link_update(link.as_fd(), fd)
+                    .map(|()| false)
                     .map_err(|source| failed("replace the program of", &pin, source));
             }
             // The device of that name is another one now, or the operator chose another group.
@@ -196,7 +203,7 @@ impl Datapath {
         }
         let link = sys::link_create(fd, target, attach_type)
             .map_err(|source| failed("create link", &pin, source))?;
-        sys::pin(link.as_fd(), &pin).map_err(|source| failed("pin link", &pin, source))
+        sys::pin(link.as_fd(), &pin).map(|()| true).map_err(|source| failed("pin link", &pin, source))
     }
 
     fn pin(&self, program: &str, target: &str) -> PathBuf {

@@ -1,12 +1,13 @@
 //! The memory of the CNI server across crashes: an append-only file of checked lines, rewritten whole now and then.
 //!
-//! A line that was acknowledged is on disk. A torn end is cut off, because nothing after it was acknowledged. Of a file
+//! A line that was acknowledged is on disk; one sync serves all who wait for one (see `durable`). A torn end is cut off, because nothing after it was acknowledged. Of a file
 //! that is damaged elsewhere every intact line is kept, and the file itself under another name: what a lost line said,
 //! the kernel's routes know (see `store`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +36,11 @@ pub(super) enum Record {
     Cooling { address: std::net::IpAddr, at: Seconds },
 }
 
-/// Whether a line must survive a crash of the machine, or only one of the agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Durability {
-    /// The kernel has it.
-    Process,
-    /// The disk has it.
-    Machine,
+/// How far a journal had been written: which of its files, and how much of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Mark {
+    pub(super) file: u64,
+    length: u64,
 }
 
 /// A journal that cannot be used.
@@ -88,8 +87,8 @@ pub enum JournalError {
 pub(super) struct Journal {
     path: PathBuf,
     /// None until a file could be written.
-    file: Option<File>,
-    length: u64,
+    file: Option<Arc<File>>,
+    mark: Mark,
     lines: usize,
     poisoned: bool,
     /// The last line was not taken, and has left no trace.
@@ -127,11 +126,18 @@ impl Journal {
 
     /// One that takes no line until it is rewritten.
     pub(super) fn unwritten(dir: &Path) -> Self {
-        Self { path: dir.join(FILE), file: None, length: 0, lines: 0, poisoned: true, refused: true }
+        Self {
+            path: dir.join(FILE),
+            file: None,
+            mark: Mark::default(),
+            lines: 0,
+            poisoned: true,
+            refused: true,
+        }
     }
 
-    /// Replaces the file by one with these records, and opens it.
-    pub(super) fn rewrite(dir: &Path, records: &[Record]) -> Result<Self, JournalError> {
+    /// Replaces the file by one with these records, and opens it. `number` is greater than that of any file before it.
+    pub(super) fn rewrite(dir: &Path, number: u64, records: &[Record]) -> Result<Self, JournalError> {
         let path = dir.join(FILE);
         let aside = dir.join(format!("{FILE}.new"));
         let mut bytes = line(&Record::Journal { format: FORMAT });
@@ -149,45 +155,51 @@ impl Journal {
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))?;
         Ok(Self {
             path,
-            file: Some(file),
-            length: bytes.len() as u64,
+            file: Some(Arc::new(file)),
+            mark: Mark { file: number, length: bytes.len() as u64 },
             lines: records.len(),
             poisoned: false,
             refused: false,
         })
     }
 
-    /// Adds a record. A failed write is taken back, so that no later line follows half of this one.
-    pub(super) fn append(&mut self, record: &Record, durability: Durability) -> Result<(), JournalError> {
-        let Some(file) = self.file.as_mut().filter(|_| !self.poisoned) else {
-            return Err(JournalError::Poisoned { path: self.path.clone() });
-        };
+    /// Adds a record, which the kernel has then and the disk perhaps not. A failed write is taken back, so that no later
+    /// line follows half of this one.
+    pub(super) fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        let (file, _) = self.unsynced()?;
         failpoint!(JournalAppending, io_error("append to", &self.path));
         let bytes = line(record);
-        if let Err(error) = file.write_all(&bytes) {
+        if let Err(error) = file.as_ref().write_all(&bytes) {
             self.refused = true;
-            self.poisoned = take_back(file, self.length).is_err();
+            self.poisoned = take_back(&file, self.mark.length).is_err();
             return Err(io_error("append to", &self.path)(error));
         }
         failpoint!(JournalAppended, |error| {
             self.poisoned = true;
             io_error("sync", &self.path)(error)
         });
-        if durability == Durability::Machine
-            && let Err(error) = file.sync_data()
-        {
-            // After a failed sync nobody knows what is on disk.
-            self.poisoned = true;
-            return Err(io_error("sync", &self.path)(error));
-        }
-        failpoint!(JournalSynced, |error| {
-            self.poisoned = true;
-            io_error("sync", &self.path)(error)
-        });
         self.refused = false;
-        self.length += bytes.len() as u64;
+        self.mark.length += bytes.len() as u64;
         self.lines += 1;
         Ok(())
+    }
+
+    /// The file to sync, and how far it was written: what a sync that begins now puts on disk.
+    pub(super) fn unsynced(&self) -> Result<(Arc<File>, Mark), JournalError> {
+        let file = self.file.as_ref().filter(|_| !self.poisoned);
+        let file = file.ok_or_else(|| JournalError::Poisoned { path: self.path.clone() })?;
+        Ok((Arc::clone(file), self.mark))
+    }
+
+    /// How far it was written.
+    pub(super) const fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    /// After a failed sync nobody knows what is on disk.
+    pub(super) fn sync_failed(&mut self, source: io::Error) -> JournalError {
+        self.poisoned = true;
+        io_error("sync", &self.path)(source)
     }
 
     /// A write failed and could not be taken back: only a new file helps.
@@ -208,11 +220,11 @@ impl Journal {
     /// Writes to `target` from now on.
     #[cfg(test)]
     pub(super) fn divert(&mut self, target: &str) {
-        self.file = Some(OpenOptions::new().write(true).open(target).expect("opens"));
+        self.file = Some(Arc::new(OpenOptions::new().write(true).open(target).expect("opens")));
     }
 }
 
-fn take_back(file: &mut File, length: u64) -> io::Result<()> {
+fn take_back(mut file: &File, length: u64) -> io::Result<()> {
     file.set_len(length)?;
     file.seek(SeekFrom::Start(length)).map(drop)
 }
@@ -278,16 +290,16 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> J
 mod tests {
     use std::fs;
 
-    use super::{Durability, FILE, Journal, JournalError, Record, parse};
+    use super::{FILE, Journal, JournalError, Record, parse};
 
     fn record(last: u8) -> Record {
         Record::Cooling { address: [10, 0, 0, last].into(), at: u64::from(last) }
     }
 
     fn written(dir: &std::path::Path) -> Vec<u8> {
-        let mut journal = Journal::rewrite(dir, &[record(1)]).expect("writes");
+        let mut journal = Journal::rewrite(dir, 1, &[record(1)]).expect("writes");
         for last in 2..6 {
-            journal.append(&record(last), Durability::Machine).expect("appends");
+            journal.append(&record(last)).expect("appends");
         }
         fs::read(dir.join(FILE)).expect("reads")
     }
@@ -360,18 +372,22 @@ mod tests {
         assert!(matches!(error, JournalError::Unknown { line: 3, .. }), "{error}");
     }
 
-    /// After a failed sync nobody knows what is on disk, so nothing is added to it.
+    /// After a failed sync nobody knows what is on disk, so nothing is added to it; nor to what cannot be cut.
     #[test]
     fn a_poisoned_file_takes_nothing_more() {
         let dir = tempfile::tempdir().expect("temporary directory");
         // One cannot be synced, the other neither written nor cut.
         for target in ["/dev/null", "/dev/full"] {
-            let mut journal = Journal::rewrite(dir.path(), &[]).expect("writes");
+            let mut journal = Journal::rewrite(dir.path(), 1, &[]).expect("writes");
             journal.divert(target);
-            let failed = journal.append(&record(1), Durability::Machine).expect_err("fails");
+            let sync = |journal: &mut Journal| {
+                let (file, _) = journal.unsynced()?;
+                file.sync_data().map_err(|error| journal.sync_failed(error))
+            };
+            let failed = journal.append(&record(1)).and_then(|()| sync(&mut journal)).expect_err("fails");
             assert!(matches!(failed, JournalError::Io { .. }), "{target}: {failed}");
             assert!(journal.poisoned());
-            let refused = journal.append(&record(2), Durability::Machine).expect_err("refuses");
+            let refused = journal.append(&record(2)).expect_err("refuses");
             assert!(matches!(refused, JournalError::Poisoned { .. }), "{target}: {refused}");
         }
     }

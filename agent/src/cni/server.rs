@@ -5,8 +5,9 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quilla_cni_protocol::{Attachment, CniError, ReleaseRecord, failpoint};
@@ -16,6 +17,7 @@ use tokio::task::{self, JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::cni::durable::DurableStore;
 use crate::cni::lock::AttachmentLocks;
 use crate::cni::session::{attach_refusal, describe, serve};
 use crate::cni::store::{Entry, Store};
@@ -76,7 +78,7 @@ impl<A: Attacher> CniServer<A> {
         let CniServerConfig { socket, state_dir, record_dir, pools, mtu, cool_down, record_interval } =
             config;
         let opened = task::spawn_blocking(move || Store::open(&state_dir, cool_down)).await;
-        let mut store = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let mut store = opened.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?;
         if let Some(pools) = &*pools.borrow() {
             store.set_pools(pools);
         }
@@ -93,7 +95,7 @@ impl<A: Attacher> CniServer<A> {
             source
         });
         let shared = Arc::new(Shared {
-            store: Arc::new(Mutex::new(store)),
+            store: Arc::new(DurableStore::new(store)),
             locks: AttachmentLocks::default(),
             record_dir,
             mtu,
@@ -138,17 +140,17 @@ impl<A: Attacher> CniServer<A> {
 
 /// What the journal says now.
 #[derive(Clone, Debug)]
-pub struct Ledger(Arc<Mutex<Store>>);
+pub struct Ledger(Arc<DurableStore>);
 
 impl Ledger {
-    /// Every attachment on record. Blocks while the journal is written.
+    /// Every attachment on record.
     pub fn entries(&self) -> Vec<Entry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entries()
+        self.0.locked().entries()
     }
 
     /// Addresses that are held and that no attachment has: there should be none.
     pub fn stray_addresses(&self) -> Vec<IpAddr> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).stray_addresses()
+        self.0.locked().stray_addresses()
     }
 }
 
@@ -174,7 +176,7 @@ impl<A: Attacher> Releaser<A> {
 /// What sessions share.
 #[derive(Debug)]
 pub(super) struct Shared<A> {
-    store: Arc<Mutex<Store>>,
+    store: Arc<DurableStore>,
     pub(super) locks: AttachmentLocks,
     record_dir: PathBuf,
     mtu: watch::Receiver<u32>,
@@ -187,12 +189,21 @@ impl<A: Attacher> Shared<A> {
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> T {
+        self.with_disk(|store| work(&mut store.locked())).await
+    }
+
+    /// Remembers that an endpoint is effective.
+    pub(super) async fn commit(&self, endpoint: AttachedEndpoint) -> Result<(), StoreError> {
+        self.with_disk(|store| store.commit(endpoint)).await
+    }
+
+    async fn with_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&DurableStore) -> T + Send + 'static,
+    ) -> T {
         let store = Arc::clone(&self.store);
-        let done = task::spawn_blocking(move || {
-            // A panic leaves an address held for nobody at worst: the journal is written before the maps change.
-            work(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        done.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        let done = task::spawn_blocking(move || work(&store)).await;
+        done.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))
     }
 
     /// MTU of new Pods.
@@ -210,7 +221,7 @@ impl<A: Attacher> Shared<A> {
             failpoint!(EndpointDetached);
         }
         let key = attachment.clone();
-        self.with_store(move |store| store.release(&key)).await;
+        self.with_disk(move |store| store.release(&key)).await;
         Ok(())
     }
 

@@ -158,7 +158,8 @@ impl<A: Attacher> Session<A> {
 
     async fn reserve(&mut self, new: NewAttachment) -> Result<Response, CniError> {
         let (attachment, mtu) = (new.attachment.clone(), self.shared.mtu());
-        let asking = new.own_wish.as_ref().is_ok_and(|own| !own.is_empty()).then(|| new.pod.clone()).flatten();
+        let asking =
+            new.own_wish.as_ref().is_ok_and(|own| !own.is_empty()).then(|| new.pod.clone()).flatten();
         let reserve = move |store: &mut Store| {
             Ok(match store.reserve(new)? {
                 Entry::Reserved(endpoint) | Entry::Released(endpoint) => {
@@ -191,13 +192,7 @@ impl<A: Attacher> Session<A> {
         let endpoint = self.shared.with_store(candidate).await.map_err(|error| refusal(&error))?;
         // The data path first: what the journal calls attached must be attached.
         let attached = match self.attach_effective(&endpoint).await {
-            Ok(()) => {
-                let record = endpoint.clone();
-                self.shared
-                    .with_store(move |store| store.commit(record))
-                    .await
-                    .map_err(|error| refusal(&error))
-            }
+            Ok(()) => self.shared.commit(endpoint.clone()).await.map_err(|error| refusal(&error)),
             Err(error) => Err(error),
         };
         if let Err(error) = attached {

@@ -1,5 +1,6 @@
 //! Who holds which address: the decisions of the CNI server, in memory and in the journal. Called by sessions under one
-//! lock; nothing here waits but [`Store::open`]. The journal has a change before anybody hears of it.
+//! lock; nothing here waits but [`Store::open`]. The journal has a change before anybody hears of it; `durable` waits until
+//! the disk has it too.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
@@ -7,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use quilla_cni_protocol::{
 };
 
 use crate::cni::ipam::{Addresses, Ipam, IpamError, Pools, Seconds};
-use crate::cni::journal::{Durability, Journal, JournalError, Record, Recovered};
+use crate::cni::journal::{Journal, JournalError, Mark, Record, Recovered};
 use crate::cni::{AttachError, AttachedEndpoint, Origin};
 
 /// How long a lock may outlive the agent that had it: a killed process is still ending, or a child that it was starting
@@ -109,10 +111,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether a wished address is what was refused.
     pub(super) const fn is_about_an_address(&self) -> bool {
-        matches!(
-            self,
-            Self::AddressTaken { .. } | Self::AddressResting { .. } | Self::AddressUnusable { .. }
-        )
+        matches!(self, Self::AddressTaken { .. } | Self::AddressResting { .. } | Self::AddressUnusable { .. })
     }
 }
 
@@ -190,7 +189,7 @@ impl Store {
             kept.unwrap_or_else(|error| tracing::warn!(error = %error, "keep the damaged cni journal"));
         }
         let Replay { ipam, entries } = Replay::of(recovered, cool_down, now());
-        let journal = Journal::rewrite(dir, &snapshot(&ipam, &entries)).unwrap_or_else(|error| {
+        let journal = Journal::rewrite(dir, 1, &snapshot(&ipam, &entries, now())).unwrap_or_else(|error| {
             tracing::error!(error = %error, "write the cni journal; until it can be written nothing is given");
             Journal::unwritten(dir)
         });
@@ -247,7 +246,7 @@ impl Store {
         let endpoint = self.new_endpoint(new)?;
         let attachment = endpoint.attachment();
         let record = Record::Reserved { endpoint: endpoint.clone() };
-        if let Err(error) = self.append(&record, Durability::Process) {
+        if let Err(error) = self.append(&record) {
             endpoint.addresses().for_each(|address| self.ipam.release(address, now()));
             return Err(error);
         }
@@ -385,40 +384,50 @@ impl Store {
         }
     }
 
-    /// Remembers that an endpoint is effective.
-    pub(super) fn commit(&mut self, endpoint: AttachedEndpoint) -> Result<(), StoreError> {
-        self.append(&Record::Attached { endpoint: endpoint.clone() }, Durability::Machine)?;
+    /// Remembers that an endpoint is effective, once the disk has the journal up to the mark.
+    pub(super) fn commit(&mut self, endpoint: AttachedEndpoint) -> Result<Mark, StoreError> {
+        self.append(&Record::Attached { endpoint: endpoint.clone() })?;
         self.entries.insert(endpoint.attachment(), Entry::Attached(endpoint));
-        Ok(())
+        Ok(self.journal.mark())
     }
 
-    /// Forgets an attachment; its addresses cool down. Nothing to do for an unknown one. Where the journal cannot be
-    /// written the addresses stay held until it can, so that DEL succeeds on a full disk and nothing is given twice.
-    pub(super) fn release(&mut self, attachment: &Attachment) {
+    /// An attachment is to be forgotten, by [`Store::released`], once the disk has the journal up to the mark. Nothing to
+    /// do for an unknown one, and not yet where the journal cannot be written: then [`Store::settle`] makes up for it.
+    pub(super) fn release(&mut self, attachment: &Attachment) -> Option<(Mark, Seconds)> {
         self.forget_stranger(&attachment.host_ifname());
-        let Some(entry) = self.entries.get(attachment) else { return };
-        let endpoint = entry.endpoint().clone();
+        let endpoint = self.entries.get(attachment)?.endpoint().clone();
         self.entries.insert(attachment.clone(), Entry::Released(endpoint));
-        if let Err(error) = self.write_release(attachment) {
-            tracing::warn!(attachment = %attachment, error = %error, "write a release to the cni journal later");
+        let at = now();
+        match self.append(&Record::Released { attachment: attachment.clone(), at }) {
+            Ok(()) => Some((self.journal.mark(), at)),
+            Err(error) => {
+                tracing::warn!(attachment = %attachment, error = %error, "write a release to the cni journal later");
+                None
+            }
+        }
+    }
+
+    /// Forgets an attachment of which the disk says that it is released; its addresses cool down.
+    pub(super) fn released(&mut self, attachment: &Attachment, at: Seconds) {
+        if let Some(Entry::Released(_)) = self.entries.get(attachment) {
+            self.forget(attachment, at);
         }
     }
 
     /// Tells the journal what it could not be told.
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {
-        if self.journal.failing() {
-            self.rewrite()?;
-        }
-        let released = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Released(_)));
-        let released: Vec<Attachment> = released.map(|(key, _)| key.clone()).collect();
-        released.iter().try_for_each(|attachment| self.write_release(attachment))
+        let untold = self.entries.values().any(|entry| matches!(entry, Entry::Released(_)));
+        if self.journal.failing() || untold { self.rewrite() } else { Ok(()) }
     }
 
-    fn write_release(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
-        let at = now();
-        self.append(&Record::Released { attachment: attachment.clone(), at }, Durability::Machine)?;
-        self.forget(attachment, at);
-        Ok(())
+    /// What a sync that begins now puts on disk.
+    pub(super) fn unsynced(&self) -> Result<(Arc<File>, Mark), JournalError> {
+        self.journal.unsynced()
+    }
+
+    /// A sync failed: the journal is to be written anew.
+    pub(super) fn sync_failed(&mut self, source: io::Error) -> JournalError {
+        self.journal.sync_failed(source)
     }
 
     fn forget(&mut self, attachment: &Attachment, at: Seconds) {
@@ -504,17 +513,23 @@ impl Store {
     }
 
     /// Writes a record, and before it the whole file anew once most of its lines are history or its end is in doubt.
-    fn append(&mut self, record: &Record, durability: Durability) -> Result<(), StoreError> {
+    fn append(&mut self, record: &Record) -> Result<(), StoreError> {
         let mostly_history =
             self.journal.lines() > 256 + 2 * (self.entries.len() + self.ipam.cooling_count());
         if mostly_history || self.journal.poisoned() {
             self.rewrite()?;
         }
-        Ok(self.journal.append(record, durability)?)
+        Ok(self.journal.append(record)?)
     }
 
+    /// Writes the file anew; of what is released it says so, whatever became of that line in the old one.
     fn rewrite(&mut self) -> Result<(), StoreError> {
-        self.journal = Journal::rewrite(&self.dir, &snapshot(&self.ipam, &self.entries))?;
+        let at = now();
+        let records = snapshot(&self.ipam, &self.entries, at);
+        self.journal = Journal::rewrite(&self.dir, self.journal.mark().file + 1, &records)?;
+        let released = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Released(_)));
+        let released: Vec<Attachment> = released.map(|(key, _)| key.clone()).collect();
+        released.iter().for_each(|attachment| self.forget(attachment, at));
         Ok(())
     }
 }
@@ -523,7 +538,7 @@ fn taken(address: IpAddr, holder: &AttachedEndpoint) -> StoreError {
     StoreError::AddressTaken { address, pod: pod_of(holder), holder: holder.attachment() }
 }
 
-/// Namespace and name of its Pod.
+/// Namespace and name, as people write them.
 fn pod_of(endpoint: &AttachedEndpoint) -> String {
     format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name)
 }
@@ -601,15 +616,19 @@ impl Replay {
     }
 }
 
-fn snapshot(ipam: &Ipam, entries: &BTreeMap<Attachment, Entry>) -> Vec<Record> {
-    let cooling = ipam.cooling().map(|(address, at)| Record::Cooling { address, at });
-    // One that is released stays what it was until its own line says otherwise.
-    let held = entries.values().cloned().map(|entry| match entry {
-        Entry::Reserved(endpoint) => Record::Reserved { endpoint },
-        Entry::Released(endpoint) if endpoint.host_ifindex == 0 => Record::Reserved { endpoint },
-        Entry::Attached(endpoint) | Entry::Released(endpoint) => Record::Attached { endpoint },
-    });
-    cooling.chain(held).collect()
+fn snapshot(ipam: &Ipam, entries: &BTreeMap<Attachment, Entry>, now: Seconds) -> Vec<Record> {
+    let mut records: Vec<Record> =
+        ipam.cooling().map(|(address, at)| Record::Cooling { address, at }).collect();
+    for entry in entries.values().cloned() {
+        match entry {
+            Entry::Reserved(endpoint) => records.push(Record::Reserved { endpoint }),
+            Entry::Attached(endpoint) => records.push(Record::Attached { endpoint }),
+            Entry::Released(endpoint) => {
+                records.extend(endpoint.addresses().map(|address| Record::Cooling { address, at: now }));
+            }
+        }
+    }
+    records
 }
 
 #[derive(Hash)]

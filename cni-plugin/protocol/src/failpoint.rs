@@ -45,19 +45,11 @@ points! {
     PairCreated,
     /// Plugin, ADD: the Pod's settings are written.
     PodSettings,
-    /// Plugin, ADD: the Pod's side has its addresses.
-    PodAddresses,
-    /// Plugin, ADD: the Pod's side is up.
-    PodUp,
-    /// Plugin, ADD: the Pod's side has its routes.
+    /// Plugin, ADD: the Pod's side is up, with its addresses and routes.
     PodRoutes,
     /// Plugin, ADD: the host side's settings are written.
     HostSettings,
-    /// Plugin, ADD: the host side is up.
-    HostUp,
-    /// Plugin, ADD: the host has a route to one of the Pod's addresses.
-    HostRoute,
-    /// Plugin, ADD: the host has routes and neighbours; the agent does not know the interface.
+    /// Plugin, ADD: the host side is up, with routes and neighbours; the agent does not know the interface.
     HostRoutes,
     /// Plugin, ADD: the agent has made the endpoint effective; nothing is printed.
     AddAttached,
@@ -79,7 +71,7 @@ points! {
     JournalAppending,
     /// Agent: a line is in the journal, perhaps not on disk.
     JournalAppended,
-    /// Agent: a line is on disk, and memory does not know it.
+    /// Agent: lines are on disk, and nobody was told.
     JournalSynced,
     /// Agent: an answer is about to be given.
     Answering,

@@ -9,12 +9,12 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use quilla_cni_protocol::MacAddress;
 
-use super::{Existing, Netlink, NetlinkError};
+use super::{Batch, Existing, Netlink, NetlinkError};
 
-impl Netlink {
+impl Batch {
     /// Gives a link one address, alone in its prefix. Duplicate detection is off: the agent hands out no duplicates,
     /// and a Pod must be able to use its address at once.
-    pub(crate) fn add_address(&mut self, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
+    pub(crate) fn add_address(&mut self, index: u32, address: IpAddr) {
         let mut message = AddressMessage::default();
         message.header.family = family(address);
         message.header.prefix_len = host_prefix(address);
@@ -26,9 +26,23 @@ impl Netlink {
             message.header.flags = AddressHeaderFlags::Nodad;
         }
         let request = RouteNetlinkMessage::NewAddress(message);
-        self.change("add address", address, request, Existing::Refuse.flags())
+        self.push("add address", address, request, Existing::Refuse.flags());
     }
 
+    /// Pins a neighbour, so that it is never asked for.
+    pub(crate) fn pin_neighbour(&mut self, index: u32, address: IpAddr, mac: MacAddress) {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(address);
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(address.into()));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let request = RouteNetlinkMessage::NewNeighbour(message);
+        self.push("pin neighbour", address, request, Existing::Replace.flags());
+    }
+}
+
+impl Netlink {
     /// The addresses of a link.
     pub(crate) fn addresses(&mut self, index: u32) -> Result<Vec<IpAddr>, NetlinkError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
@@ -38,23 +52,6 @@ impl Netlink {
             _ => None,
         });
         Ok(of_link.filter_map(|message| local_address(&message)).collect())
-    }
-
-    /// Pins a neighbour, so that it is never asked for.
-    pub(crate) fn pin_neighbour(
-        &mut self,
-        index: u32,
-        address: IpAddr,
-        mac: MacAddress,
-    ) -> Result<(), NetlinkError> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family(address);
-        message.header.ifindex = index;
-        message.header.state = NeighbourState::Permanent;
-        message.attributes.push(NeighbourAttribute::Destination(address.into()));
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-        let request = RouteNetlinkMessage::NewNeighbour(message);
-        self.change("pin neighbour", address, request, Existing::Replace.flags())
     }
 
     /// Neighbours of the link that are never asked for, of the address's family.

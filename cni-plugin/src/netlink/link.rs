@@ -5,11 +5,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use quilla_cni_protocol::MacAddress;
+use rustix::net::netdevice::name_to_index;
 
-use super::{Existing, Netlink, NetlinkError};
+use super::{Batch, Existing, Netlink, NetlinkError};
 
 /// A veth pair to create: one side here, the other directly in the Pod's namespace under its final name.
 #[derive(Debug)]
@@ -70,13 +72,13 @@ impl Netlink {
             .ok_or_else(|| failed(rustix::io::Errno::NODEV.into()))
     }
 
-    /// Brings a link up.
-    pub(crate) fn set_up(&mut self, index: u32) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        self.change("bring up link", index, RouteNetlinkMessage::SetLink(message), 0)
+    /// The number of a link that must be there. Unlike every other question this one waits for no lock of the kernel.
+    pub(crate) fn index(&self, name: &str) -> Result<u32, NetlinkError> {
+        name_to_index(&self.socket, name).map_err(|errno| NetlinkError {
+            operation: "get number of link",
+            object: name.to_owned(),
+            source: errno.into(),
+        })
     }
 
     /// Deletes a link, and with it the other side of a pair; says whether there was one.
@@ -88,6 +90,27 @@ impl Netlink {
             Err(error) if error.is_missing() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Batch {
+    /// Brings a link up.
+    pub(crate) fn set_up(&mut self, index: u32) {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.push("bring up link", index, RouteNetlinkMessage::SetLink(message), 0);
+    }
+
+    /// Keeps a link from making itself an IPv6 address. The same as `addr_gen_mode` 1, which a write to `/proc/sys` would
+    /// try again and again for as long as the kernel's network lock is taken.
+    pub(crate) fn without_link_local(&mut self, index: u32) {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![none]));
+        self.push("keep link-local addresses off link", index, RouteNetlinkMessage::SetLink(message), 0);
     }
 }
 

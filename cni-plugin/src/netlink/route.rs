@@ -8,27 +8,29 @@ use netlink_packet_route::route::{
 };
 
 use super::address::{family, host_prefix};
-use super::{Existing, Netlink, NetlinkError};
+use super::{Batch, Existing, Netlink, NetlinkError};
 
-impl Netlink {
+impl Batch {
     /// Routes one address straight out of a link. Refuses when any link has that route already, so that two Pods
     /// cannot hold one address whatever the agent's memory says.
-    pub(crate) fn add_host_route(&mut self, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
+    pub(crate) fn add_host_route(&mut self, index: u32, address: IpAddr) {
         let mut message = new_route(index, address, RouteScope::Link);
         message.header.destination_prefix_length = host_prefix(address);
         message.attributes.push(RouteAttribute::Destination(route_address(address)));
         let request = RouteNetlinkMessage::NewRoute(message);
-        self.change("add route to", address, request, Existing::Refuse.flags())
+        self.push("add route to", address, request, Existing::Refuse.flags());
     }
 
     /// Routes everything of the gateway's family through it.
-    pub(crate) fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
+    pub(crate) fn add_default_route(&mut self, index: u32, gateway: IpAddr) {
         let mut message = new_route(index, gateway, RouteScope::Universe);
         message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
         let request = RouteNetlinkMessage::NewRoute(message);
-        self.change("add default route via", gateway, request, Existing::Refuse.flags())
+        self.push("add default route via", gateway, request, Existing::Refuse.flags());
     }
+}
 
+impl Netlink {
     /// Whether the main table routes this one address straight out of the link.
     pub(crate) fn has_host_route(&mut self, index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
         let destination = RouteAttribute::Destination(route_address(address));

@@ -52,13 +52,14 @@ impl Datapath {
     }
 }
 
-/// Of a device that is gone, or a filter that is, there is nothing to detach.
+/// Of a device that is gone, or a filter that is or never was, there is nothing to detach.
 pub(super) fn detach(name: &'static str, device: &str, direction: TcAttachType) -> Result<()> {
     let Ok(link) = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None) else {
         return Ok(());
     };
     match link.detach() {
-        Err(error) if has(&error, libc::ENOENT) => Ok(()),
+        // The second is a device without the queueing discipline.
+        Err(error) if has(&error, libc::ENOENT) || has(&error, libc::EINVAL) => Ok(()),
         other => other.map_err(|error| failed(name, device, error)),
     }
 }

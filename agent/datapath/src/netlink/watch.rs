@@ -8,8 +8,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::sys::SocketAddr;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -46,11 +47,34 @@ impl DeviceChanges {
         Ok(Self { runtime, messages })
     }
 
-    /// Waits for a change, or for `limit` to pass; says whether anything changed. Changes that came together are one.
-    pub fn wait(&mut self, limit: Duration) -> bool {
+    /// Waits for a change, or for `limit` to pass; says whether anything changed. Changes that came together are one, and
+    /// those of links with an ignored name are none.
+    pub fn wait(&mut self, limit: Duration, ignored: impl Fn(&str) -> bool) -> bool {
         let Self { runtime, messages } = self;
-        let changed = runtime.block_on(async { timeout(limit, messages.next()).await });
+        let matters = |message: &NetlinkMessage<_>| !link_name(message).is_some_and(&ignored);
+        let next = async {
+            while let Some((message, _)) = messages.next().await {
+                if matters(&message) {
+                    return true;
+                }
+            }
+            false
+        };
+        let changed = runtime.block_on(async { timeout(limit, next).await });
         while messages.try_recv().is_ok() {}
-        matches!(changed, Ok(Some(_)))
+        changed == Ok(true)
     }
+}
+
+/// Of a message about a link.
+fn link_name(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<&str> {
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
+        &message.payload
+    else {
+        return None;
+    };
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
 }

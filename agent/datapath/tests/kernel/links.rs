@@ -173,6 +173,23 @@ fn clsact_filters_are_replaced_and_outlive_us() {
     assert_eq!(counted(&datapath), 1);
 }
 
+/// The operator chose the other way: whichever came before, it leaves nothing.
+#[test]
+fn either_way_to_attach_takes_the_place_of_the_other() {
+    let (bpffs, namespace) = (Bpffs::new(), Namespace::new());
+    namespace.quiet_pair("near", "far");
+    let filters = || {
+        let list = || Command::new("tc").args(["filter", "show", "dev", "near", "ingress"]).output();
+        String::from_utf8(namespace.run(list).expect("list filters").stdout).expect("text").lines().count()
+    };
+    for (clsact, links) in [(false, 2), (true, 0), (false, 2)] {
+        let datapath = open(&Options { clsact, ..bpffs.options() });
+        namespace.run(|| datapath.attach_pod("near")).expect("attach");
+        assert_eq!(datapath.links().expect("links").len(), links);
+        assert_eq!(filters() > 0, clsact);
+    }
+}
+
 #[test]
 fn socket_programs_keep_their_links_and_follow_the_operator_to_another_group() {
     let bpffs = Bpffs::new();

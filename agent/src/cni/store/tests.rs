@@ -43,6 +43,19 @@ fn attach(store: &mut Store, id: usize) -> String {
     address
 }
 
+fn release(store: &mut Store, id: usize) {
+    let attachment = attachment(id);
+    if let Some((_, at)) = store.release(&attachment) {
+        sync(store).expect("syncs");
+        store.released(&attachment, at);
+    }
+}
+
+fn sync(store: &mut Store) -> Result<(), StoreError> {
+    let (file, _) = store.unsynced()?;
+    Ok(file.sync_data().map_err(|error| store.sync_failed(error))?)
+}
+
 /// CNI-12: the same attachment keeps its addresses, before and after a restart.
 #[test]
 fn one_attachment_one_address() {
@@ -76,7 +89,7 @@ fn released_addresses_come_last_after_a_restart() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let mut store = open(dir.path());
     let first = attach(&mut store, 1);
-    store.release(&attachment(1));
+    release(&mut store, 1);
     drop(store);
     let mut store = open(dir.path());
     let others: HashSet<_> = (2..254).map(|id| attach(&mut store, id)).collect();
@@ -142,7 +155,7 @@ fn the_journal_is_rewritten() {
     let mut store = open(dir.path());
     for round in 0..500 {
         attach(&mut store, round);
-        store.release(&attachment(round));
+        release(&mut store, round);
     }
     drop(store);
     let lines = fs::read_to_string(dir.path().join("endpoints.journal")).expect("reads").lines().count();
@@ -160,8 +173,9 @@ fn a_failed_write_is_got_over() {
         store.reserve(new(2)).expect("reserves");
         let endpoint = store.candidate(&attachment(2), 7, 9).expect("is reserved");
         store.journal.divert(target);
-        assert!(matches!(store.commit(endpoint), Err(StoreError::Journal(_))), "{target}");
-        store.release(&attachment(2));
+        let committed = store.commit(endpoint).and_then(|_| sync(&mut store));
+        assert!(matches!(committed, Err(StoreError::Journal(_))), "{target}");
+        release(&mut store, 2);
         let third = attach(&mut store, 3);
         drop(store);
 
@@ -183,7 +197,7 @@ fn a_release_without_a_disk_is_made_up_for() {
     let first = attach(&mut store, 1);
     store.journal.divert("/dev/full");
     fs::rename(&state, &away).expect("renames");
-    store.release(&attachment(1));
+    release(&mut store, 1);
     assert!(matches!(store.entry(&attachment(1)), Some(Entry::Released(_))));
     assert!(store.ready().is_err() && store.reserve(new(2)).is_err(), "nothing is given that is not written");
     assert!(store.attached().is_empty() && store.stray_addresses().is_empty());
@@ -237,7 +251,7 @@ fn a_damaged_journal_gives_nothing_twice() {
         // Its own DEL gives it back, and so does the end of its device.
         assert!(store.has_strangers());
         if lost % 2 == 0 {
-            store.release(&attachment(lost));
+            release(&mut store, lost);
         } else {
             store.set_routes(&[]);
         }
@@ -253,7 +267,7 @@ fn a_lost_release_leaves_one_holder() {
     let mut store = Store::open(dir.path(), Duration::ZERO).expect("opens");
     store.set_pools(&Pools { ipv4: vec!["10.0.0.0/30".parse().expect("valid")], ipv6: vec![] });
     attach(&mut store, 1);
-    store.release(&attachment(1));
+    release(&mut store, 1);
     attach(&mut store, 2);
     drop(store);
     let path = dir.path().join("endpoints.journal");
@@ -271,7 +285,7 @@ fn the_journal_of_the_version_before() {
     let mut store = open(dir.path());
     attach(&mut store, 1);
     let cooling = attach(&mut store, 2);
-    store.release(&attachment(2));
+    release(&mut store, 2);
     drop(store);
     let path = dir.path().join("endpoints.journal");
     let whole = fs::read_to_string(&path).expect("reads");
@@ -350,7 +364,7 @@ fn cni_33_what_a_pod_asks_for_cools_down() {
     let mut store = Store::open(dir.path(), Duration::from_hours(1)).expect("opens");
     store.set_pools(&Pools { ipv4: vec!["10.0.0.0/24".parse().expect("valid")], ipv6: vec![] });
     let address = attach(&mut store, 1);
-    store.release(&attachment(1));
+    release(&mut store, 1);
     let error = store.reserve(asking(2, &[&address])).expect_err("rests");
     assert!(matches!(error, StoreError::AddressResting { .. }) && error.is_about_an_address(), "{error}");
     let wanted = Wanted { ips: vec![address.parse().expect("valid")], ..Wanted::default() };
