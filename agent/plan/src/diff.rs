@@ -2,7 +2,7 @@
 //!
 //! Additions go from what is pointed at to what points: backends, slots, members and source ranges of sets, Services;
 //! nodes, routes. Removals go the other way, so that a restriction is there before the row that relies on it and goes
-//! after it. Epochs of what changed are bumped when the maps hold the new truth. Backend ids are the last thing to go: a
+//! after it; only members go before, for a client that is not remembered chooses by the row alone. Epochs of what changed are bumped when the maps hold the new truth. Backend ids are the last thing to go: a
 //! run that dies between freeing a backend and starting its id's new generation leaves the id behind, and the next run
 //! starts that generation. Invariant: every prefix of the steps, and of the rows within a step, is consistent.
 
@@ -30,7 +30,7 @@ pub fn diff(old: &Tables, new: &Tables) -> Vec<Step> {
     let (v4, v6) = (FamilyChange::between(old, new), FamilyChange::between(old, new));
     let sets = SetChange::between(old, new);
     add_services(&mut steps, &sets, &v4, &v6);
-    remove_services(&mut steps, &sets, &v4, &v6);
+    remove_services(&mut steps, &v4, &v6);
     let mut bumps = BTreeSet::new();
     change_reachability(&mut steps, &mut bumps, (old, new), &v4, &v6);
     if old.config != new.config {
@@ -68,18 +68,14 @@ fn add_services(
     steps.push(sets.set_slots());
     steps.push(Step::SetMembers(sets.members.set_keys().collect()));
     steps.extend([v4.set_source_ranges(), v6.set_source_ranges()]);
+    // Before the rows that leave them: nobody comes back to a backend once its row no longer chooses it (E17).
+    steps.push(Step::RemoveMembers(sets.members.removed_keys().collect()));
     steps.extend([v4.set_services(), v6.set_services()]);
 }
 
-fn remove_services(
-    steps: &mut Vec<Step>,
-    sets: &SetChange<'_>,
-    v4: &FamilyChange<'_, [u8; 4]>,
-    v6: &FamilyChange<'_, [u8; 16]>,
-) {
+fn remove_services(steps: &mut Vec<Step>, v4: &FamilyChange<'_, [u8; 4]>, v6: &FamilyChange<'_, [u8; 16]>) {
     steps.extend([v4.remove_services(), v6.remove_services()]);
     steps.extend([v4.remove_source_ranges(), v6.remove_source_ranges()]);
-    steps.push(Step::RemoveMembers(sets.members.removed_keys().collect()));
     steps.extend([v4.free_backends(), v6.free_backends()]);
     steps.push(Step::Bump(v4.ended_generations().chain(v6.ended_generations()).collect()));
     steps.extend([v4.remove_backend_ids(), v6.remove_backend_ids()]);

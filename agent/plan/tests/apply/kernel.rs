@@ -21,6 +21,10 @@ pub(crate) struct Kernel {
     pub(crate) v6: FamilyMaps<[u8; 16]>,
     slots: BTreeMap<u32, u32>,
     members: BTreeSet<MemberKey>,
+    /// Those that the steps take away.
+    leaving: BTreeSet<MemberKey>,
+    /// What rows chose without a member when the steps began: a death in their middle may leave some.
+    forgotten: BTreeSet<MemberKey>,
     interfaces: BTreeMap<u32, Interface>,
     nodes: BTreeMap<u32, Node>,
     node_slots: BTreeMap<[u8; 16], u32>,
@@ -57,6 +61,13 @@ impl<A> Default for FamilyMaps<A> {
 impl Kernel {
     /// Carries the steps out, or the first `limit` rows of them; returns how many rows it wrote.
     pub(crate) fn apply(&mut self, steps: &[Step], limit: usize) -> usize {
+        let removed = |step: &Step| match step {
+            Step::RemoveMembers(keys) => keys.clone(),
+            _ => Vec::new(),
+        };
+        self.leaving = steps.iter().flat_map(removed).collect();
+        self.forgotten = self.v4.chosen(&self.slots).chain(self.v6.chosen(&self.slots)).collect();
+        self.forgotten.retain(|member| !self.members.contains(member));
         let mut written = 0;
         for step in steps {
             for row in 0..step.rows() {
@@ -132,6 +143,15 @@ impl<A: quilla_abi::Address + Ord + Hash> FamilyMaps<A> {
         self.services.values().any(|row| (row.slot_base..row.slot_base + row.slot_count).contains(&slot))
     }
 
+    /// What rows with affinity choose.
+    fn chosen(&self, slots: &BTreeMap<u32, u32>) -> impl Iterator<Item = MemberKey> {
+        let rows = self.services.values().filter(|row| row.affinity_seconds != 0);
+        rows.flat_map(|row| {
+            let indices = row.slot_base..row.slot_base + row.slot_count;
+            indices.map(|index| MemberKey { service: row.id, backend: slots[&index] })
+        })
+    }
+
     fn write(&mut self, step: &FamilyStep<A>, row: usize) {
         match step {
             FamilyStep::SetBackends(rows) => set_or_free(&mut self.backends, rows[row]),
@@ -166,7 +186,16 @@ impl<A: quilla_abi::Address + Ord + Hash> FamilyMaps<A> {
                 );
                 let member = MemberKey { service: row.id, backend: *id };
                 let known = row.affinity_seconds == 0 || kernel.members.contains(&member);
-                assert!(known, "{at}: {key:?} chooses {id}, which is no member");
+                let excused = kernel.leaving.contains(&member) || kernel.forgotten.contains(&member);
+                assert!(known || excused, "{at}: {key:?} chooses {id}, which is no member");
+            }
+            // E17: nobody comes back to whom the row no longer chooses.
+            let left =
+                kernel.leaving.iter().filter(|one| one.service == row.id && kernel.members.contains(one));
+            for member in left.filter(|_| row.affinity_seconds != 0) {
+                let mut indices = row.slot_base..row.slot_base + row.slot_count;
+                let chosen = indices.any(|index| kernel.slots[&index] == member.backend);
+                assert!(chosen, "{at}: {key:?} no longer chooses {member:?}, but its clients come back");
             }
             let guarded = row.flags & flag::SOURCE_RANGES != 0;
             let ranged = || self.source_ranges.iter().any(|range| range.id == row.id.to_be_bytes());
