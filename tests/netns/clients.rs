@@ -1,7 +1,7 @@
 //! Real clients and real servers through every kind of Service address, from a Pod, a node and the outside, over both
-//! families.
+//! families. Each test prints what it tried and fails if a client, an address or a family was left out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
@@ -89,6 +89,20 @@ impl Exposed {
         Ok(at(self.cluster_ips, PORT).into_iter().chain(self.external()?).collect())
     }
 
+    /// What an address is to its Service; `None` if it is none of its.
+    fn kind(&self, to: SocketAddr) -> Option<&'static str> {
+        let named = to.ip().to_string();
+        let node = self.nodes.iter().position(|addresses| addresses.contains(&to.ip()));
+        match node {
+            Some(0) => Some("node port of node-a"),
+            Some(_) => Some("node port of node-b"),
+            None if self.cluster_ips.contains(&to.ip()) => Some("ClusterIP"),
+            None if VIP.contains(&named.as_str()) => Some("balancer"),
+            None if EXTERNAL.contains(&named.as_str()) => Some("external"),
+            None => None,
+        }
+    }
+
     /// The node that takes what the outside sends to an address.
     fn receiver(&self, to: SocketAddr) -> Result<&'static str> {
         let first = VIP.contains(&to.ip().to_string().as_str()) || self.nodes[0].contains(&to.ip());
@@ -96,6 +110,9 @@ impl Exposed {
         Ok(if first { "node-a" } else { "node-b" })
     }
 }
+
+/// The client beyond the underlay.
+const OUTER: &str = "the outside";
 
 /// Makes a command where a client runs.
 type Place<'a> = Box<dyn Fn(&str) -> Command + 'a>;
@@ -126,6 +143,37 @@ impl Faults {
     }
 }
 
+/// Who found what, by which protocol, at which kind of address, over which family.
+#[derive(Default)]
+struct Tried(BTreeMap<(&'static str, &'static str), BTreeSet<(&'static str, bool)>>);
+
+impl Tried {
+    fn note(
+        &mut self,
+        client: &'static str,
+        how: &'static str,
+        exposed: &Exposed,
+        to: SocketAddr,
+    ) -> Result<()> {
+        let kind = exposed.kind(to).with_context(|| format!("{to} is not of the Service"))?;
+        self.0.entry((client, how)).or_default().insert((kind, to.is_ipv6()));
+        Ok(())
+    }
+
+    /// Prints it; fails unless each of the four clients, by each protocol, tried so many kinds of addresses over both
+    /// families.
+    fn conclude(&self, protocols: usize, inside: usize, outside: usize) -> Result<()> {
+        for ((client, how), found) in &self.0 {
+            let kinds: BTreeSet<&str> = found.iter().map(|(kind, _)| *kind).collect();
+            println!("{how} from {client}, IPv4 and IPv6: {}", Vec::from_iter(kinds).join(", "));
+            let expected = if *client == OUTER { outside } else { inside };
+            ensure!(found.len() == 2 * expected, "{how} from {client} tried only {found:?}");
+        }
+        ensure!(self.0.len() == 4 * protocols, "only {:?} tried", self.0.keys());
+        Ok(())
+    }
+}
+
 /// Every client with every address it can reach.
 fn pairs<'a>(
     cluster: &'a Cluster,
@@ -135,11 +183,7 @@ fn pairs<'a>(
     let within = exposed.all()?;
     let mut all: Vec<_> =
         inside(cluster, pod).into_iter().map(|(name, place)| (name, place, within.clone())).collect();
-    all.push((
-        "the outside",
-        Box::new(|program: &str| cluster.outside().command(program)),
-        exposed.external()?,
-    ));
+    all.push((OUTER, Box::new(|program: &str| cluster.outside().command(program)), exposed.external()?));
     Ok(all)
 }
 
@@ -173,11 +217,11 @@ pub(crate) fn curl_reaches_nginx_by_every_address() -> Result<()> {
     let pod = cluster.pod("node-a", "client").start()?;
     let exposed = expose(&cluster, "web", Workload::Nginx, &json!({}))?;
     cluster.wait_service("web", 2)?;
-    let (mut faults, names) = (Faults::default(), ["web-a", "web-b"]);
+    let (mut faults, mut tried, names) = (Faults::default(), Tried::default(), ["web-a", "web-b"]);
     for (client, place, targets) in pairs(&cluster, &pod, &exposed)? {
         for to in targets {
             let outcome = curl_all(&place, to, &names).and_then(|answers| match client {
-                "the outside" => seen_from_outside(&cluster, &exposed, to, &answers),
+                OUTER => seen_from_outside(&cluster, &exposed, to, &answers),
                 "a Pod" | "a Pod without hooks" if exposed.cluster_ips.contains(&to.ip()) => {
                     let own = pod.address(to.is_ipv6());
                     let other = answers.iter().find(|answer| answer.caller != own);
@@ -186,10 +230,12 @@ pub(crate) fn curl_reaches_nginx_by_every_address() -> Result<()> {
                 }
                 _ => Ok(()),
             });
+            tried.note(client, "curl", &exposed, to)?;
             faults.note(&format!("{client} to {to}"), outcome)?;
         }
     }
     faults.none()?;
+    tried.conclude(1, 5, 4)?;
     cluster.stop()
 }
 
@@ -221,7 +267,7 @@ pub(crate) fn dig_asks_over_udp_and_tcp() -> Result<()> {
     let pod = cluster.pod("node-a", "client").start()?;
     let exposed = expose(&cluster, "dns", Workload::Dns, &json!({}))?;
     cluster.wait_service("dns", 1)?;
-    let mut faults = Faults::default();
+    let (mut faults, mut tried) = (Faults::default(), Tried::default());
     for (client, place, targets) in pairs(&cluster, &pod, &exposed)? {
         for (to, tcp) in targets.into_iter().flat_map(|to| [(to, false), (to, true)]) {
             let outcome = eventually::succeeds("the name server answers", || {
@@ -229,10 +275,12 @@ pub(crate) fn dig_asks_over_udp_and_tcp() -> Result<()> {
                 ensure!(server == "names", "{server} answers");
                 Ok(())
             });
+            tried.note(client, if tcp { "dig over TCP" } else { "dig over UDP" }, &exposed, to)?;
             faults.note(&format!("{client} to {to}, TCP {tcp}"), outcome)?;
         }
     }
     faults.none()?;
+    tried.conclude(2, 5, 4)?;
     cluster.stop()
 }
 
@@ -243,20 +291,22 @@ pub(crate) fn iperf3_streams_and_datagrams() -> Result<()> {
     let pod = cluster.pod("node-a", "client").start()?;
     let exposed = expose(&cluster, "iperf", Workload::Iperf3, &json!({}))?;
     cluster.wait_service("iperf", 1)?;
-    let mut faults = Faults::default();
+    let (mut faults, mut tried) = (Faults::default(), Tried::default());
     for (client, place, targets) in pairs(&cluster, &pod, &exposed)? {
         // A measurement takes its second: ClusterIPs from inside, a node port and the balancer's address from outside.
         let (vip, node_a) = (parse(VIP)?, cluster.node("node-a").addresses());
         let chosen = targets.into_iter().filter(|to| match client {
-            "the outside" => vip.contains(&to.ip()) || node_a.contains(&to.ip()),
+            OUTER => vip.contains(&to.ip()) || node_a.contains(&to.ip()),
             _ => exposed.cluster_ips.contains(&to.ip()),
         });
         for (to, udp) in chosen.flat_map(|to| [(to, false), (to, true)]) {
             // The server takes one client at a time, and is busy for a moment after each.
             let outcome = eventually::succeeds("iperf3 measures", || iperf3(&place, to, udp));
+            tried.note(client, if udp { "iperf3 over UDP" } else { "iperf3 over TCP" }, &exposed, to)?;
             faults.note(&format!("{client} to {to}, UDP {udp}"), outcome.map(drop))?;
         }
     }
     faults.none()?;
+    tried.conclude(2, 1, 2)?;
     cluster.stop()
 }

@@ -110,7 +110,8 @@ pub fn dig(place: impl Fn(&str) -> Command, to: SocketAddr, tcp: bool) -> Result
     }
 }
 
-/// Runs `iperf3` for a second; the bytes that the server received, of which there is at least one.
+/// Runs `iperf3` for a second; the bytes that the server received. Of datagrams at a rate that every path has, nine of ten
+/// arrive.
 pub fn iperf3(place: impl Fn(&str) -> Command, to: SocketAddr, udp: bool) -> Result<u64> {
     let mut command = place("iperf3");
     command.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
@@ -124,7 +125,7 @@ pub fn iperf3(place: impl Fn(&str) -> Command, to: SocketAddr, udp: bool) -> Res
     let sum = &report["end"][if udp { "sum" } else { "sum_received" }];
     let received = sum["bytes"].as_u64().with_context(|| format!("no bytes in {report}"))?;
     let lost = sum["lost_percent"].as_f64().unwrap_or_default();
-    ensure!(received > 0 && lost < 100.0, "nothing arrived: {sum}");
+    ensure!(received > 0 && lost < 10.0, "too little arrived: {sum}");
     Ok(received)
 }
 
