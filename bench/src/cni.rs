@@ -1,11 +1,13 @@
 //! `cni`: how long a container runtime waits for ADD and DEL, beside the reference plugins of Debian's package
 //! `containernetworking-plugins`.
 //!
-//! Ours is asked of a node of a whole cluster, whose agent attaches programs, policy and Services before it answers;
-//! `ptp` and `bridge` get their addresses from `host-local`, IPv4 alone, in a namespace of their own each. Every call is
-//! a new process, timed from its start to its exit. Invariant: the contenders take turns, call by call.
+//! Ours is asked of nodes of a whole cluster, whose agents attach programs, policy and Services before they answer, on one
+//! by tcx links, on the other by clsact filters; `ptp` and `bridge` get their addresses from `host-local`, IPv4 alone, in
+//! a namespace of their own each. Every call is a new process, timed from its start to its exit, and what must survive a
+//! reboot is on a disk. Invariant: the contenders take turns, so that what else the machine does meets all of them.
 
 mod contender;
+mod disk;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -16,10 +18,15 @@ use anyhow::{Context, Result, anyhow, ensure};
 use quilla_tests::cluster::Cluster;
 use quilla_tests::netns::Netns;
 
+use crate::environment;
 use crate::table::Table;
 use contender::{Contender, Verb};
+use disk::Disk;
 
-const NODE: &str = "node-a";
+/// What the others are compared with.
+const REFERENCE: &str = "bridge";
+/// Turns of each contender with its crowd.
+const TURNS: usize = 5;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -36,49 +43,64 @@ pub(crate) struct Options {
 
 pub(crate) fn measure(options: &Options) -> Result<()> {
     let Options { runs, churn, pods } = *options;
-    let mut cluster = Cluster::builder("cni").nodes(1).control_plane()?;
-    cluster.node_mut(NODE).start_podlet()?;
-    // The references give an address again at once: with a cool-down, ours would run out of them.
-    cluster.node_mut(NODE).start_agent_with(&["--address-cool-down", "0"])?;
-    cluster.node_mut(NODE).wait_ready()?;
+    let disk = Disk::create()?;
+    let mut cluster = Cluster::builder("cni").nodes(2).control_plane()?;
+    for (name, tcx) in [("node-a", "true"), ("node-b", "false")] {
+        let node = cluster.node_mut(name);
+        disk.mount(name, &node.files().join("state"))?;
+        node.start_podlet()?;
+        // The references give an address again at once: with a cool-down, ours would run out of them.
+        node.start_agent_with(&["--address-cool-down", "0", "--tcx", tcx])?;
+    }
+    for node in ["node-a", "node-b"] {
+        cluster.node_mut(node).wait_ready()?;
+    }
 
-    let contenders = Contender::all(cluster.node(NODE))?;
+    let contenders = Contender::all(cluster.node("node-a"), cluster.node("node-b"), &disk)?;
     let mut alone: Vec<Times> = contenders.iter().map(|_| Times::default()).collect();
     for run in 0..runs {
         for (contender, times) in contenders.iter().zip(&mut alone) {
-            let pod = Netns::create(&format!("cni-{}-{run}", contender.name))?;
+            let pod = Netns::create(&format!("cni-{}-{run}", contender.id))?;
             times.cycle(contender, &pod, &format!("alone-{run}"))?;
         }
     }
-    println!("{runs} ADDs and DELs, one after the other\n\n{}", report(&contenders, &alone));
+    println!("{runs} ADDs and DELs, one after the other; {}\n", environment::load());
+    println!("{}", report(&contenders, &alone));
 
-    let mut together = Vec::new();
-    let mut took = Vec::new();
-    for contender in &contenders {
-        let start = Instant::now();
-        together.push(crowd(contender, churn, pods)?);
-        took.push(format!("{} {:.1} s", contender.name, start.elapsed().as_secs_f64()));
+    let together = crowds(&contenders, churn, pods)?;
+    println!("{churn} ADDs and DELs by {pods} Pods at once; {}\n", environment::load());
+    println!("{}", report(&contenders, &together));
+    for (contender, times) in contenders.iter().zip(&together) {
+        println!("- all of it, {}: {:.1} s", contender.name, times.took.as_secs_f64());
     }
-    println!(
-        "{churn} ADDs and DELs by {pods} Pods at once (all of it: {})\n\n{}",
-        took.join(", "),
-        report(&contenders, &together)
-    );
     cluster.stop()
 }
 
+/// Crowds of all contenders in turn.
+fn crowds(contenders: &[Contender], churn: usize, pods: usize) -> Result<Vec<Times>> {
+    // A Pod's namespace is as it was once its DEL is done.
+    let namespaces: Vec<Netns> =
+        (0..pods).map(|pod| Netns::create(&format!("cni-pod-{pod}"))).collect::<Result<_>>()?;
+    let mut all: Vec<Times> = contenders.iter().map(|_| Times::default()).collect();
+    for turn in 0..TURNS {
+        let calls = churn * turn / TURNS..churn * (turn + 1) / TURNS;
+        for (contender, times) in contenders.iter().zip(&mut all) {
+            times.append(crowd(contender, &calls, &namespaces)?);
+        }
+    }
+    Ok(all)
+}
+
 /// So many ADDs, each with its DEL, by Pods that all come and go at once.
-fn crowd(contender: &Contender, churn: usize, pods: usize) -> Result<Times> {
-    let namespaces: Vec<Netns> = (0..pods)
-        .map(|pod| Netns::create(&format!("cni-{}-{pod}", contender.name)))
-        .collect::<Result<_>>()?;
-    let (next, all) = (AtomicUsize::new(0), Mutex::new(Times::default()));
+fn crowd(contender: &Contender, calls: &std::ops::Range<usize>, namespaces: &[Netns]) -> Result<Times> {
+    let start = Instant::now();
+    let (next, all) = (AtomicUsize::new(calls.start), Mutex::new(Times::default()));
     let outcomes: Vec<Result<()>> = thread::scope(|scope| {
         let work = |pod| {
             let mut times = Times::default();
             loop {
                 let turn = next.fetch_add(1, Ordering::Relaxed);
-                if turn >= churn {
+                if turn >= calls.end {
                     break;
                 }
                 times.cycle(contender, pod, &format!("crowd-{turn}"))?;
@@ -92,8 +114,9 @@ fn crowd(contender: &Contender, churn: usize, pods: usize) -> Result<Times> {
         joined.collect()
     });
     outcomes.into_iter().collect::<Result<()>>()?;
-    let times = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    ensure!(times.adds.len() == churn, "{} of {churn} happened", times.adds.len());
+    let mut times = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ensure!(times.adds.len() == calls.len(), "{} of {} happened", times.adds.len(), calls.len());
+    times.took = start.elapsed();
     Ok(times)
 }
 
@@ -102,6 +125,8 @@ fn crowd(contender: &Contender, churn: usize, pods: usize) -> Result<Times> {
 struct Times {
     adds: Vec<Duration>,
     dels: Vec<Duration>,
+    /// All of a crowd.
+    took: Duration,
 }
 
 impl Times {
@@ -114,31 +139,44 @@ impl Times {
         Ok(())
     }
 
+    /// Quantiles of ADD, then of DEL.
+    fn summary(&self) -> [f64; 6] {
+        let ([a, b, c], [d, e, f]) = (quantiles(&self.adds), quantiles(&self.dels));
+        [a, b, c, d, e, f]
+    }
+
     fn append(&mut self, mut other: Self) {
         self.adds.append(&mut other.adds);
         self.dels.append(&mut other.dels);
+        self.took += other.took;
     }
 }
 
 fn report(contenders: &[Contender], all: &[Times]) -> Table {
     let mut table =
         Table::new(&["plugin", "ADD p50", "ADD p99", "ADD most", "DEL p50", "DEL p99", "DEL most"]);
-    for (contender, times) in contenders.iter().zip(all) {
-        let mut cells = vec![contender.name.to_owned()];
-        cells.extend([&times.adds, &times.dels].into_iter().flat_map(|times| quantiles(times)));
-        table.row(cells);
+    let rows: Vec<_> =
+        contenders.iter().zip(all).map(|(contender, times)| (contender, times.summary())).collect();
+    for (contender, figures) in &rows {
+        let cells = figures.iter().map(|milliseconds| format!("{milliseconds:.1} ms"));
+        table.row(std::iter::once(contender.name.to_owned()).chain(cells).collect());
+    }
+    let reference =
+        rows.iter().find(|(contender, _)| contender.name == REFERENCE).map(|(_, figures)| figures);
+    for (contender, figures) in rows.iter().filter(|(contender, _)| contender.is_ours) {
+        let ratios = figures.iter().zip(reference.into_iter().flatten());
+        let cells = ratios.map(|(ours, theirs)| format!("{:.2}", ours / theirs));
+        let name = format!("{} / {REFERENCE}", contender.name);
+        table.row(std::iter::once(name).chain(cells).collect());
     }
     table
 }
 
 /// The middle, the 99th of a hundred, the last, in milliseconds.
-fn quantiles(times: &[Duration]) -> [String; 3] {
+fn quantiles(times: &[Duration]) -> [f64; 3] {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
-    [50, 99, 100].map(|percent| {
-        let index = (sorted.len() - 1) * percent / 100;
-        format!("{:.1} ms", sorted[index].as_secs_f64() * 1e3)
-    })
+    [50, 99, 100].map(|percent| sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e3)
 }
 
 #[cfg(test)]
@@ -149,8 +187,8 @@ mod tests {
 
     #[test]
     fn quantiles_are_of_the_sorted_times() {
-        let times: Vec<_> = (0..=100).rev().map(Duration::from_millis).collect();
-        assert_eq!(quantiles(&times), ["50.0 ms", "99.0 ms", "100.0 ms"]);
-        assert_eq!(quantiles(&times[..1]), ["100.0 ms"; 3]);
+        let times: Vec<_> = (0..=100).rev().map(Duration::from_secs).collect();
+        assert_eq!(quantiles(&times).map(f64::round), [50e3, 99e3, 100e3]);
+        assert_eq!(quantiles(&times[..1]).map(f64::round), [100e3; 3]);
     }
 }

@@ -18,7 +18,12 @@ pub(crate) fn print() {
     println!("- BPF JIT: {}", read("/proc/sys/net/core/bpf_jit_enable"));
     println!("- BPF JIT hardening: {}", read("/proc/sys/net/core/bpf_jit_harden"));
     println!("- BPF statistics: {}", read("/proc/sys/kernel/bpf_stats_enabled"));
-    println!("- load average: {}\n", read("/proc/loadavg"));
+    println!("- {}\n", load());
+}
+
+/// How busy the machine has been.
+pub(crate) fn load() -> String {
+    format!("load average: {}", read("/proc/loadavg"))
 }
 
 fn read(path: &str) -> String {

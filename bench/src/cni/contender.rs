@@ -1,6 +1,5 @@
 //! A plugin that is measured: where it is, what it is told, in whose namespace it runs.
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,8 +9,9 @@ use anyhow::{Context, Result, ensure};
 use quilla_tests::binary;
 use quilla_tests::netns::{Netns, run_inside};
 use quilla_tests::node::Node;
-use quilla_tests::sandbox::FILES;
 use serde_json::{Value, json};
+
+use super::disk::Disk;
 
 /// Where Debian has the reference plugins.
 const REFERENCE: &str = "/usr/lib/cni";
@@ -25,7 +25,11 @@ pub(super) enum Verb {
 
 /// A plugin with its configuration, and the host it works on.
 pub(super) struct Contender {
+    /// What a reader calls it.
     pub(super) name: &'static str,
+    /// A word for names of namespaces.
+    pub(super) id: &'static str,
+    pub(super) is_ours: bool,
     program: PathBuf,
     config: Value,
     host: PathBuf,
@@ -34,8 +38,19 @@ pub(super) struct Contender {
 }
 
 impl Contender {
-    /// Ours on a node of a cluster, the references each on a host of its own.
-    pub(super) fn all(node: &Node) -> Result<Vec<Self>> {
+    /// Ours on nodes of a cluster, the references each on a host of its own.
+    pub(super) fn all(tcx: &Node, clsact: &Node, disk: &Disk) -> Result<Vec<Self>> {
+        let ptp = Self::reference("ptp", 1, &json!({}), disk)?;
+        let bridge = Self::reference("bridge", 2, &json!({ "bridge": "cni0", "isGateway": true }), disk)?;
+        Ok(vec![
+            Self::ours("quilla", "tcx", tcx)?,
+            Self::ours("quilla, clsact", "clsact", clsact)?,
+            ptp,
+            bridge,
+        ])
+    }
+
+    fn ours(name: &'static str, id: &'static str, node: &Node) -> Result<Self> {
         let config = json!({
             "cniVersion": "1.0.0",
             "name": "quilla",
@@ -43,24 +58,22 @@ impl Contender {
             "agentSocket": node.files().join("run/cni.sock"),
             "dataDir": node.files().join("state/cni"),
         });
-        let ours = Self {
-            name: "quilla",
+        Ok(Self {
+            name,
+            id,
+            is_ours: true,
             program: binary::path("quilla-cni")?,
             config,
             host: node.netns().path().to_owned(),
             _host: None,
-        };
-        let ptp = Self::reference("ptp", 1, &json!({}))?;
-        let bridge = Self::reference("bridge", 2, &json!({ "bridge": "cni0", "isGateway": true }))?;
-        Ok(vec![ours, ptp, bridge])
+        })
     }
 
-    fn reference(name: &'static str, network: u8, own: &Value) -> Result<Self> {
+    fn reference(name: &'static str, network: u8, own: &Value, disk: &Disk) -> Result<Self> {
         let program = Path::new(REFERENCE).join(name);
         ensure!(program.is_file(), "{} is missing: install containernetworking-plugins", program.display());
         let host = Netns::create(&format!("cni-host-{name}"))?;
-        let data = Path::new(FILES).join(format!("host-local-{name}"));
-        fs::create_dir_all(&data).with_context(|| format!("create {}", data.display()))?;
+        let data = disk.folder(&format!("host-local-{name}"))?;
         let mut config = json!({
             "cniVersion": "1.0.0",
             "name": name,
@@ -76,7 +89,8 @@ impl Contender {
         for (key, value) in own.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
-        Ok(Self { name, program, config, host: host.path().to_owned(), _host: Some(host) })
+        let (host_path, host) = (host.path().to_owned(), Some(host));
+        Ok(Self { name, id: name, is_ours: false, program, config, host: host_path, _host: host })
     }
 
     /// From the start of the process to its exit; it must succeed.
