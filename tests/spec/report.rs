@@ -146,7 +146,9 @@ impl Model {
             // out there, or would not be let in (E20).
             let known = match target {
                 Target::Uplink | Target::OnwardUplink => true,
-                Target::Overlay(_) => direction == Direction::Original && connection.is_renamed(),
+                Target::Overlay(_) | Target::OnwardOverlay(_) => {
+                    direction == Direction::Original && connection.is_renamed()
+                }
                 _ => src == subject.tuple.dst,
             };
             let src = if known || src == subject.tuple.dst { tuple.src } else { src };
