@@ -115,7 +115,9 @@ impl Contender {
         command.env("CNI_COMMAND", if matches!(verb, Verb::Add) { "ADD" } else { "DEL" });
         command.env("CNI_CONTAINERID", id).env("CNI_NETNS", pod.path()).env("CNI_IFNAME", "eth0");
         command.env("CNI_PATH", REFERENCE);
-        command.env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"));
+        // Without a Pod: for one that its watch does not know, as for none that a kubelet starts, the agent would ask the
+        // apiserver first.
+        command.env("CNI_ARGS", "IgnoreUnknown=1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
