@@ -12,7 +12,7 @@ use crate::ObjectName;
 pub struct Pod {
     /// Its name.
     pub name: ObjectName,
-    /// Its identity over time: a Pod of the same name is another Pod.
+    /// Its identity over time, as the kubelet tells it a runtime: a Pod of the same name is another Pod.
     pub uid: String,
     /// Addresses in its status.
     pub addresses: Vec<IpAddr>,
@@ -20,6 +20,9 @@ pub struct Pod {
     pub host_network: bool,
     /// Has run to its end; its addresses no longer count.
     pub finished: bool,
+    /// The annotation `quilla.dev/addresses` as it is written: which addresses it asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wished_addresses: Option<String>,
 }
 
 /// A namespace.
