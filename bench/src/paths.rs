@@ -13,6 +13,7 @@ pub(crate) mod load;
 mod metric;
 mod process;
 mod product;
+mod profile;
 mod quiet;
 mod report;
 mod series;
@@ -26,9 +27,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use quilla_tests::cluster::Cluster;
 use quilla_tests::command::Run;
 
-use contender::Group;
+use contender::{Contender, Group};
 use metric::Metric;
 use product::Variant;
 use quiet::Core;
@@ -60,6 +62,9 @@ pub(crate) struct Options {
     /// An agent to measure, as NAME or NAME=ARGUMENTS of its command line; may be given again.
     #[arg(long = "agent", default_value = "Quilla")]
     agents: Vec<Variant>,
+    /// In the end, also tell how often and how long each program of the product runs.
+    #[arg(long)]
+    profile: bool,
 }
 
 /// To be called on the machine itself, before there is a sandbox.
@@ -93,28 +98,29 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     println!("{}\n", device::list(crossed)?);
     let built = start.elapsed();
 
-    let mut all = Vec::new();
-    for metric in metrics {
-        all.push(Series::measure(metric, &mut contenders, &plan)?);
+    let measured = metrics.iter().map(|metric| Series::measure(*metric, &mut contenders, &plan, &core));
+    let all: Vec<Series> = measured.collect::<Result<_>>()?;
+    print(&groups, &contenders, &all);
+    if options.profile {
+        println!("### Programs\n\n{}", profile::measure(&mut contenders, &metrics, &plan)?);
     }
-    for group in groups {
-        println!("### {}\n\n{}", group.title(), report::figures(group, &contenders, &all));
-        println!("{}\n{}", report::ratios(group, &contenders, &all), report::costs(group, &contenders, &all));
-    }
-    println!("{}\n", report::objections(&all));
     let load = fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
-    println!(
-        "{:.0} s, {:.0} s of them to build the paths; load average at the end: {load}",
-        start.elapsed().as_secs_f64(),
-        built.as_secs_f64()
-    );
+    let [took, built] = [start.elapsed(), built].map(|time| time.as_secs());
+    println!("{took} s, {built} s of them to build the paths; load average at the end: {load}");
     drop(contenders);
-    clusters.into_iter().try_for_each(quilla_tests::cluster::Cluster::stop)?;
-    ensure!(
-        all.iter().all(|series| series.objections.is_empty()),
-        "some figures may not be quoted, see above"
-    );
+    clusters.into_iter().try_for_each(Cluster::stop)?;
+    let quotable = all.iter().all(|series| series.objections.is_empty());
+    ensure!(quotable, "some figures may not be quoted, see above");
     Ok(())
+}
+
+fn print(groups: &[Group], contenders: &[Contender], all: &[Series]) {
+    for group in groups {
+        println!("### {}\n\n{}", group.title(), report::figures(*group, contenders, all));
+        println!("{}", report::ratios(*group, contenders, all));
+        println!("{}", report::costs(*group, contenders, all));
+    }
+    println!("{}\n", report::objections(all));
 }
 
 fn chosen<T: Copy + PartialEq>(wanted: &[T], all: &[T]) -> Vec<T> {

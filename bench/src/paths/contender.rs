@@ -1,5 +1,6 @@
 //! A path between two ends, ready to be loaded.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -45,8 +46,8 @@ pub(super) struct Ends {
 #[derive(Debug)]
 pub(super) struct Contender {
     pub(super) name: String,
-    /// Whether it is measured, or what is measured is compared with it.
-    pub(super) ours: bool,
+    /// Identifiers of the product's programs on its way; none for what the product is compared with.
+    pub(super) programs: BTreeSet<u32>,
     pub(super) ends: Ends,
     /// All namespaces that its packets cross.
     pub(super) crossed: Vec<PathBuf>,
@@ -75,6 +76,11 @@ impl Contender {
             .context("let ports be used again")?;
         let pair = Pair::start(client, server, ends.address, core)
             .with_context(|| format!("start the load of {name}"))?;
-        Ok(Self { name: name.to_owned(), ours: false, ends, crossed, pair })
+        Ok(Self { name: name.to_owned(), programs: BTreeSet::new(), ends, crossed, pair })
+    }
+
+    /// Whether it is the product.
+    pub(super) fn is_ours(&self) -> bool {
+        !self.programs.is_empty()
     }
 }

@@ -18,6 +18,7 @@ const QUIET: [(&str, &[&str]); 4] = [
         "TcpExt",
         &[
             "ListenDrops",
+            "TCPDSACKRecv",
             "ListenOverflows",
             "TCPBacklogDrop",
             "TCPRcvQDrop",
@@ -26,6 +27,11 @@ const QUIET: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
+
+/// Segments sent again, most of them because none was acknowledged for a while.
+const RETRANSMITTED: &str = "TcpRetransSegs";
+/// Segments of which the receiver said that it had them already (RFC 2883): nothing was lost.
+const NEEDLESS: &str = "TcpExtTCPDSACKRecv";
 
 /// Columns of `/proc/net/dev` after the name: errors and drops, received and sent.
 const DEVICE: [(usize, &str); 4] = [(2, "rx errors"), (3, "rx drops"), (10, "tx errors"), (11, "tx drops")];
@@ -64,11 +70,17 @@ impl Counters {
 
     /// What has moved since, by how much.
     pub(super) fn moved(&self, later: &Self) -> Vec<String> {
-        let moved = later.0.iter().filter_map(|(name, now)| {
-            let by = now - self.0.get(name).copied().unwrap_or(0);
-            (by > 0).then(|| format!("{name} +{by}"))
-        });
-        moved.collect()
+        let by = |name: &str| {
+            let [then, now] = [self, later].map(|counters| counters.0.get(name).copied().unwrap_or(0));
+            now.saturating_sub(then)
+        };
+        let lost = |name: &str| match name.strip_suffix(RETRANSMITTED) {
+            Some(namespace) => by(name).saturating_sub(by(&format!("{namespace}{NEEDLESS}"))),
+            None if name.ends_with(NEEDLESS) => 0,
+            None => by(name),
+        };
+        let moved = later.0.keys().map(|name| (name, lost(name))).filter(|(_, by)| *by > 0);
+        moved.map(|(name, by)| format!("{name} +{by}")).collect()
     }
 }
 
@@ -115,6 +127,17 @@ mod tests {
         let text = "head\n  eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n";
         let values: Vec<u64> = parse_devices(text).into_iter().map(|(_, value)| value).collect();
         assert_eq!(values, [3, 4, 7, 8]);
+    }
+
+    #[test]
+    fn what_was_sent_twice_and_arrived_twice_is_not_lost() {
+        let of = |sent: u64, twice: u64| {
+            Counters(
+                [("n TcpRetransSegs".to_owned(), sent), ("n TcpExtTCPDSACKRecv".to_owned(), twice)].into(),
+            )
+        };
+        assert_eq!(of(1, 1).moved(&of(3, 3)), Vec::<String>::new());
+        assert_eq!(of(1, 1).moved(&of(4, 3)), ["n TcpRetransSegs +1"]);
     }
 
     #[test]

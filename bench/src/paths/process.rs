@@ -64,6 +64,11 @@ impl Pair {
         Ok(Sample::of(amount, [wall, own, foreign]))
     }
 
+    /// What happened within a time, without any measure of it.
+    pub(super) fn load(&mut self, metric: Metric, length: Duration) -> Result<u64> {
+        Ok(self.ask(metric, length)?[0])
+    }
+
     /// Amount, and nanoseconds: in all, of the client, idle, stolen.
     fn ask(&mut self, metric: Metric, length: Duration) -> Result<[u64; 5]> {
         let name = metric.to_possible_value().context("a metric without a name")?;

@@ -1,5 +1,6 @@
 //! Quilla itself: the real control plane, agents and plugin, with its nodes on the same kind of underlay as the peers'.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
@@ -8,6 +9,7 @@ use quilla_tests::pod::Pod;
 use quilla_tests::topology::FABRIC;
 
 use super::contender::{Contender, Ends, Group};
+use super::profile;
 use super::quiet::Core;
 use super::site::UNDERLAY_MTU;
 
@@ -40,6 +42,7 @@ pub(super) fn start(
     groups: &[Group],
     core: &Core,
 ) -> Result<(Vec<Contender>, Cluster)> {
+    let others = profile::loaded()?;
     let mut cluster = Cluster::builder(&format!("quilla{number}")).nodes(2).control_plane()?;
     wire(&cluster)?;
     let arguments: Vec<&str> = variant.arguments.iter().map(String::as_str).collect();
@@ -55,10 +58,12 @@ pub(super) fn start(
     let client = cluster.pod(NODES[0], "client").start()?;
     let near = cluster.pod(NODES[0], "near").start()?;
     let far = cluster.pod(NODES[1], "far").start()?;
+    // Another's, loaded at the same time, would run on no path of ours.
+    let programs = profile::loaded()?.difference(&others).copied().collect();
     let mut contenders = Vec::new();
     for group in groups {
         let server = if *group == Group::SameNode { &near } else { &far };
-        contenders.push(between(&cluster, *group, &client, server, variant, core)?);
+        contenders.push(between(&cluster, *group, &client, server, &variant.name, &programs, core)?);
     }
     Ok((contenders, cluster))
 }
@@ -68,7 +73,8 @@ fn between(
     group: Group,
     client: &Pod,
     server: &Pod,
-    variant: &Variant,
+    name: &str,
+    programs: &BTreeSet<u32>,
     core: &Core,
 ) -> Result<Contender> {
     let program = std::env::current_exe().context("find this program")?;
@@ -82,8 +88,8 @@ fn between(
     let mut crossed = vec![ends.client.clone(), ends.server.clone()];
     crossed.extend(cluster.nodes().iter().map(|node| node.netns().path().to_owned()));
     let commands = [client.command(&program), server.command(&program)];
-    let mut contender = Contender::start(&variant.name, ends, crossed, commands, core)?;
-    contender.ours = true;
+    let mut contender = Contender::start(name, ends, crossed, commands, core)?;
+    contender.programs.clone_from(programs);
     Ok(contender)
 }
 

@@ -12,7 +12,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::setsid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// With more of a slice than this in others' hands, its round does not count.
+/// With more of a slice in others' hands than this, or more of the other processors busy, a round does not count.
 pub(super) const FOREIGN: f64 = 0.05;
 
 /// With the baseline's middle in the first half of the rounds and in the second further apart than this, nothing counts.
@@ -62,12 +62,51 @@ impl Core {
         Ok(Self { number, schedstat: inherited() })
     }
 
+    /// How busy the other processors have been so far. They share caches, memory and power with this one.
+    pub(super) fn elsewhere(&self) -> Result<Elsewhere> {
+        let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+        Ok(Elsewhere::parse(&text, self.number))
+    }
+
     /// Nanoseconds for which the kernel's thread for soft interrupts has run; 0 if that cannot be seen.
     pub(super) fn soft_interrupts(&self) -> Result<u64> {
         let Some(path) = &self.schedstat else { return Ok(0) };
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let first = text.split(' ').next().and_then(|number| number.parse().ok());
         first.with_context(|| format!("not a schedstat: {text}"))
+    }
+}
+
+/// Ticks of all processors but one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    busy: u64,
+    all: u64,
+}
+
+impl Elsewhere {
+    fn parse(text: &str, except: usize) -> Self {
+        let except = format!("cpu{except}");
+        let mut sum = Self { busy: 0, all: 0 };
+        for line in text.lines() {
+            let mut fields = line.split_whitespace();
+            let name = fields.next().unwrap_or_default();
+            if name == "cpu" || name == except || !name.starts_with("cpu") {
+                continue;
+            }
+            // user nice system idle iowait irq softirq steal; guests are part of the first two.
+            let ticks: Vec<u64> = fields.take(8).map_while(|field| field.parse().ok()).collect();
+            let (all, idle): (u64, u64) = (ticks.iter().sum(), ticks.iter().skip(3).take(2).sum());
+            sum.busy += all - idle;
+            sum.all += all;
+        }
+        sum
+    }
+
+    /// Which part of the time since then they were busy.
+    #[expect(clippy::cast_precision_loss, reason = "ticks since the machine started")]
+    pub(super) fn busy_until(self, now: Self) -> f64 {
+        (now.busy - self.busy) as f64 / (now.all - self.all).max(1) as f64
     }
 }
 
@@ -91,7 +130,15 @@ pub(super) fn drift(baseline: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::drift;
+    use super::{Elsewhere, drift};
+
+    #[test]
+    fn elsewhere_is_every_other_processor() {
+        let text = "cpu 9 9 9 9 9 9 9 9 9 9\ncpu0 1 0 1 90 5 0 2 1 7 7\ncpu1 50 0 0 50 0 0 0 0 0 0\nintr 5\n";
+        let now = Elsewhere::parse(text, 1);
+        assert_eq!(now, Elsewhere { busy: 5, all: 100 });
+        assert!((Elsewhere { busy: 0, all: 0 }.busy_until(now) - 0.05).abs() < 1e-9);
+    }
 
     #[test]
     fn drift_is_between_the_halves() {

@@ -29,7 +29,7 @@ pub(super) fn ratios(group: Group, contenders: &[Contender], series: &[Series]) 
     let mut table = Table::new(&heading);
     let members: Vec<(usize, &Contender)> = of(group, contenders).collect();
     for one in series {
-        for (ours, contender) in members.iter().filter(|(_, contender)| contender.ours) {
+        for (ours, contender) in members.iter().filter(|(_, contender)| contender.is_ours()) {
             for (peer, other) in members.iter().filter(|(index, _)| index != ours) {
                 let name = format!("{} / {}", contender.name, other.name);
                 table.row(ratio(name, one, (*ours, *peer), target::of(group, one.metric, &other.name)));
@@ -92,7 +92,7 @@ pub(super) fn objections(series: &[Series]) -> String {
         } else {
             format!("NOT QUOTABLE: {}", one.objections.join("; "))
         };
-        let (rounds, repeated) = (one.rounds.len(), one.repeated);
+        let (rounds, repeated) = (one.rounds(), one.repeated);
         format!("- {}: {rounds} rounds, {repeated} noisy ones left out: {verdict}", one.metric.title())
     });
     lines.collect::<Vec<_>>().join("\n")

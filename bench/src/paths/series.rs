@@ -13,7 +13,7 @@ use super::delivery::Counters;
 use super::device;
 use super::metric::Metric;
 use super::process::Sample;
-use super::quiet::{DRIFT, FOREIGN, drift};
+use super::quiet::{Core, DRIFT, FOREIGN, drift};
 use super::target;
 
 /// How to measure.
@@ -38,7 +38,7 @@ impl fmt::Display for Plan {
 pub(super) struct Series {
     pub(super) metric: Metric,
     /// A sample of each contender in each round that counts.
-    pub(super) rounds: Vec<Vec<Sample>>,
+    rounds: Vec<Round>,
     /// Why none of it may be quoted; nothing if it may.
     pub(super) objections: Vec<String>,
     /// Rounds in whose place there were others.
@@ -46,50 +46,40 @@ pub(super) struct Series {
 }
 
 impl Series {
-    pub(super) fn measure(metric: Metric, contenders: &mut [Contender], plan: &Plan) -> Result<Self> {
-        let before = counters(contenders)?;
-        let backlog = Counters::backlog()?;
-        if metric == Metric::StreamGsoOff {
-            segment(contenders, false)?;
-        }
+    pub(super) fn measure(
+        metric: Metric,
+        contenders: &mut [Contender],
+        plan: &Plan,
+        core: &Core,
+    ) -> Result<Self> {
+        let before = (counters(contenders)?, Counters::backlog()?);
+        let whole = metric != Metric::StreamGsoOff;
+        segment(contenders, whole)?;
         let (mut quiet, mut noisy) = (Vec::new(), Vec::new());
         for turn in 0..plan.rounds + plan.repeats {
             if quiet.len() == plan.rounds {
                 break;
             }
-            let round = round(metric, contenders, plan, turn)?;
-            if round.iter().any(|sample| sample.foreign > FOREIGN) {
-                noisy.push(round);
-            } else {
-                quiet.push(round);
-            }
+            let round = Round::measure(metric, contenders, plan, core, turn)?;
+            if round.noise > FOREIGN { &mut noisy } else { &mut quiet }.push(round);
         }
-        if metric == Metric::StreamGsoOff {
-            segment(contenders, true)?;
-        }
-        let mut objections = Vec::new();
-        for (contender, (before, after)) in contenders.iter().zip(before.iter().zip(counters(contenders)?)) {
-            let moved = before.moved(&after);
-            if !moved.is_empty() {
-                objections.push(format!("void: {} lost packets: {}", contender.name, moved.join(", ")));
-            }
-        }
-        let moved = backlog.moved(&Counters::backlog()?);
-        objections.extend(moved.into_iter().map(|counter| format!("void: {counter}")));
+        segment(contenders, true)?;
+        let mut losses = lost(contenders, &before.0)?;
+        losses.extend(before.1.moved(&Counters::backlog()?));
+        let objections = losses.iter().map(|loss| format!("void: {loss}")).collect();
         let mut series = Self { metric, repeated: noisy.len(), rounds: quiet, objections };
         series.judge(plan, noisy, contenders);
         Ok(series)
     }
 
     /// Fills up with noisy rounds what has too few quiet ones, and says so.
-    fn judge(&mut self, plan: &Plan, noisy: Vec<Vec<Sample>>, contenders: &[Contender]) {
+    fn judge(&mut self, plan: &Plan, noisy: Vec<Round>, contenders: &[Contender]) {
         let lacking = plan.rounds - self.rounds.len();
         if lacking > 0 {
-            let worst = noisy.iter().flatten().map(|sample| sample.foreign).fold(0.0, f64::max);
+            let worst = noisy.iter().map(|round| round.noise).fold(0.0, f64::max) * 100.0;
             self.objections.push(format!(
-                "{lacking} of {} rounds are noisy: others used up to {:.0} % of the processor",
-                plan.rounds,
-                worst * 100.0
+                "{lacking} of {} rounds are noisy, others used up to {worst:.0} % of a processor",
+                plan.rounds
             ));
             self.repeated -= lacking;
             self.rounds.extend(noisy.into_iter().take(lacking));
@@ -102,32 +92,72 @@ impl Series {
         }
     }
 
+    /// How many rounds count.
+    pub(super) fn rounds(&self) -> usize {
+        self.rounds.len()
+    }
+
     /// Of one contender, round by round.
     pub(super) fn figures(&self, contender: usize) -> Vec<f64> {
-        self.rounds.iter().map(|round| round[contender].per_second).collect()
+        self.rounds.iter().map(|round| round.samples[contender].per_second).collect()
     }
 
     /// Seconds of processor time for each answer or byte of a contender, round by round.
     pub(super) fn costs(&self, contender: usize) -> Vec<f64> {
-        self.rounds.iter().map(|round| round[contender].cost).collect()
+        self.rounds.iter().map(|round| round.samples[contender].cost).collect()
     }
 
     /// Of one contender to another, round by round.
     pub(super) fn ratios(&self, contender: usize, peer: usize) -> Vec<f64> {
-        self.rounds.iter().map(|round| round[contender].per_second / round[peer].per_second).collect()
+        self.rounds
+            .iter()
+            .map(|round| round.samples[contender].per_second / round.samples[peer].per_second)
+            .collect()
     }
 }
 
-fn round(metric: Metric, contenders: &mut [Contender], plan: &Plan, turn: usize) -> Result<Vec<Sample>> {
-    let count = contenders.len();
-    let mut samples = vec![None; count];
-    for place in 0..count {
-        let index = (place + turn) % count;
-        let contender = &mut contenders[index];
-        let sample = contender.pair.slice(metric, plan.warm_up, plan.slice);
-        samples[index] = Some(sample.with_context(|| format!("{metric:?} of {}", contender.name))?);
+/// One turn of all contenders.
+#[derive(Debug)]
+struct Round {
+    samples: Vec<Sample>,
+    /// What others used of a processor at most: of this one in a slice, or of the others in the whole round.
+    noise: f64,
+}
+
+impl Round {
+    fn measure(
+        metric: Metric,
+        contenders: &mut [Contender],
+        plan: &Plan,
+        core: &Core,
+        turn: usize,
+    ) -> Result<Self> {
+        let before = core.elsewhere()?;
+        let count = contenders.len();
+        let mut samples = vec![None; count];
+        for place in 0..count {
+            let index = (place + turn) % count;
+            let contender = &mut contenders[index];
+            let sample = contender.pair.slice(metric, plan.warm_up, plan.slice);
+            samples[index] = Some(sample.with_context(|| format!("{metric:?} of {}", contender.name))?);
+        }
+        let samples: Option<Vec<Sample>> = samples.into_iter().collect();
+        let samples = samples.context("a contender without its turn")?;
+        let elsewhere = before.busy_until(core.elsewhere()?);
+        let noise = samples.iter().map(|sample| sample.foreign).fold(elsewhere, f64::max);
+        Ok(Self { samples, noise })
     }
-    samples.into_iter().collect::<Option<_>>().context("a contender without its turn")
+}
+
+/// What each contender lost since.
+fn lost(contenders: &[Contender], before: &[Counters]) -> Result<Vec<String>> {
+    let after = counters(contenders)?;
+    let losses =
+        contenders.iter().zip(before.iter().zip(after)).filter_map(|(contender, (before, after))| {
+            let moved = before.moved(&after).join(", ");
+            (!moved.is_empty()).then(|| format!("{} lost packets: {moved}", contender.name))
+        });
+    Ok(losses.collect())
 }
 
 fn counters(contenders: &[Contender]) -> Result<Vec<Counters>> {
