@@ -64,12 +64,14 @@ pub mod flag {
     pub const MASQUERADE_V6: u32 = 1 << 1;
     /// A Service has clients outside and a backend that is the node itself: what the node sends may be an answer.
     pub const NODE_BACKENDS: u32 = 1 << 2;
-    /// The programs write and remove outer headers themselves; the overlay device gets what they cannot (see
-    /// `docs/overlay.md`). Off: everything is the device's.
+    /// The programs write outer headers themselves; the overlay device gets what they cannot (see `docs/overlay.md`). Off:
+    /// everything is the device's, but for what carries [`crate::program::PROBE_MARK`].
     pub const DIRECT: u32 = 1 << 3;
     /// Outer UDP checksums: only the device can compute them for packets that are still to be segmented, so nothing is
     /// encapsulated directly.
     pub const TUNNEL_CHECKSUM: u32 = 1 << 4;
+    /// The programs on the uplinks remove outer headers. Off: what comes in tunnels is the overlay device's.
+    pub const OPEN: u32 = 1 << 5;
 }
 
 /// Default of [`Config::snat_port_min`]: above the kernel's default ephemeral range (32768-60999).

@@ -48,3 +48,7 @@ pub mod rodata {
 
 /// `skb->mark` of packets that our own programs sent on: the hook on the way out of the device lets them pass.
 pub const SENT_MARK: u32 = 0x0051_4c41;
+
+/// `skb->mark` of the agent's own packets that ask for direct encapsulation, whatever the configuration says: how it finds
+/// out whether that works.
+pub const PROBE_MARK: u32 = 0x0051_4c50;

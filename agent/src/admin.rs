@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cni::Ledger;
+use crate::overlay::Encapsulation;
 use crate::reconcile::View;
 use crate::selftest::Readiness;
 use crate::sockets::Support;
@@ -51,6 +52,8 @@ pub struct Admin {
     pub readiness: watch::Receiver<Readiness>,
     /// Whether sockets of deleted backends are ended.
     pub sockets: watch::Receiver<Support>,
+    /// Who writes outer headers.
+    pub encapsulation: watch::Receiver<Encapsulation>,
 }
 
 #[derive(Debug, Deserialize)]

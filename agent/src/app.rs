@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use quilla_abi::config::flag;
 use quilla_cni_protocol::is_host_ifname;
 use quilla_datapath::netlink::DeviceChanges;
 use quilla_datapath::{Datapath, DatapathError};
@@ -26,6 +27,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::node::NodeSettings;
 use crate::options::Options;
+use crate::overlay::{Encapsulation, Mode};
 use crate::proxy_health::ProxyHealth;
 use crate::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use crate::selftest::{Readiness, SelfTest};
@@ -33,7 +35,7 @@ use crate::snapshot::Published;
 use crate::sockets::Support;
 use crate::static_address::StaticAddresses;
 use crate::{
-    abandoned, admin, events, health, health_check, last_known, proxy_health, snapshot, sockets,
+    abandoned, admin, events, health, health_check, last_known, overlay, proxy_health, snapshot, sockets,
     watch as watches,
 };
 
@@ -104,6 +106,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let (readiness_sender, readiness) = watch::channel(not_ready);
     let (ended_sender, ended) = mpsc::unbounded_channel();
     let (support_sender, sockets_support) = watch::channel(Support::Unknown);
+    let (encapsulation_sender, encapsulation) = watch::channel(encapsulation(&options, &datapath)?);
     let (reconciler, commands) = channel();
 
     let cni = cni_config(&options, pools, mtu);
@@ -120,7 +123,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let own_services = self_test.services().map_err(io("read the address of", "the self-test"))?;
     let parts = Parts {
         datapath: Arc::clone(&datapath),
-        node: node_settings(&options, mtu_sender),
+        node: node_settings(&options, mtu_sender, encapsulation.clone()),
         cgroup: options.cgroup.clone(),
         metrics: Arc::clone(&metrics),
         published: snapshots.clone(),
@@ -139,6 +142,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("watches", async move { while watching.join_next().await.is_some() {} });
     tasks.start("snapshot owner", snapshot::own(received, published, drain.clone()));
     tasks.start_snapshots(&options, &snapshots, &reconciler);
+    tasks.start_overlay(&options, &view, encapsulation_sender, &reconciler);
     tasks.start_reports(&options, client, &view, &metrics, (notices, noticed));
     let ending =
         sockets::end(ended, Arc::clone(&datapath), support_sender, Arc::clone(&metrics), drain.clone());
@@ -163,7 +167,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("self-test", test);
     let socket = options.run_dir.join("admin.sock");
     let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;
-    let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness, sockets_support);
+    let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness, (sockets_support, encapsulation));
     tasks.start("admin socket", admin::serve(admin_listener, desk, drain.clone()));
     tasks.start_health(&options, listener, Health { metrics, datapath, view, readiness }, snapshots);
 
@@ -206,6 +210,21 @@ impl Tasks {
         let forwarding = forward(snapshots.clone(), reconciler.clone(), file, drain());
         self.start("last-known snapshot", keeping);
         self.start("snapshot forwarder", forwarding);
+    }
+
+    /// Whether packets for other nodes may be encapsulated directly, if that is to be found out.
+    fn start_overlay(
+        &mut self,
+        options: &Options,
+        view: &watch::Receiver<Arc<View>>,
+        state: watch::Sender<Encapsulation>,
+        reconciler: &Handle,
+    ) {
+        if options.encapsulation == Mode::Auto && !options.overlay_checksum {
+            let (port, drain) = (options.health.port(), self.drain.clone());
+            let finding = overlay::find_out(port, view.clone(), state, reconciler.clone(), drain);
+            self.start("overlay probe", finding);
+        }
     }
 
     /// What the cluster hears of the node: events, and the health check node ports.
@@ -294,7 +313,7 @@ fn desk(
     view: &watch::Receiver<Arc<View>>,
     ledger: Ledger,
     readiness: &watch::Receiver<Readiness>,
-    sockets: watch::Receiver<Support>,
+    (sockets, encapsulation): (watch::Receiver<Support>, watch::Receiver<Encapsulation>),
 ) -> admin::Admin {
     admin::Admin {
         node: options.node_name.clone(),
@@ -303,6 +322,7 @@ fn desk(
         ledger,
         readiness: readiness.clone(),
         sockets,
+        encapsulation,
     }
 }
 
@@ -360,7 +380,17 @@ fn cni_config(
     }
 }
 
-fn node_settings(options: &Options, mtu: watch::Sender<u32>) -> NodeSettings {
+/// What holds until another node has been asked.
+fn encapsulation(options: &Options, datapath: &Datapath) -> Result<Encapsulation, DatapathError> {
+    let before = datapath.maps().config.get(0)?.unwrap_or_default().flags & flag::DIRECT != 0;
+    Ok(Encapsulation::new(options.encapsulation, options.overlay_checksum, before))
+}
+
+fn node_settings(
+    options: &Options,
+    mtu: watch::Sender<u32>,
+    encapsulation: watch::Receiver<Encapsulation>,
+) -> NodeSettings {
     NodeSettings {
         name: options.node_name.clone(),
         uplinks: options.uplink.clone(),
@@ -370,6 +400,7 @@ fn node_settings(options: &Options, mtu: watch::Sender<u32>) -> NodeSettings {
         native: options.native_cidr.clone(),
         node_port_addresses: options.node_port_addresses.clone(),
         reject_without_local: options.reject_without_local_endpoints,
+        encapsulation,
         mtu,
     }
 }

@@ -20,6 +20,7 @@ pub mod last_known;
 pub mod metrics;
 pub mod node;
 pub mod options;
+pub mod overlay;
 pub mod progress;
 pub mod proxy_health;
 pub mod reconcile;

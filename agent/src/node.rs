@@ -16,6 +16,8 @@ use quilla_plan::facts::NodePortAddresses;
 use quilla_plan::{Desired, LocalEndpoint, NodeFacts};
 use tokio::sync::watch;
 
+use crate::overlay::Encapsulation;
+
 /// What the operator chose.
 #[derive(Debug)]
 pub struct NodeSettings {
@@ -35,6 +37,8 @@ pub struct NodeSettings {
     pub node_port_addresses: NodePortAddresses,
     /// Whether a Service with a Local policy and endpoints elsewhere only rejects (S21).
     pub reject_without_local: bool,
+    /// Who writes outer headers.
+    pub encapsulation: watch::Receiver<Encapsulation>,
     /// Who wants to know the Pods' MTU.
     pub mtu: watch::Sender<u32>,
 }
@@ -161,6 +165,7 @@ impl Node {
         let (host_ipv4, host_ipv6) = address::masquerade(named, &self.addresses, uplink);
         let cookie = self.host.as_ref().map_or(0, |host| host.cookie);
         let [low, high] = [cookie, cookie >> 32].map(|half| (half & 0xffff_ffff) as u32);
+        let encapsulation = self.settings.encapsulation.borrow().clone();
         NodeFacts {
             uplink_ifindex: uplink.map_or(0, |device| device.ifindex),
             overlay_ifindex: overlay.map_or(0, |(_, device)| device.ifindex),
@@ -174,6 +179,9 @@ impl Node {
             native: self.settings.native.clone(),
             masquerade: self.settings.masquerade,
             overlay_mtu: overlay.map_or(0, |(overlay, _)| u16::try_from(overlay.mtu).unwrap_or(u16::MAX)),
+            direct: encapsulation.direct,
+            open: encapsulation.open,
+            tunnel_checksum: encapsulation.checksum,
             netns_cookie: [low, high],
             hash_seed: self.hash_seed,
             endpoints,

@@ -7,6 +7,8 @@ use clap::{ArgAction, Parser, Subcommand};
 use ipnet::IpNet;
 use quilla_plan::facts::NodePortAddresses;
 
+use crate::overlay::Mode;
+
 /// The node agent of Quilla: watches the apiserver and programs the kernel.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "quilla-agent", version, subcommand_negates_reqs = true)]
@@ -94,6 +96,13 @@ pub struct Options {
     #[arg(long, env = "QUILLA_OVERLAY_PORT", default_value_t = quilla_abi::config::OVERLAY_PORT,
         value_parser = clap::value_parser!(u16).range(1..))]
     pub overlay_port: u16,
+    /// Who writes the outer headers of packets for other nodes: the programs (`direct`), the kernel's VXLAN device
+    /// (`device`), or the programs as soon as a connection to another node has shown that it works (`auto`).
+    #[arg(long, env = "QUILLA_ENCAPSULATION", default_value = "device", value_enum)]
+    pub encapsulation: Mode,
+    /// Whether outer UDP headers carry a checksum, which only the VXLAN device can compute.
+    #[arg(long, env = "QUILLA_OVERLAY_CHECKSUM", default_value_t = false, action = ArgAction::Set)]
+    pub overlay_checksum: bool,
     /// Whether Pods leave the cluster with the node's address.
     #[arg(long, env = "QUILLA_MASQUERADE", default_value_t = true, action = ArgAction::Set)]
     pub masquerade: bool,

@@ -23,7 +23,7 @@ use crate::route;
 #[inline(always)]
 pub(crate) fn open(skb: Skb) -> Result<bool, DropReason> {
     let Ok(config) = route::config() else { return Ok(false) };
-    if config.flags & config::flag::DIRECT == 0 || skb.is_for_another() {
+    if config.flags & config::flag::OPEN == 0 || skb.is_for_another() {
         return Ok(false);
     }
     match skb.ethertype() {

@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key};
 use quilla_abi::config::{self, Config};
 use quilla_abi::node::{self, Node, UnderlayAddress};
-use quilla_abi::program::SENT_MARK;
+use quilla_abi::program::{PROBE_MARK, SENT_MARK};
 use quilla_abi::{Be16, DropReason, Mac, address};
 use quilla_ebpf_core::protocol::{ETHERNET, ethertype, ip};
 use quilla_ebpf_core::tunnel::{self, HOPS, OVERHEAD_V4, OVERHEAD_V6, VXLAN_FLAGS};
@@ -40,7 +40,9 @@ pub(crate) fn directly(skb: Skb, slot: u32, port: Be16, length: u32) -> Result<D
 #[inline(always)]
 pub(crate) fn encapsulate(skb: Skb, slot: u32, port: u32, length: u32) -> Result<Departure, DropReason> {
     let config = route::config()?;
-    if config.flags & (config::flag::DIRECT | config::flag::TUNNEL_CHECKSUM) != config::flag::DIRECT {
+    let direct =
+        config.flags & (config::flag::DIRECT | config::flag::TUNNEL_CHECKSUM) == config::flag::DIRECT;
+    if !direct && skb.mark() != PROBE_MARK {
         return Ok(Departure::Device);
     }
     let node = helper::row(&NODES, slot).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;

@@ -5,7 +5,7 @@
 
 use quilla_abi::flow::{Flow, Ingress, action, flag, scope};
 use quilla_abi::node::UnderlayAddress;
-use quilla_abi::program::SENT_MARK;
+use quilla_abi::program::{PROBE_MARK, SENT_MARK};
 use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::connection::opens;
 use quilla_ebpf_core::headers::{self, Message};
@@ -386,7 +386,8 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
             verdict.ifindex = ifindex;
         }
         action::OVERLAY => {
-            let departure = if H::EGRESS {
+            // What the host's stack sends is the device's already.
+            let departure = if H::EGRESS && skb.mark() != PROBE_MARK {
                 Departure::Device
             } else {
                 encap::directly(skb, slot, flow.tunnel_port, headers.length)?

@@ -106,7 +106,7 @@ fn prepare(rig: &Rig, family: Family) -> Result<Under> {
 /// The row with direct encapsulation on.
 fn direct(config: Config) -> Config {
     Config {
-        flags: config.flags | flag::DIRECT,
+        flags: config.flags | flag::DIRECT | flag::OPEN,
         tunnel_ipv4: v4(Family::V4.ip(Who::Host)),
         tunnel_ipv6: v6(Family::V6.ip(Who::Host)),
         ..config
@@ -240,10 +240,14 @@ pub(crate) fn to_the_stack() -> Result<()> {
         let met = rig.run(Hook::FromOverlaySent, &expected);
         met.passed();
         assert_eq!(met.mark(), 0, "the mark is between our programs");
-        // The host's answer is the device's.
+        // The host's answer is the device's, unless it is a probe.
         let answer = Packet::tcp(gateway, remote).flags(tcp::SYN | tcp::ACK);
         let expected = answer.clone().macs(VTEP, OTHER_VTEP);
         rig.run(Hook::ToOverlay, &answer).went(path::HOST_OVERLAY, crate::rig::OK, 0, &expected);
+        let mut config = direct(Rig::config());
+        config.flags &= !flag::DIRECT;
+        rig.datapath.maps().config.set(0, &config)?;
+        under.left(&rig.run(Hook::ToOverlayProbe, &answer), &answer);
         Ok(())
     })
 }

@@ -131,6 +131,8 @@ pub(crate) enum Hook {
     /// Decapsulated on the uplink and sent on to the device.
     FromOverlaySent,
     ToOverlay,
+    /// A packet of the agent's that tries direct encapsulation.
+    ToOverlayProbe,
     FromUplink,
     /// A second uplink, which lends Pod B's device its number.
     FromOtherUplink,
@@ -147,7 +149,7 @@ impl Hook {
             Self::FromPodA | Self::FromPodB => program::FROM_POD,
             Self::ToPodA => program::TO_POD,
             Self::FromOverlay(_) | Self::FromOverlaySent => program::FROM_OVERLAY,
-            Self::ToOverlay => program::TO_OVERLAY,
+            Self::ToOverlay | Self::ToOverlayProbe => program::TO_OVERLAY,
             Self::FromUplink | Self::FromOtherUplink => program::FROM_UPLINK,
             Self::ToUplink(_) => program::TO_UPLINK,
         }
@@ -157,7 +159,7 @@ impl Hook {
         let ifindex = match self {
             Self::FromPodA | Self::ToPodA => DEVICE_A,
             Self::FromPodB | Self::FromOtherUplink => DEVICE_B,
-            Self::FromOverlay(_) | Self::FromOverlaySent | Self::ToOverlay => OVERLAY,
+            Self::FromOverlay(_) | Self::FromOverlaySent | Self::ToOverlay | Self::ToOverlayProbe => OVERLAY,
             Self::FromUplink | Self::ToUplink(_) => UPLINK,
         };
         let mut cb = [0; 5];
@@ -165,7 +167,11 @@ impl Hook {
             cb[trace::TUNNEL_SOURCE] = u32::from_ne_bytes(remote);
         }
         let ingress_ifindex = if let Self::ToUplink(came_by) = self { came_by } else { 0 };
-        let mark = if matches!(self, Self::FromOverlaySent) { program::SENT_MARK } else { 0 };
+        let mark = match self {
+            Self::FromOverlaySent => program::SENT_MARK,
+            Self::ToOverlayProbe => program::PROBE_MARK,
+            _ => 0,
+        };
         TestContext { ifindex, ingress_ifindex, cb, mark }
     }
 }

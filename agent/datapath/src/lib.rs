@@ -16,6 +16,7 @@ pub mod netlink;
 pub mod netns;
 mod object;
 mod pin;
+pub mod probe;
 mod program;
 mod sys;
 pub mod sysctl;

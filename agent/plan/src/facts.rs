@@ -40,8 +40,10 @@ pub struct NodeFacts {
     pub masquerade: bool,
     /// The largest packet that the overlay carries in one piece; 0 = not known.
     pub overlay_mtu: u16,
-    /// Whether the programs write and remove outer headers themselves where they can.
+    /// Whether the programs write outer headers themselves where they can.
     pub direct: bool,
+    /// Whether the programs on the uplinks remove outer headers.
+    pub open: bool,
     /// Whether outer UDP headers carry a checksum.
     pub tunnel_checksum: bool,
     /// The cookie of the node's network namespace, low and high half.
@@ -70,6 +72,7 @@ impl NodeFacts {
             masquerade: true,
             overlay_mtu: 0,
             direct: false,
+            open: false,
             tunnel_checksum: false,
             netns_cookie: [0; 2],
             hash_seed: 0,
@@ -89,6 +92,9 @@ impl NodeFacts {
         }
         if self.direct {
             flags |= flag::DIRECT;
+        }
+        if self.open {
+            flags |= flag::OPEN;
         }
         if self.tunnel_checksum {
             flags |= flag::TUNNEL_CHECKSUM;

@@ -104,6 +104,8 @@ const STATUS: &[&str] = &[
     "reason",
     "ends_sockets",
     "bandwidth",
+    "encapsulation",
+    "encapsulation_reason",
 ];
 const COUNTERS: &[&str] = &["verdict", "reason", "packets", "bytes", "explanation"];
 const NODES: &[&str] = &["node", "ipv4", "ipv6", "mac", "pods"];
@@ -119,6 +121,7 @@ fn status(admin: &Admin, view: &View) -> Value {
         support => Some(support == Support::Yes),
     };
     let kernel = admin.datapath.status();
+    let encapsulation = admin.encapsulation.borrow().clone();
     json!([
         admin.node,
         ready,
@@ -132,6 +135,8 @@ fn status(admin: &Admin, view: &View) -> Value {
         reason,
         ends_sockets,
         endpoints::limited(&view.endpoints),
+        encapsulation.label(),
+        encapsulation.reason,
     ])
 }
 

@@ -82,6 +82,7 @@ mod tests {
 
     use super::{routes, unreachable, wanted};
     use crate::node::NodeSettings;
+    use crate::overlay::{Encapsulation, Mode};
 
     fn snapshot(there: &str) -> Snapshot {
         let node = |name: &str, address: &str, cidrs: [&str; 2]| ModelNode {
@@ -108,6 +109,7 @@ mod tests {
             native: vec![],
             node_port_addresses: NodePortAddresses::Primary,
             reject_without_local: false,
+            encapsulation: watch::channel(Encapsulation::new(Mode::Device, false, false)).1,
             mtu: watch::channel(0).0,
         };
         let uplinks = [9000, 1500].map(|mtu| Device { mtu, ..Device::default() });

@@ -102,7 +102,7 @@ pub(crate) fn not_ours() -> Result<()> {
             rig.run(Hook::FromUplink, packet).passed();
         }
         let mut config = direct(Rig::config());
-        config.flags &= !flag::DIRECT;
+        config.flags &= !flag::OPEN;
         rig.datapath.maps().config.set(0, &config)?;
         rig.run(Hook::FromUplink, &under.frame(&honest)).passed();
         Ok(())

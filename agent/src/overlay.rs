@@ -1,0 +1,207 @@
+//! Who writes the outer headers of packets for other nodes, and how that is found out. Read by the reconciler, which puts
+//! it into the configuration, and by the admin socket.
+//!
+//! Both ways make the same bytes on the wire, so a change breaks no connection, and nodes need not agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quilla_datapath::probe::{self, Way};
+use quilla_plan::route;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::reconcile::{Command, Handle, View};
+
+/// How long a probe may take: longer than a first packet that is lost.
+const TIMEOUT: Duration = Duration::from_secs(4);
+/// Between two rounds of probes while nothing is known.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the operator chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// The programs write and remove outer headers.
+    Direct,
+    /// The kernel's VXLAN device does.
+    Device,
+    /// The programs do as soon as a connection to another node has shown that it works.
+    Auto,
+}
+
+/// Who writes outer headers, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encapsulation {
+    /// The programs, where they can.
+    pub direct: bool,
+    /// The programs remove those of other nodes.
+    pub open: bool,
+    /// Outer UDP headers carry a checksum.
+    pub checksum: bool,
+    /// Why, for an operator.
+    pub reason: String,
+}
+
+impl Encapsulation {
+    /// What holds before anything is known; `before` is what the kernel was told last.
+    pub fn new(mode: Mode, checksum: bool, before: bool) -> Self {
+        let (direct, reason) = match mode {
+            _ if checksum => (false, "only the device computes outer checksums"),
+            Mode::Direct => (true, "chosen"),
+            Mode::Device => (false, "chosen"),
+            Mode::Auto if before => (true, "as before the agent started"),
+            Mode::Auto => {
+                (false, "no connection to another node has shown yet that the programs' work arrives")
+            }
+        };
+        Self { direct, open: mode != Mode::Device, checksum, reason: reason.into() }
+    }
+
+    /// `direct` or `device`.
+    pub fn label(&self) -> &'static str {
+        if self.direct { "direct" } else { "device" }
+    }
+}
+
+/// What a node has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Shown {
+    /// It got what the programs encapsulated.
+    Works,
+    /// It got only what the device encapsulated.
+    Broken(String),
+    /// It got nothing.
+    Nothing,
+}
+
+/// Probes each node once, and again while it shows nothing. One node that gets only what the device encapsulates is enough
+/// to leave everything to the device.
+pub async fn find_out(
+    port: u16,
+    mut view: watch::Receiver<Arc<View>>,
+    state: watch::Sender<Encapsulation>,
+    reconciler: Handle,
+    drain: CancellationToken,
+) {
+    let mut known: BTreeMap<String, Shown> = BTreeMap::new();
+    loop {
+        let peers = peers(&view.borrow_and_update());
+        known.retain(|node, _| peers.contains_key(node));
+        for (node, address) in &peers {
+            if matches!(known.get(node), Some(Shown::Works | Shown::Broken(_))) {
+                continue;
+            }
+            let to = SocketAddr::new(*address, port);
+            let Some(shown) = drain.run_until_cancelled(try_both(to)).await else { return };
+            tracing::debug!(node, %to, ?shown, "overlay probed");
+            known.insert(node.clone(), shown);
+            publish(&known, &state, &reconciler);
+        }
+        let seen: BTreeSet<_> = peers.into_keys().collect();
+        if wait(&seen, &known, &mut view, &drain).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Until there is somebody new, or time to ask the silent ones again.
+async fn wait(
+    seen: &BTreeSet<String>,
+    known: &BTreeMap<String, Shown>,
+    view: &mut watch::Receiver<Arc<View>>,
+    drain: &CancellationToken,
+) -> Option<()> {
+    let others = |view: &Arc<View>| peers(view).into_keys().collect::<BTreeSet<_>>() != *seen;
+    let changed = view.wait_for(others);
+    if known.values().any(|shown| *shown == Shown::Nothing) {
+        return match drain.run_until_cancelled(tokio::time::timeout(INTERVAL, changed)).await? {
+            Ok(Err(_)) => None,
+            Ok(Ok(_)) | Err(_) => Some(()),
+        };
+    }
+    drain.run_until_cancelled(changed).await?.ok().map(drop)
+}
+
+/// Where each other node's stack can be reached through the overlay.
+fn peers(view: &View) -> BTreeMap<String, IpAddr> {
+    let gateway = |node: &String| {
+        let (ipv4, ipv6) = route::gateways(&view.snapshot, node);
+        let address = ipv4.map(IpAddr::V4).or(ipv6.map(IpAddr::V6))?;
+        Some((node.clone(), address))
+    };
+    if view.programmed { view.desired.tunnels.keys().filter_map(gateway).collect() } else { BTreeMap::new() }
+}
+
+async fn try_both(to: SocketAddr) -> Shown {
+    let directly = match ask(to, Way::Direct).await {
+        Ok(()) => return Shown::Works,
+        Err(error) => error,
+    };
+    match ask(to, Way::Usual).await {
+        Ok(()) => Shown::Broken(directly.to_string()),
+        Err(_) => Shown::Nothing,
+    }
+}
+
+async fn ask(to: SocketAddr, way: Way) -> io::Result<()> {
+    let asked = tokio::task::spawn_blocking(move || probe::carries(to, way, TIMEOUT)).await;
+    asked.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+fn publish(known: &BTreeMap<String, Shown>, state: &watch::Sender<Encapsulation>, reconciler: &Handle) {
+    let Some((direct, reason)) = judge(known) else { return };
+    let changed = state.send_if_modified(|state| {
+        let changed = state.direct != direct;
+        (state.direct, state.reason) = (direct, reason);
+        changed
+    });
+    if changed {
+        tracing::info!(direct, reason = state.borrow().reason, "encapsulation");
+        reconciler.tell(Command::SnapshotChanged);
+    }
+}
+
+/// What follows from what the nodes have shown; nothing, while they have shown nothing.
+fn judge(known: &BTreeMap<String, Shown>) -> Option<(bool, String)> {
+    let broken = known.iter().find_map(|(node, shown)| match shown {
+        Shown::Broken(why) => Some((node, why)),
+        _ => None,
+    });
+    if let Some((node, why)) = broken {
+        return Some((false, format!("{node} gets only what the device encapsulates: {why}")));
+    }
+    let works = known.iter().find(|(_, shown)| **shown == Shown::Works);
+    works.map(|(node, _)| (true, format!("{node} gets what the programs encapsulate")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Encapsulation, Mode, Shown, judge};
+
+    #[test]
+    fn one_broken_way_leaves_everything_to_the_device() {
+        let known = |list: &[(&str, Shown)]| {
+            judge(&list.iter().map(|(node, shown)| ((*node).to_owned(), shown.clone())).collect())
+        };
+        assert_eq!(known(&[]), None);
+        assert_eq!(known(&[("a", Shown::Nothing)]), None, "nothing is known");
+        let (direct, reason) = known(&[("a", Shown::Nothing), ("b", Shown::Works)]).unwrap();
+        assert!(direct && reason.starts_with("b gets"), "{reason}");
+        let broken = Shown::Broken("timed out".into());
+        let (direct, reason) = known(&[("a", Shown::Works), ("b", broken)]).unwrap();
+        assert!(!direct && reason.starts_with("b gets only") && reason.ends_with("timed out"), "{reason}");
+    }
+
+    #[test]
+    fn before_anything_is_known_the_kernel_does_what_it_did() {
+        let direct = |mode, checksum, before| Encapsulation::new(mode, checksum, before).direct;
+        assert!(direct(Mode::Direct, false, false) && direct(Mode::Auto, false, true));
+        assert!(!direct(Mode::Auto, false, false) && !direct(Mode::Device, false, true));
+        assert!(!direct(Mode::Direct, true, true), "only the device computes outer checksums");
+        assert!(!Encapsulation::new(Mode::Device, false, false).open);
+        assert!(Encapsulation::new(Mode::Auto, true, false).open, "others may well send without");
+    }
+}
