@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use quilla_agent::metrics::Metrics;
 use quilla_agent::node::NodeSettings;
+use quilla_agent::overlay::{Encapsulation, Mode};
 use quilla_agent::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use quilla_agent::snapshot::Published;
 use quilla_agent::table;
@@ -222,6 +223,7 @@ fn settings() -> NodeSettings {
         native: Vec::new(),
         node_port_addresses: NodePortAddresses::Primary,
         reject_without_local: false,
+        encapsulation: watch::channel(Encapsulation::new(Mode::Device, false, false)).1,
         mtu: watch::channel(1500).0,
     }
 }

@@ -6,6 +6,7 @@ mod external;
 mod harness;
 mod led;
 mod node;
+mod overlay;
 mod paths;
 mod restart;
 mod services;
@@ -41,6 +42,10 @@ fn main() -> std::process::ExitCode {
         node::the_node_s_own_packets_for_services_go_nowhere,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
         led::connections_end_with_their_backend,
+        overlay::pods_of_two_nodes_need_no_device,
+        overlay::modes_mix_and_change,
+        overlay::a_plain_vxlan_device_is_a_node,
+        overlay::the_agent_finds_out,
         uplinks::each_uplink_answers_its_own_clients,
         churn::endpoints_come_and_go_under_load,
         restart::a_killed_agent_loses_nothing,
