@@ -529,7 +529,9 @@ impl Store {
         self.journal = Journal::rewrite(&self.dir, self.journal.mark().file + 1, &records)?;
         let released = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Released(_)));
         let released: Vec<Attachment> = released.map(|(key, _)| key.clone()).collect();
-        released.iter().for_each(|attachment| self.forget(attachment, at));
+        for attachment in &released {
+            self.forget(attachment, at);
+        }
         Ok(())
     }
 }

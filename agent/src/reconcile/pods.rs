@@ -21,11 +21,15 @@ impl Reconciler {
         let programmed = self.view.borrow().programmed;
         let (wishes, early): (Vec<_>, Vec<_>) =
             wishes.into_iter().partition(|wish| programmed || matches!(wish, Wish::Detach(..)));
-        early.into_iter().for_each(|wish| wish.answer(Err(ReconcileError::NoSnapshot)));
+        for wish in early {
+            wish.answer(Err(ReconcileError::NoSnapshot));
+        }
         if wishes.is_empty() {
             return;
         }
-        wishes.iter().for_each(|wish| self.take(wish));
+        for wish in &wishes {
+            self.take(wish);
+        }
         match self.try_round() {
             Ok(()) => wishes.into_iter().for_each(|wish| self.conclude(wish)),
             Err(error) => self.blame(wishes, error),
