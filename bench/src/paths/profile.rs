@@ -10,7 +10,7 @@ use aya::sys::{Stats, enable_stats};
 
 use super::contender::Contender;
 use super::metric::Metric;
-use super::series::Plan;
+use super::series::{Plan, set_offloads};
 use crate::table::Table;
 
 /// Bytes of a stream that are told as one.
@@ -27,8 +27,9 @@ pub(super) fn measure(contenders: &mut [Contender], metrics: &[Metric], plan: &P
     let heading = ["path", "metric", "program", "runs for one", "ns a run", "ns for one"];
     let mut table = Table::new(&heading);
     let _counting = enable_stats(Stats::RunTime).context("let the kernel count runs")?;
-    for contender in contenders.iter_mut().filter(|contender| contender.is_ours()) {
-        for metric in metrics {
+    for metric in metrics {
+        set_offloads(*metric, contenders)?;
+        for contender in contenders.iter_mut().filter(|contender| contender.is_ours()) {
             let before = runs(&contender.programs)?;
             let amount = contender.pair.load(*metric, plan.slice)?;
             let after = runs(&contender.programs)?;

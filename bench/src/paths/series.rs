@@ -53,8 +53,7 @@ impl Series {
         core: &Core,
     ) -> Result<Self> {
         let before = (counters(contenders)?, Counters::backlog()?);
-        let whole = metric != Metric::StreamGsoOff;
-        segment(contenders, whole)?;
+        set_offloads(metric, contenders)?;
         let (mut quiet, mut noisy) = (Vec::new(), Vec::new());
         for turn in 0..plan.rounds + plan.repeats {
             if quiet.len() == plan.rounds {
@@ -63,7 +62,6 @@ impl Series {
             let round = Round::measure(metric, contenders, plan, core, turn)?;
             if round.noise > FOREIGN { &mut noisy } else { &mut quiet }.push(round);
         }
-        segment(contenders, true)?;
         let mut losses = lost(contenders, &before.0)?;
         losses.extend(before.1.moved(&Counters::backlog()?));
         let objections = losses.iter().map(|loss| format!("void: {loss}")).collect();
@@ -164,7 +162,9 @@ fn counters(contenders: &[Contender]) -> Result<Vec<Counters>> {
     contenders.iter().map(|contender| Counters::read(contender.crossed.iter().map(AsRef::as_ref))).collect()
 }
 
-fn segment(contenders: &[Contender], on: bool) -> Result<()> {
+/// Makes the ends' devices what the metric wants them to be.
+pub(super) fn set_offloads(metric: Metric, contenders: &[Contender]) -> Result<()> {
+    let on = metric != Metric::StreamGsoOff;
     let ends = contenders.iter().flat_map(|contender| [&contender.ends.client, &contender.ends.server]);
     ends.map(AsRef::<Path>::as_ref).try_for_each(|end| device::segment(end, "eth0", on))
 }
