@@ -98,7 +98,7 @@ pub struct Options {
     pub overlay_port: u16,
     /// Who writes the outer headers of packets for other nodes: the programs (`direct`), the kernel's VXLAN device
     /// (`device`), or the programs as soon as a connection to another node has shown that it works (`auto`).
-    #[arg(long, env = "QUILLA_ENCAPSULATION", default_value = "device", value_enum)]
+    #[arg(long, env = "QUILLA_ENCAPSULATION", default_value = "auto", value_enum)]
     pub encapsulation: Mode,
     /// Whether outer UDP headers carry a checksum, which only the VXLAN device can compute.
     #[arg(long, env = "QUILLA_OVERLAY_CHECKSUM", default_value_t = false, action = ArgAction::Set)]

@@ -77,7 +77,8 @@ pub(crate) fn to(
     };
     params.l4_protocol = ip::UDP;
     params.dport = config.overlay_port.to_be();
-    params.ifindex = skb.ifindex();
+    // As what is forwarded from there, whoever sent it: on that device forwarding is switched on.
+    params.ifindex = config.uplink_ifindex;
     // A narrower path, as the kernel has learnt it from an ICMP error, is the device's, whose packets may be fragmented.
     if config.overlay_mtu != 0 {
         params.__bindgen_anon_1.tot_len = (u32::from(config.overlay_mtu) + overhead) as u16;

@@ -113,7 +113,7 @@ fn direct(config: Config) -> Config {
     }
 }
 
-/// Both directions of flows that either side began, and of a Service; all packets of a flow from one port (E3, E20).
+/// E20: both directions of flows that either side began, and of a Service; all packets of a flow have one port.
 pub(crate) fn both_ways() -> Result<()> {
     tell("direct", false, |rig, family, under| {
         let (a, remote) = (family.at(Who::PodA, 40_000), family.at(Who::Remote, 9000));
@@ -217,15 +217,32 @@ pub(crate) fn left_to_the_device() -> Result<()> {
         rig.datapath.maps().nodes.set(SLOT, &row)?;
         rig.bump(epoch::NODES + SLOT)?;
         under.left(&rig.run(Hook::FromPodA, &from_a(sent.clone())), &sent.ttl(63));
-        // E5: what may be fragmented is.
+        // E5: a narrower path underneath, and packets that may be fragmented.
+        narrow(under, Some(1300))?;
+        rig.datapath.maps().config.set(0, &Config { overlay_mtu: 1400, ..whole })?;
+        rig.bump(epoch::NODES + SLOT)?;
+        let short = Packet::udp(a, remote);
+        rig.run(Hook::FromPodA, &from_a(short.clone())).to_other_node(&short.clone().ttl(63));
+        narrow(under, None)?;
+        rig.bump(epoch::NODES + SLOT)?;
+        under.left(&rig.run(Hook::FromPodA, &from_a(short.clone())), &short.ttl(63));
         if family == Family::V4 {
-            rig.datapath.maps().config.set(0, &Config { overlay_mtu: 1400, ..whole })?;
             rig.bump(epoch::GLOBAL)?;
             let long = Packet::udp(a, remote).payload(&[7; 1400]).may_be_fragmented();
             rig.run(Hook::FromPodA, &from_a(long.clone())).to_other_node(&long.ttl(63));
         }
         Ok(())
     })
+}
+
+/// The host's route to the other node, with an MTU as an ICMP error teaches it, or as it was.
+fn narrow(under: Under, mtu: Option<u32>) -> Result<()> {
+    let (_, there) = under.ends();
+    let device = format!("d{UPLINK}");
+    let (route, size) = (there.to_string(), mtu.map(|mtu| mtu.to_string()));
+    let mut arguments = vec!["route", if mtu.is_some() { "replace" } else { "del" }, &route, "dev", &device];
+    arguments.extend(size.iter().flat_map(|size| ["mtu", "lock", size]));
+    Command::new("ip").args(arguments).text().map(drop)
 }
 
 /// What is for the node itself goes to its stack by the overlay device, as if that had opened it.
