@@ -91,7 +91,7 @@ struct Run {
 
 impl Run {
     fn packet(&mut self, rig: &mut Rig, rng: &mut Rng, number: u64) -> Result<()> {
-        let stimulus = self.generator.next(&self.model.world, rng);
+        let stimulus = self.generator.next(&self.model, rng);
         let slots: Vec<u32> = self.model.world.peers.iter().map(|peer| rig.slot(peer)).collect();
         let outcome = rig
             .run(&self.model.world, stimulus.hook, &stimulus.frame)

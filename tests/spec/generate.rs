@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use crate::cluster::{NODE_PORTS, SERVICES, VIRTUAL};
 use crate::frame::{Piece, arp, damage, frame, is_told_elsewhere, report};
-use crate::model::Hook;
+use crate::model::{Hook, Model};
 use crate::service::Side;
 use crate::wire::{Frame, ICMP, ICMPV6, TCP, Tuple, UDP, read};
 use crate::world::{World, service_address, virtual_address};
@@ -48,12 +48,16 @@ fn seems_by_stack(hook: Hook, frame: &[u8]) -> bool {
     matches!(read(frame), Frame::Ip(headers) if hook_of(pod, headers.tuple.sport) != hook)
 }
 
-/// A last hop on which nobody can see whether it ended, or began a connection to an endpoint that is the Service's own
-/// address and port: it looks the same.
-fn is_unclear(world: &World, stimulus: &Stimulus) -> bool {
-    let (Hook::FromPod(_), Frame::Ip(headers)) = (stimulus.hook, read(&stimulus.frame)) else { return false };
+/// A piece that would begin a connection, of which it shows nothing; or a last hop on which nobody can see whether it
+/// ended, or began a connection to an endpoint that is the Service's own address and port: it looks the same.
+fn is_unclear(model: &Model, stimulus: &Stimulus) -> bool {
+    let Frame::Ip(headers) = read(&stimulus.frame) else { return false };
+    if model.is_orphan(stimulus.hook, &headers) {
+        return true;
+    }
+    let Hook::FromPod(_) = stimulus.hook else { return false };
     let Tuple { dst, dport, proto, .. } = headers.tuple;
-    let frontend = world.services.frontend(Side::Inside, dst, dport, proto);
+    let frontend = model.world.services.frontend(Side::Inside, dst, dport, proto);
     let itself = SocketAddr::new(dst, dport);
     stimulus.frame[headers.ttl_at] <= 1 && frontend.is_some_and(|found| found.backends.contains(&itself))
 }
@@ -93,10 +97,10 @@ impl Generator {
         }
     }
 
-    pub(crate) fn next(&mut self, world: &World, rng: &mut Rng) -> Stimulus {
+    pub(crate) fn next(&mut self, model: &Model, rng: &mut Rng) -> Stimulus {
         loop {
-            let stimulus = self.make(world, rng);
-            if !is_unclear(world, &stimulus) {
+            let stimulus = self.make(&model.world, rng);
+            if !is_unclear(model, &stimulus) {
                 return stimulus;
             }
         }

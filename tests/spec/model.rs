@@ -224,6 +224,17 @@ impl Model {
         self.now - seen <= REASSEMBLY
     }
 
+    /// A later piece whose connection has made room for another since the first piece: under which ports a new one
+    /// goes on, it does not show.
+    pub(crate) fn is_orphan(&self, hook: Hook, headers: &Headers) -> bool {
+        let scope = Scope::of(hook);
+        let mut headers = headers.clone();
+        headers.part == Part::Later
+            && headers.has_ports()
+            && self.complete(scope, &mut headers)
+            && self.connection(scope, headers.tuple).is_none()
+    }
+
     /// The packet's connection, and which way it goes.
     pub(crate) fn connection(&self, scope: Scope, tuple: Tuple) -> Option<(&Connection, Direction)> {
         let &(id, direction) = self.by_tuple.get(&(scope, tuple))?;
