@@ -149,21 +149,12 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("sockets of deleted backends", ending);
     tasks.start("device watch", watch_devices(reconciler.clone(), drain.clone()));
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
-    let abandoned = abandoned::release(
-        cni.releaser(),
-        view.clone(),
-        snapshots.clone(),
-        Arc::clone(&metrics),
-        drain.clone(),
-    );
+    let shared = || (view.clone(), Arc::clone(&metrics), drain.clone());
+    let (seen, counted, until) = shared();
+    let abandoned = abandoned::release(cni.releaser(), seen, snapshots.clone(), counted, until);
     tasks.start("abandoned endpoints", abandoned);
-    let test = self_test.run(
-        options.cgroup.clone(),
-        view.clone(),
-        readiness_sender,
-        Arc::clone(&metrics),
-        drain.clone(),
-    );
+    let (seen, counted, until) = shared();
+    let test = self_test.run(options.cgroup.clone(), seen, readiness_sender, counted, until);
     tasks.start("self-test", test);
     let socket = options.run_dir.join("admin.sock");
     let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;

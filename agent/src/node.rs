@@ -165,7 +165,6 @@ impl Node {
         let (host_ipv4, host_ipv6) = address::masquerade(named, &self.addresses, uplink);
         let cookie = self.host.as_ref().map_or(0, |host| host.cookie);
         let [low, high] = [cookie, cookie >> 32].map(|half| (half & 0xffff_ffff) as u32);
-        let encapsulation = self.settings.encapsulation.borrow().clone();
         NodeFacts {
             uplink_ifindex: uplink.map_or(0, |device| device.ifindex),
             overlay_ifindex: overlay.map_or(0, |(_, device)| device.ifindex),
@@ -179,9 +178,7 @@ impl Node {
             native: self.settings.native.clone(),
             masquerade: self.settings.masquerade,
             overlay_mtu: overlay.map_or(0, |(overlay, _)| u16::try_from(overlay.mtu).unwrap_or(u16::MAX)),
-            direct: encapsulation.direct,
-            open: encapsulation.open,
-            tunnel_checksum: encapsulation.checksum,
+            encapsulation: self.settings.encapsulation.borrow().facts,
             netns_cookie: [low, high],
             hash_seed: self.hash_seed,
             endpoints,

@@ -41,6 +41,7 @@ pub enum Task {
 
 /// How the agent runs.
 #[derive(Clone, Debug, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct Options {
     /// Name of this node in the API.
     #[arg(long, env = "QUILLA_NODE_NAME")]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilla_datapath::probe::{self, Way};
-use quilla_plan::route;
+use quilla_plan::{facts, route};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -32,15 +32,11 @@ pub enum Mode {
     Auto,
 }
 
-/// Who writes outer headers, and why.
+/// Who makes and opens tunnels, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encapsulation {
-    /// The programs, where they can.
-    pub direct: bool,
-    /// The programs remove those of other nodes.
-    pub open: bool,
-    /// Outer UDP headers carry a checksum.
-    pub checksum: bool,
+    /// For the planner.
+    pub facts: facts::Encapsulation,
     /// Why, for an operator.
     pub reason: String,
 }
@@ -53,16 +49,15 @@ impl Encapsulation {
             Mode::Direct => (true, "chosen"),
             Mode::Device => (false, "chosen"),
             Mode::Auto if before => (true, "as before the agent started"),
-            Mode::Auto => {
-                (false, "no connection to another node has shown yet that the programs' work arrives")
-            }
+            Mode::Auto => (false, "no other node has shown yet that it gets what the programs encapsulate"),
         };
-        Self { direct, open: mode != Mode::Device, checksum, reason: reason.into() }
+        let facts = facts::Encapsulation { direct, open: mode != Mode::Device, checksum };
+        Self { facts, reason: reason.into() }
     }
 
     /// `direct` or `device`.
     pub fn label(&self) -> &'static str {
-        if self.direct { "direct" } else { "device" }
+        if self.facts.direct { "direct" } else { "device" }
     }
 }
 
@@ -154,8 +149,8 @@ async fn ask(to: SocketAddr, way: Way) -> io::Result<()> {
 fn publish(known: &BTreeMap<String, Shown>, state: &watch::Sender<Encapsulation>, reconciler: &Handle) {
     let Some((direct, reason)) = judge(known) else { return };
     let changed = state.send_if_modified(|state| {
-        let changed = state.direct != direct;
-        (state.direct, state.reason) = (direct, reason);
+        let changed = state.facts.direct != direct;
+        (state.facts.direct, state.reason) = (direct, reason);
         changed
     });
     if changed {
@@ -197,11 +192,11 @@ mod tests {
 
     #[test]
     fn before_anything_is_known_the_kernel_does_what_it_did() {
-        let direct = |mode, checksum, before| Encapsulation::new(mode, checksum, before).direct;
+        let direct = |mode, checksum, before| Encapsulation::new(mode, checksum, before).facts.direct;
         assert!(direct(Mode::Direct, false, false) && direct(Mode::Auto, false, true));
         assert!(!direct(Mode::Auto, false, false) && !direct(Mode::Device, false, true));
         assert!(!direct(Mode::Direct, true, true), "only the device computes outer checksums");
-        assert!(!Encapsulation::new(Mode::Device, false, false).open);
-        assert!(Encapsulation::new(Mode::Auto, true, false).open, "others may well send without");
+        assert!(!Encapsulation::new(Mode::Device, false, false).facts.open);
+        assert!(Encapsulation::new(Mode::Auto, true, false).facts.open, "others may well send without");
     }
 }

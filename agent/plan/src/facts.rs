@@ -40,12 +40,8 @@ pub struct NodeFacts {
     pub masquerade: bool,
     /// The largest packet that the overlay carries in one piece; 0 = not known.
     pub overlay_mtu: u16,
-    /// Whether the programs write outer headers themselves where they can.
-    pub direct: bool,
-    /// Whether the programs on the uplinks remove outer headers.
-    pub open: bool,
-    /// Whether outer UDP headers carry a checksum.
-    pub tunnel_checksum: bool,
+    /// Who makes and opens tunnels.
+    pub encapsulation: Encapsulation,
     /// The cookie of the node's network namespace, low and high half.
     pub netns_cookie: [u32; 2],
     /// Seed of the flow hash; random once, then kept for as long as the maps live.
@@ -71,9 +67,7 @@ impl NodeFacts {
             native: Vec::new(),
             masquerade: true,
             overlay_mtu: 0,
-            direct: false,
-            open: false,
-            tunnel_checksum: false,
+            encapsulation: Encapsulation::default(),
             netns_cookie: [0; 2],
             hash_seed: 0,
             endpoints: Vec::new(),
@@ -90,13 +84,13 @@ impl NodeFacts {
         if self.masquerade && self.host_ipv6.is_some() {
             flags |= flag::MASQUERADE_V6;
         }
-        if self.direct {
+        if self.encapsulation.direct {
             flags |= flag::DIRECT;
         }
-        if self.open {
+        if self.encapsulation.open {
             flags |= flag::OPEN;
         }
-        if self.tunnel_checksum {
+        if self.encapsulation.checksum {
             flags |= flag::TUNNEL_CHECKSUM;
         }
         let (tunnel_ipv4, tunnel_ipv6) = own_ends(snapshot, self);
@@ -124,6 +118,17 @@ impl NodeFacts {
             netns_cookie: self.netns_cookie,
         }
     }
+}
+
+/// Who makes and opens tunnels: the overlay device, where it is not said to be the programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Encapsulation {
+    /// The programs write outer headers where they can.
+    pub direct: bool,
+    /// The programs on the uplinks remove outer headers.
+    pub open: bool,
+    /// Outer UDP headers carry a checksum, which only the device can compute.
+    pub checksum: bool,
 }
 
 /// Which addresses of the node serve node ports: `--node-port-addresses` of the agent.
