@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::apiserver::{Hosts, Servers};
 use crate::cni::{CniServer, CniServerConfig, CniServerError, Ledger, Pools};
 use crate::endpoint::Endpoints;
 use crate::events::Notice;
@@ -34,6 +35,7 @@ use crate::selftest::{Readiness, SelfTest};
 use crate::snapshot::Published;
 use crate::sockets::Support;
 use crate::static_address::StaticAddresses;
+use crate::watch::Update;
 use crate::{
     abandoned, admin, events, health, health_check, last_known, overlay, proxy_health, snapshot, sockets,
     watch as watches,
@@ -89,7 +91,7 @@ pub enum AppError {
 
 /// Runs the agent until it is told to stop. What is in the kernel stays there.
 pub async fn run(options: Options) -> Result<(), AppError> {
-    let client = client(&options).await?;
+    let (client, hosts) = client(&options).await?;
     let listener = bind(options.metrics).await?;
     make_directories(&options)?;
     // Before anything in the kernel is touched: a second agent would replace the maps under the first one.
@@ -107,6 +109,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let (ended_sender, ended) = mpsc::unbounded_channel();
     let (support_sender, sockets_support) = watch::channel(Support::Unknown);
     let (encapsulation_sender, encapsulation) = watch::channel(encapsulation(&options, &datapath)?);
+    let (servers_sender, servers) = watch::channel(hosts.known());
     let (reconciler, commands) = channel();
 
     let cni = cni_config(&options, pools, mtu);
@@ -123,7 +126,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let own_services = self_test.services().map_err(io("read the address of", "the self-test"))?;
     let parts = Parts {
         datapath: Arc::clone(&datapath),
-        node: node_settings(&options, mtu_sender, encapsulation.clone()),
+        node: node_settings(&options, mtu_sender, encapsulation.clone(), servers),
         cgroup: options.cgroup.clone(),
         metrics: Arc::clone(&metrics),
         published: snapshots.clone(),
@@ -137,9 +140,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let mut worker = tokio::task::spawn_blocking(move || worker.run(&commands));
 
     let mut tasks = Tasks { set: JoinSet::new(), drain: drain.clone() };
-    let (updates, received) = mpsc::channel(1024);
-    let mut watching = watches::start(&client, &options.node_name, &updates, &metrics, &drain);
-    tasks.start("watches", async move { while watching.join_next().await.is_some() {} });
+    let received = tasks.start_watches(&options, &client, &metrics);
+    tasks.start("addresses of the apiserver", hosts.follow(servers_sender, drain.clone()));
     tasks.start("snapshot owner", snapshot::own(received, published, drain.clone()));
     tasks.start_snapshots(&options, &snapshots, &reconciler);
     tasks.start_overlay(&options, &view, encapsulation_sender, &reconciler);
@@ -187,6 +189,19 @@ impl Tasks {
             part.await;
             name
         });
+    }
+
+    /// What the cluster's objects are.
+    fn start_watches(
+        &mut self,
+        options: &Options,
+        client: &kube::Client,
+        metrics: &Arc<Metrics>,
+    ) -> mpsc::Receiver<Update> {
+        let (updates, received) = mpsc::channel(1024);
+        let mut watching = watches::start(client, &options.node_name, &updates, metrics, &self.drain);
+        self.start("watches", async move { while watching.join_next().await.is_some() {} });
+        received
     }
 
     /// What becomes of snapshots: the reconciler's orders, and a copy on the disk for the next start.
@@ -282,7 +297,7 @@ impl Tasks {
     }
 }
 
-async fn client(options: &Options) -> Result<kube::Client, AppError> {
+async fn client(options: &Options) -> Result<(kube::Client, Hosts), AppError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| AppError::Kubeconfig {
         path: options.kubeconfig.clone(),
         source,
@@ -290,7 +305,8 @@ async fn client(options: &Options) -> Result<kube::Client, AppError> {
     let file = Kubeconfig::read_from(&options.kubeconfig).map_err(|error| failed(error.into()))?;
     let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
     let config = config.map_err(|error| failed(error.into()))?;
-    kube::Client::try_from(config).map_err(|error| failed(error.into()))
+    let hosts = Hosts::of(&config);
+    Ok((kube::Client::try_from(config).map_err(|error| failed(error.into()))?, hosts))
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
@@ -381,6 +397,7 @@ fn node_settings(
     options: &Options,
     mtu: watch::Sender<u32>,
     encapsulation: watch::Receiver<Encapsulation>,
+    servers: watch::Receiver<Servers>,
 ) -> NodeSettings {
     NodeSettings {
         name: options.node_name.clone(),
@@ -391,6 +408,7 @@ fn node_settings(
         native: options.native_cidr.clone(),
         node_port_addresses: options.node_port_addresses.clone(),
         reject_without_local: options.reject_without_local_endpoints,
+        servers,
         encapsulation,
         mtu,
     }

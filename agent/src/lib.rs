@@ -10,6 +10,7 @@
 
 pub mod abandoned;
 pub mod admin;
+pub mod apiserver;
 pub mod app;
 pub mod cni;
 pub mod endpoint;

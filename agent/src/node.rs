@@ -5,18 +5,22 @@
 
 mod address;
 mod overlay;
+mod refusal;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use quilla_datapath::{DatapathError, Device, Netlink, Overlay, PodRoute, netns, sysctl};
+use quilla_datapath::{DatapathError, Device, Netlink, Overlay, PodRoute, Surroundings, netns, sysctl};
 use quilla_model::{ObjectRef, Problem, Reason, Snapshot};
 use quilla_plan::facts::NodePortAddresses;
 use quilla_plan::{Desired, LocalEndpoint, NodeFacts};
 use tokio::sync::watch;
 
+use crate::apiserver::Servers;
 use crate::overlay::Encapsulation;
+
+use refusal::{Ranges, Refusals};
 
 /// What the operator chose.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct NodeSettings {
     pub node_port_addresses: NodePortAddresses,
     /// Whether a Service with a Local policy and endpoints elsewhere only rejects (S21).
     pub reject_without_local: bool,
+    /// Addresses of the apiserver, which the node must reach.
+    pub servers: watch::Receiver<Servers>,
     /// Who writes outer headers.
     pub encapsulation: watch::Receiver<Encapsulation>,
     /// Who wants to know the Pods' MTU.
@@ -56,7 +62,8 @@ pub struct Node {
     addresses: BTreeSet<IpAddr>,
     overlay: Option<(Overlay, Device)>,
     routes: Option<Vec<PodRoute>>,
-    unreachable: Option<BTreeSet<IpNet>>,
+    surroundings: Surroundings,
+    refusals: Refusals,
     problems: Vec<Problem>,
 }
 
@@ -79,7 +86,8 @@ impl Node {
             addresses: BTreeSet::new(),
             overlay: None,
             routes: None,
-            unreachable: None,
+            surroundings: Surroundings::default(),
+            refusals: Refusals::default(),
             problems: Vec::new(),
         }
     }
@@ -101,8 +109,9 @@ impl Node {
     }
 
     /// What is wrong with the node itself.
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
+    pub fn problems(&self) -> Vec<Problem> {
+        let refusals = self.refusals.problems(&self.settings.name);
+        self.problems.iter().cloned().chain(refusals).collect()
     }
 
     /// Whether a device or an address is not any more as it was seen last.
@@ -126,7 +135,7 @@ impl Node {
     pub fn forget(&mut self) {
         self.overlay = None;
         self.routes = None;
-        self.unreachable = None;
+        self.refusals.forget();
     }
 
     /// Makes sure of the devices: the uplinks and all addresses are known, the overlay device is there.
@@ -144,6 +153,7 @@ impl Node {
             }
             open_ways(&self.uplinks)?;
             self.problems = problems(&self.settings, &self.uplinks)?;
+            self.surroundings = host.netlink.surroundings()?;
         }
         let wanted = overlay::wanted(&self.settings, &self.uplinks, snapshot);
         if self.overlay.as_ref().is_none_or(|(present, _)| *present != wanted) {
@@ -186,7 +196,7 @@ impl Node {
         }
     }
 
-    /// Leads the host's own packets for other nodes' Pods into the overlay, and those for Services nowhere.
+    /// Leads the host's own packets for other nodes' Pods into the overlay.
     pub fn route(&mut self, snapshot: &Snapshot, desired: &Desired) -> Result<(), DatapathError> {
         let wanted = overlay::routes(&self.settings.name, snapshot, desired);
         let (Some(host), Some((_, overlay))) = (&self.host, &self.overlay) else { return Ok(()) };
@@ -195,20 +205,23 @@ impl Node {
             tracing::debug!(written = changes.written, removed = changes.removed, "routes written");
             self.routes = Some(wanted);
         }
-        let unreachable = overlay::unreachable(desired);
-        if self.unreachable.as_ref() != Some(&unreachable) {
-            refuse(&host.netlink, &unreachable);
-            self.unreachable = Some(unreachable);
-        }
         Ok(())
     }
-}
 
-/// Where the kernel cannot, the rest of the node's work goes on; the next audit tries again.
-fn refuse(netlink: &Netlink, ranges: &BTreeSet<IpNet>) {
-    match netlink.sync_unreachable(ranges) {
-        Ok(changes) => tracing::debug!(written = changes.written, removed = changes.removed, "rules written"),
-        Err(error) => tracing::warn!(error = %error, "refuse what the node sends to ranges of services"),
+    /// Leads what the host itself sends to Services past its sockets nowhere. Where the kernel cannot, that is a problem,
+    /// and the rest of the node's work goes on.
+    pub fn refuse(&mut self, snapshot: &Snapshot, desired: &Desired) {
+        let Some(host) = &self.host else { return };
+        let servers = self.settings.servers.borrow().clone();
+        let ranges = Ranges::new(snapshot, desired, servers.as_ref(), &self.surroundings);
+        self.refusals.set(&host.netlink, ranges);
+    }
+
+    /// Refuses nothing, for as long as the sockets are not led.
+    pub fn refuse_nothing(&mut self) {
+        if let Some(host) = &self.host {
+            self.refusals.set(&host.netlink, Ranges::default());
+        }
     }
 }
 

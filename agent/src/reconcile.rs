@@ -233,12 +233,13 @@ impl Reconciler {
         }
         self.add_own_services(&mut desired);
         found.extend(problems.iter().cloned());
-        found.extend(self.node.problems().iter().cloned());
         let (tables, unplaced) = self.layout.lay_out(&desired);
         found.extend(unplaced);
         self.write(&tables)?;
         self.node.route(&snapshot, &desired)?;
         self.attach_programs()?;
+        self.node.refuse(&snapshot, &desired);
+        found.extend(self.node.problems());
         self.metrics.problems(&found);
         self.metrics.endpoints(self.endpoints.len());
         self.view.send_replace(Arc::new(View {
@@ -355,7 +356,8 @@ impl Reconciler {
         let uplinks = self.node.uplinks();
         uplinks.iter().try_for_each(|uplink| self.datapath.attach_uplink(uplink))?;
         self.datapath.attach_overlay(self.node.overlay())?;
-        self.datapath.attach_sockets(&self.cgroup)?;
+        // Without them the rules would leave the node's processes no way to a Service.
+        self.datapath.attach_sockets(&self.cgroup).inspect_err(|_| self.node.refuse_nothing())?;
         for endpoint in self.present() {
             match self.datapath.attach_pod(&endpoint.host_ifname) {
                 // It went just now; its DEL is on the way.

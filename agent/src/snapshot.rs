@@ -119,10 +119,10 @@ impl State {
             Some(Value::Node(node)) => drop(snapshot.nodes.insert(name.name.to_string(), node)),
             Some(Value::Pod(pod)) => drop(snapshot.pods.insert(name, pod)),
             Some(Value::Namespace(namespace)) => {
-                drop(snapshot.namespaces.insert(name.name.to_string(), namespace))
+                drop(snapshot.namespaces.insert(name.name.to_string(), namespace));
             }
             Some(Value::ServiceCidr(cidrs)) => {
-                drop(snapshot.service_cidrs.insert(name.name.to_string(), cidrs))
+                drop(snapshot.service_cidrs.insert(name.name.to_string(), cidrs));
             }
         }
     }

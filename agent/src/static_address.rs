@@ -66,7 +66,7 @@ impl StaticAddresses {
     /// What the Pod asks for: nothing, when the cluster knows no such Pod.
     pub async fn of(&self, pod: &PodRef) -> Result<Vec<IpAddr>, AttachError> {
         let text = match self.watched(pod) {
-            Some(text) => text,
+            Some(known) => known.wished_addresses.clone(),
             None => self.fetched(pod).await.map_err(|reason| AttachError::NotReady { reason })?,
         };
         let Some(text) = text else { return Ok(Vec::new()) };
@@ -89,12 +89,12 @@ impl StaticAddresses {
         }
     }
 
-    /// The annotation, if this very Pod has come by the watch.
-    fn watched(&self, pod: &PodRef) -> Option<Option<String>> {
+    /// This very Pod, if it has come by the watch.
+    fn watched(&self, pod: &PodRef) -> Option<Arc<quilla_model::Pod>> {
         let published = self.published.borrow().as_ref().map(|published| Arc::clone(&published.snapshot));
         let snapshot = published.unwrap_or_else(|| Arc::clone(&self.view.borrow().snapshot));
         let known = snapshot.pods.get(&ObjectName::new(&*pod.namespace, &*pod.name))?;
-        is_same(pod, &known.uid).then(|| known.wished_addresses.clone())
+        is_same(pod, &known.uid).then(|| Arc::clone(known))
     }
 
     /// The annotation as the apiserver has it; an error while it does not say.

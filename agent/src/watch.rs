@@ -7,10 +7,10 @@ mod driver;
 mod namespace;
 mod node;
 mod pod;
+mod pool;
 mod port;
 mod service;
 mod service_cidr;
-mod shared;
 mod slice;
 
 use std::sync::Arc;

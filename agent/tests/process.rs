@@ -455,3 +455,47 @@ fn s38_ports_shared_with_the_node_are_a_problem_until_they_are_reserved() {
     set("ip_local_reserved_ports", "61000-65535");
     eventually("the problem is gone", || (!shared()).then_some(()));
 }
+
+/// E8: what the node itself sends to Services past its sockets is refused only while these are led there, and never in a
+/// range that has the node's own network in it; what is left of an agent can be taken away.
+#[test]
+fn e8_the_node_is_refused_services_only_while_its_sockets_are_led() {
+    let mut machine = Machine::new();
+    let mut snapshot = snapshot();
+    let ranges = ["10.96.0.0/16", "192.0.2.0/23"].map(|range| range.parse().expect("a range"));
+    snapshot.service_cidrs.insert("kubernetes".into(), ranges.into());
+    last_known::store(&last_known::path(&machine.path("state")), &snapshot).expect("store snapshot");
+    let ip = |machine: &Machine, arguments: &str| {
+        let output = machine.inside("ip").args(arguments.split(' ')).output().expect("run ip");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let rules = |machine: &Machine| ip(machine, "rule show priority 32000");
+
+    ip(&machine, "rule add to 10.96.0.0/16 iif lo unreachable priority 32000 protocol 81");
+    let group = std::mem::replace(&mut machine.cgroup, "/proc".into());
+    let agent = machine.start_agent();
+    eventually("a rule of a run before is gone", || rules(&machine).is_empty().then_some(()));
+    drop(agent);
+
+    machine.cgroup = group;
+    let agent = machine.start_agent();
+    machine.wait_ready();
+    let found = rules(&machine);
+    assert!(found.contains("10.96.0.0/16") && found.lines().count() == 1, "{found}");
+    let problems = machine.ask("problems").expect("problems");
+    let said =
+        |row: &Value| row[0] == "Node here" && row[2].to_string().contains("rule against 192.0.2.0/23");
+    assert!(problems.iter().any(said), "{problems:?}");
+
+    drop(agent);
+    assert_eq!(rules(&machine), found, "kill -9 changes nothing");
+    // As docs/install.md says.
+    ip(&machine, "-4 rule flush protocol 81");
+    ip(&machine, "-6 rule flush protocol 81");
+    assert_eq!(rules(&machine), "");
+    let removed = machine.inside("rm").arg("-r").arg(machine.path("bpf").join("quilla")).status();
+    assert!(removed.expect("run rm").success());
+    ip(&machine, "link delete quilla_vxlan");
+    assert!(!ip(&machine, "route show table all").contains("proto 81"));
+}

@@ -223,6 +223,7 @@ fn settings() -> NodeSettings {
         native: Vec::new(),
         node_port_addresses: NodePortAddresses::Primary,
         reject_without_local: false,
+        servers: watch::channel(Some([].into())).1,
         encapsulation: watch::channel(Encapsulation::new(Mode::Device, false, false)).1,
         mtu: watch::channel(1500).0,
     }

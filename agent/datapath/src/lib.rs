@@ -27,7 +27,9 @@ pub use error::{DatapathError, Result};
 pub use kernel::jiffies;
 pub use link::LinkStatus;
 pub use map::{ArrayTable, Counters, Maps, Sum, Table};
-pub use netlink::{ConnectedSocket, Destroyed, Device, DeviceChanges, Netlink, Overlay, PodRoute, Sockets};
+pub use netlink::{
+    ConnectedSocket, Destroyed, Device, DeviceChanges, Netlink, Overlay, PodRoute, Sockets, Surroundings,
+};
 pub use object::Object;
 pub use pin::Opened;
 pub use testrun::{Outcome, TestContext, TestRunner};

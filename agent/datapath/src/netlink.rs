@@ -8,6 +8,7 @@ mod overlay;
 mod route;
 mod rule;
 mod sockets;
+mod surroundings;
 mod watch;
 
 use std::io;
@@ -19,7 +20,9 @@ use tokio::runtime::{Builder, Runtime};
 pub use device::Device;
 pub use overlay::Overlay;
 pub use route::{PROTOCOL, PodRoute, RouteChanges};
+pub use rule::RuleChanges;
 pub use sockets::{ConnectedSocket, Destroyed, Sockets};
+pub use surroundings::Surroundings;
 pub use watch::DeviceChanges;
 
 use crate::error::{DatapathError, Result};

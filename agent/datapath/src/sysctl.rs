@@ -68,7 +68,7 @@ pub(crate) fn set_device(family: &str, device: &str, setting: &str, value: &str)
     write(&path(&[family, "conf", device, setting]), value)
 }
 
-fn has_ipv6() -> bool {
+pub(crate) fn has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6").exists()
 }
 

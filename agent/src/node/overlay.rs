@@ -1,7 +1,5 @@
-//! The overlay device, the routes through it and the ranges that have none, as they should be. Pure; called by
-//! [`super::Node`].
+//! The overlay device and the routes through it, as they should be. Pure; called by [`super::Node`].
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -54,22 +52,6 @@ pub(super) fn routes(node: &str, snapshot: &Snapshot, desired: &Desired) -> Vec<
     routes
 }
 
-/// Ranges of Service addresses, which the host itself reaches at its sockets or not at all (E6, E8). One that a node has
-/// an address in is left alone: refusing it would cut that node off.
-pub(super) fn unreachable(desired: &Desired) -> BTreeSet<IpNet> {
-    let own = desired.routes.iter().filter(|(_, target)| **target == Target::Host);
-    let tunnels = desired.tunnels.values();
-    let others = tunnels.flat_map(|tunnel| [tunnel.ipv4.map(IpAddr::V4), tunnel.ipv6.map(IpAddr::V6)]);
-    let nodes: Vec<_> = own.map(|(net, _)| net.addr()).chain(others.flatten()).collect();
-    let services = desired.routes.iter().filter(|(_, target)| **target == Target::Services);
-    services
-        .map(|(range, _)| *range)
-        // Single addresses are those of load balancers, which may be somebody's all the same.
-        .filter(|range| range.prefix_len() < range.max_prefix_len())
-        .filter(|range| !nodes.iter().any(|address| range.contains(address)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -80,7 +62,7 @@ mod tests {
     use quilla_plan::{NodeFacts, plan};
     use tokio::sync::watch;
 
-    use super::{routes, unreachable, wanted};
+    use super::{routes, wanted};
     use crate::node::NodeSettings;
     use crate::overlay::{Encapsulation, Mode};
 
@@ -109,6 +91,7 @@ mod tests {
             native: vec![],
             node_port_addresses: NodePortAddresses::Primary,
             reject_without_local: false,
+            servers: watch::channel(Some([].into())).1,
             encapsulation: watch::channel(Encapsulation::new(Mode::Device, false, false)).1,
             mtu: watch::channel(0).0,
         };
@@ -141,17 +124,5 @@ mod tests {
             .map(|route| format!("{} src {}", route.destination, route.source.unwrap()))
             .collect();
         assert_eq!(text, ["10.244.1.0/24 src 10.244.0.1", "fd00:244:0:1::/64 src fd00:244::1"]);
-    }
-
-    #[test]
-    fn e8_ranges_of_services_lead_nowhere_unless_a_node_lives_there() {
-        let mut snapshot = snapshot("192.0.2.2");
-        let ranges = ["10.96.0.0/16", "fd00:96::/112", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.1/32"];
-        let ranges = ranges.map(|range| range.parse().unwrap());
-        snapshot.service_cidrs.insert("kubernetes".into(), ranges.into());
-        let facts = NodeFacts { addresses: vec!["198.51.100.1".parse().unwrap()], ..NodeFacts::new("here") };
-        let (desired, _) = plan(&snapshot, &facts);
-        assert!(ranges.iter().all(|range| desired.routes.contains_key(range)), "{:?}", desired.routes);
-        assert_eq!(unreachable(&desired), ranges[..2].iter().copied().collect());
     }
 }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::shared::Shared;
+use super::pool::Shared;
 use super::{Kind, Known, Update, Value};
 use crate::metrics::Metrics;
 

@@ -14,7 +14,7 @@ use quilla_model::endpoint::{DEFAULT_WEIGHT, MAX_WEIGHT};
 use quilla_model::{Endpoint, EndpointPort, EndpointSlice, Family, Hints, ObjectName};
 
 use super::driver::{Notes, Watch, name_of};
-use super::shared::Shared;
+use super::pool::Shared;
 use super::{Kind, Value, port};
 
 /// Says which Service a slice belongs to.

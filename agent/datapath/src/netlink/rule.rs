@@ -5,7 +5,7 @@
 //! our routes; nothing else is touched.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rtnetlink::IpVersion;
@@ -14,31 +14,50 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::PROTOCOL;
-use super::route::RouteChanges;
-use crate::error::Result;
+use crate::error::{DatapathError, Result};
 use crate::netlink::{Netlink, is};
+use crate::sysctl::has_ipv6;
 
 /// After the table of the host's own addresses (0), before its routes (32766) and where others put their rules.
 const PRIORITY: u32 = 32_000;
 /// What the kernel calls the device that its own packets come from.
 const OWN: &str = "lo";
 
+/// What a synchronisation did.
+#[derive(Debug, Default)]
+pub struct RuleChanges {
+    /// Rules that were missing.
+    pub written: usize,
+    /// Rules of ours that nobody wants.
+    pub removed: usize,
+    /// Ranges whose rule could not be written or removed; the others were.
+    pub failed: Vec<(IpNet, DatapathError)>,
+}
+
 impl Netlink {
-    /// Makes our rules exactly those that refuse what the host itself sends to the ranges.
-    pub fn sync_unreachable(&self, wanted: &BTreeSet<IpNet>) -> Result<RouteChanges> {
+    /// Makes our rules exactly those that refuse what the host itself sends to the ranges. Those of a family that the
+    /// kernel does not have need none. An error is that of listing what there is.
+    pub fn sync_unreachable(&self, wanted: &BTreeSet<IpNet>) -> Result<RuleChanges> {
         let mut present = BTreeSet::new();
-        let mut changes = RouteChanges::default();
+        let mut changes = RuleChanges::default();
         for rule in self.rules()?.into_iter().filter(is_ours) {
-            match refused(&rule).filter(|range| wanted.contains(range)) {
-                Some(range) if present.insert(range) => {}
-                _ => changes.removed += usize::from(self.remove_rule(rule)?),
+            let Some(range) = destination(&rule) else { continue };
+            if as_written(&rule) && wanted.contains(&range) && present.insert(range) {
+                continue;
+            }
+            match self.remove_rule(rule, range) {
+                Ok(removed) => changes.removed += usize::from(removed),
+                Err(error) => changes.failed.push((range, error)),
             }
         }
-        for range in wanted.difference(&present) {
+        let no_ipv6 = !has_ipv6();
+        for range in wanted.difference(&present).filter(|range| range.addr().is_ipv4() || !no_ipv6) {
             let mut add = self.handle.rule().add();
             *add.message_mut() = message(*range);
-            self.request("write rule", &range.to_string(), add.execute())?;
-            changes.written += 1;
+            match self.request("write rule", &range.to_string(), add.execute()) {
+                Ok(()) => changes.written += 1,
+                Err(error) => changes.failed.push((*range, error)),
+            }
         }
         Ok(changes)
     }
@@ -50,9 +69,8 @@ impl Netlink {
         self.list("list", "rules", get.execute())
     }
 
-    fn remove_rule(&self, rule: RuleMessage) -> Result<bool> {
-        let name = destination(&rule).map_or_else(String::new, |range| range.to_string());
-        match self.request("remove rule", &name, self.handle.rule().del(rule).execute()) {
+    fn remove_rule(&self, rule: RuleMessage, range: IpNet) -> Result<bool> {
+        match self.request("remove rule", &range.to_string(), self.handle.rule().del(rule).execute()) {
             Ok(()) => Ok(true),
             Err(error) if is(&error, libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
@@ -78,20 +96,24 @@ fn is_ours(rule: &RuleMessage) -> bool {
     rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)))
 }
 
-/// The range that the rule refuses, if it is as we write them.
-fn refused(rule: &RuleMessage) -> Option<IpNet> {
-    let range = destination(rule)?;
-    let as_written = rule.header.action == RuleAction::Unreachable
+fn as_written(rule: &RuleMessage) -> bool {
+    rule.header.action == RuleAction::Unreachable
         && [RuleAttribute::Iifname(OWN.to_owned()), RuleAttribute::Priority(PRIORITY)]
             .iter()
-            .all(|attribute| rule.attributes.contains(attribute));
-    as_written.then_some(range)
+            .all(|attribute| rule.attributes.contains(attribute))
 }
 
 fn destination(rule: &RuleMessage) -> Option<IpNet> {
-    let address: IpAddr = rule.attributes.iter().find_map(|attribute| match attribute {
+    // The kernel leaves out the address of a range of everything.
+    let everything: IpAddr = match rule.header.family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let address = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Destination(address) => Some(*address),
         _ => None,
-    })?;
+    });
+    let address = address.unwrap_or(everything);
     IpNet::new(address, rule.header.dst_len).ok()
 }
