@@ -11,7 +11,8 @@ use std::sync::Arc;
 use quilla_cni_protocol::{PodRef, failpoint, is_host_ifname};
 use quilla_datapath::Datapath;
 use quilla_datapath::netlink::Netlink;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::cni::{AttachError, AttachedEndpoint, Attacher};
 use crate::reconcile::{Command, Handle, ReconcileError};
@@ -34,13 +35,15 @@ impl Endpoints {
         Self { datapath, reconciler, static_addresses, turn: Arc::new(Semaphore::new(1)) }
     }
 
-    async fn make_effective(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
+    async fn make_effective(
+        &self,
+        endpoint: &AttachedEndpoint,
+        turn: OwnedSemaphorePermit,
+    ) -> Result<(), ReconcileError> {
         if !self.static_addresses.view.borrow().programmed {
             return Err(ReconcileError::NoSnapshot);
         }
         let (device, ifindex) = (endpoint.host_ifname.clone(), endpoint.host_ifindex);
-        // In the order in which they came, so that none waits for all.
-        let turn = Arc::clone(&self.turn).acquire_owned().await;
         self.change_programs(move |datapath| {
             let _turn = turn;
             // A row with a number that another device has would make the endpoint nobody's.
@@ -78,8 +81,17 @@ impl Endpoints {
 }
 
 impl Attacher for Endpoints {
-    async fn attach(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {
-        let done = self.make_effective(endpoint).await;
+    async fn attach(
+        &self,
+        endpoint: &AttachedEndpoint,
+        abandoned: &CancellationToken,
+    ) -> Result<(), AttachError> {
+        // In the order in which they came, so that none waits for all; who left while he waited has no turn.
+        let turn = abandoned.run_until_cancelled(Arc::clone(&self.turn).acquire_owned()).await;
+        let Some(Ok(turn)) = turn.filter(|_| !abandoned.is_cancelled()) else {
+            return Err(AttachError::Abandoned);
+        };
+        let done = self.make_effective(endpoint, turn).await;
         done.map_err(|error| refusal("attach", endpoint, error))
     }
 

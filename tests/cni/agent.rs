@@ -11,6 +11,7 @@ use quilla_agent::cni::{AttachError, AttachedEndpoint, Attacher, CniServer, CniS
 use quilla_cni_protocol::PodRef;
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 /// What the data path was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +86,7 @@ impl Recorder {
 }
 
 impl Attacher for Recorder {
-    async fn attach(&self, endpoint: &AttachedEndpoint) -> Result<(), AttachError> {
+    async fn attach(&self, endpoint: &AttachedEndpoint, _: &CancellationToken) -> Result<(), AttachError> {
         self.answer(Call::Attach(endpoint.clone())).await
     }
 

@@ -142,6 +142,14 @@ impl Datapath {
         Ok(links)
     }
 
+    /// The pinned links of a device.
+    pub fn links_of(&self, device: &str) -> Result<Vec<LinkStatus>> {
+        let name = pin_name("", device);
+        let mut links = self.links()?;
+        links.retain(|link| link.name.find('-').is_some_and(|at| link.name[at..] == name));
+        Ok(links)
+    }
+
     /// Removes the links of devices and groups that are gone; says which.
     pub fn prune_links(&self) -> Result<Vec<String>> {
         self.unpin_links(|link| link.defunct)

@@ -7,12 +7,17 @@ use std::path::PathBuf;
 
 use quilla_cni_protocol::{Attachment, Bandwidth, PodRef, PortMapping};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 /// What the CNI server asks of the data path. Implemented by the agent's wiring; by a recorder in tests.
 pub trait Attacher: Send + Sync + 'static {
     /// Attaches programs to the host side and makes the endpoint effective before returning. May be called again for
-    /// an endpoint that is attached.
-    fn attach(&self, endpoint: &AttachedEndpoint) -> impl Future<Output = Result<(), AttachError>> + Send;
+    /// an endpoint that is attached. What has not begun when the token is cancelled is refused.
+    fn attach(
+        &self,
+        endpoint: &AttachedEndpoint,
+        abandoned: &CancellationToken,
+    ) -> impl Future<Output = Result<(), AttachError>> + Send;
 
     /// Removes what `attach` made. Flows of the endpoint's addresses are not believed from then on, because its epoch
     /// moves when its rows go; their entries are the kernel's to evict. The link may be gone already.
@@ -115,6 +120,9 @@ pub enum AttachError {
         /// What it waits for.
         reason: String,
     },
+    /// Nobody waits for it any more.
+    #[error("the plugin has gone")]
+    Abandoned,
     /// A step failed.
     #[error("{operation} {object}")]
     Failed {

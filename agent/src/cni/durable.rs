@@ -41,9 +41,7 @@ impl DurableStore {
         let Some((mark, at)) = self.locked().release(attachment) else { return };
         match self.sync(mark) {
             Ok(()) => self.locked().released(attachment, at),
-            Err(error) => {
-                tracing::warn!(attachment = %attachment, error = %error, "write a release to the cni journal later");
-            }
+            Err(error) => self.locked().not_released(attachment, &error),
         }
     }
 
@@ -53,13 +51,14 @@ impl DurableStore {
         if *synced >= mark {
             return Ok(());
         }
-        let (file, written) = self.locked().unsynced()?;
+        let unsynced = self.locked().unsynced()?;
         // Another file has what this one said, and was synced before it took its place.
-        if written.file == mark.file {
-            file.sync_data().map_err(|error| self.locked().sync_failed(error))?;
+        let same_file = unsynced.mark.file == mark.file;
+        if same_file {
+            unsynced.sync().map_err(|error| self.locked().sync_failed(error))?;
         }
         failpoint!(JournalSynced, |error| self.locked().sync_failed(error));
-        *synced = if written.file == mark.file { written } else { mark };
+        *synced = if same_file { unsynced.mark } else { mark };
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! Which address the next Pod gets: a pure allocator over the node's Pod CIDRs, driven by `store`.
 //!
 //! Addresses nobody had yet come first, then those released longest ago, and none before its cool-down ended; so an
-//! address is reused as late as possible. Both families are handed out together or not at all. No operation takes longer
-//! than the logarithm of the number of addresses.
+//! address is reused as late as possible. One that was held and never used has nothing to rest from. Both families are
+//! handed out together or not at all. No operation takes longer than the logarithm of the number of addresses.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, hash_map};
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -45,6 +46,26 @@ const MAX_ADDRESSES: u128 = 16_384;
 
 /// Seconds since the machine started, sleep included: no step of the wall clock moves them.
 pub(super) type Seconds = u64;
+
+/// Since when an address rests, and from whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rest {
+    pub(super) at: Seconds,
+    /// The Pod that had it, which may have it again at once.
+    pub(super) pod_uid: Option<String>,
+}
+
+impl Rest {
+    fn is_over(&self, now: Seconds, cool_down: Seconds) -> bool {
+        now.saturating_sub(self.at) >= cool_down
+    }
+}
+
+impl From<Seconds> for Rest {
+    fn from(at: Seconds) -> Self {
+        Self { at, pod_uid: None }
+    }
+}
 
 /// Addresses given together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,12 +136,19 @@ impl Ipam {
         Ok(addresses)
     }
 
-    /// Refuses an address that cools down.
-    pub(super) fn require_rested(&self, address: IpAddr, now: Seconds) -> Result<(), IpamError> {
+    /// Refuses an address that cools down, but not to the Pod that had it.
+    pub(super) fn require_rested(
+        &self,
+        address: IpAddr,
+        pod_uid: Option<&str>,
+        now: Seconds,
+    ) -> Result<(), IpamError> {
         let family = if address.is_ipv4() { &self.ipv4 } else { &self.ipv6 };
-        let cooling = family.place.get(&address).and_then(|place| family.cooling.get(place));
-        match cooling {
-            Some((_, at)) if now.saturating_sub(*at) < self.cool_down => Err(IpamError::Resting(address)),
+        let its_own = |rest: &Rest| pod_uid.is_some() && rest.pod_uid.as_deref() == pod_uid;
+        match family.rest_of(address) {
+            Some(rest) if !rest.is_over(now, self.cool_down) && !its_own(rest) => {
+                Err(IpamError::Resting(address))
+            }
             _ => Ok(()),
         }
     }
@@ -131,24 +159,36 @@ impl Ipam {
     }
 
     /// Gives an address back; its cool-down starts.
-    pub(super) fn release(&mut self, address: IpAddr, at: Seconds) {
-        self.family(address).release(address, at);
+    pub(super) fn release(&mut self, address: IpAddr, rest: impl Into<Rest>) {
+        let (rest, cool_down) = (rest.into(), self.cool_down);
+        self.family(address).release(address, rest, cool_down);
+    }
+
+    /// Gives back an address that nobody used while it was held: what it rested from before, it rests from still.
+    pub(super) fn give_back(&mut self, address: IpAddr) {
+        self.family(address).give_back(address);
+    }
+
+    /// What a held address rested from when it was given.
+    pub(super) fn rested_from(&self, held: IpAddr) -> Option<&Rest> {
+        let family = if held.is_ipv4() { &self.ipv4 } else { &self.ipv6 };
+        family.held.get(&held)?.as_ref()
     }
 
     /// Held addresses.
     pub(super) fn held(&self) -> impl Iterator<Item = IpAddr> {
-        self.ipv4.held.iter().chain(&self.ipv6.held).copied()
+        self.ipv4.held.keys().chain(self.ipv6.held.keys()).copied()
     }
 
-    /// Released addresses, longest ago first.
-    pub(super) fn cooling(&self) -> impl ExactSizeIterator<Item = (IpAddr, Seconds)> {
-        let all: Vec<_> = self.ipv4.cooling.values().chain(self.ipv6.cooling.values()).copied().collect();
-        all.into_iter()
+    /// Addresses that rest.
+    pub(super) fn cooling(&self) -> impl Iterator<Item = (IpAddr, &Rest)> {
+        let waiting = [&self.ipv4, &self.ipv6].into_iter().flat_map(Family::waiting);
+        waiting.filter_map(|(address, rest)| Some((*address, rest.as_ref()?)))
     }
 
     /// How many addresses cool down.
     pub(super) fn cooling_count(&self) -> usize {
-        self.ipv4.cooling.len() + self.ipv6.cooling.len()
+        self.ipv4.place.len() + self.ipv6.place.len()
     }
 
     /// The next hop of a Pod that holds the address; unknown while the pool it came from is.
@@ -172,17 +212,23 @@ impl Ipam {
     }
 }
 
+/// Addresses that wait to be given again, by when they were released and in which order; without a rest, those that
+/// nobody used.
+type Queue = BTreeMap<(Seconds, u64), (IpAddr, Option<Rest>)>;
+
 /// One address family. Every address that is given unasked is in exactly one of: held, cooling, or never given.
 #[derive(Debug, Default)]
 struct Family {
     ranges: Vec<Range>,
     /// All addresses of earlier ranges, and of this one those below the offset, are held or cooling.
     fresh: (usize, u128),
-    held: HashSet<IpAddr>,
-    /// By order of release.
-    cooling: BTreeMap<u64, (IpAddr, Seconds)>,
-    /// The key in `cooling`.
-    place: HashMap<IpAddr, u64>,
+    /// With what they rested from when they were given.
+    held: HashMap<IpAddr, Option<Rest>>,
+    cooling: Queue,
+    /// Those that are never given unasked: forgotten when they have rested.
+    asked_for: Queue,
+    /// The key in either queue.
+    place: HashMap<IpAddr, (Seconds, u64)>,
     releases: u64,
 }
 
@@ -194,11 +240,21 @@ impl Family {
         self.ranges = ranges;
         self.fresh = (0, Range::FIRST_USABLE);
         if !self.ranges.is_empty() {
-            let ranges = &self.ranges;
-            let ours = |address: &IpAddr| ranges.iter().any(|range| range.is_usable(*address));
-            self.cooling.retain(|_, (address, _)| ours(address));
-            self.place.retain(|address, _| ours(address));
+            let waiting = mem::take(&mut self.cooling).into_iter().chain(mem::take(&mut self.asked_for));
+            self.place.clear();
+            for (_, (address, rest)) in waiting {
+                self.wait(address, rest);
+            }
         }
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = &(IpAddr, Option<Rest>)> {
+        self.cooling.values().chain(self.asked_for.values())
+    }
+
+    fn rest_of(&self, address: IpAddr) -> Option<&Rest> {
+        let place = self.place.get(&address)?;
+        self.cooling.get(place).or_else(|| self.asked_for.get(place))?.1.as_ref()
     }
 
     /// The address the next allocation gives; `None` without a pool.
@@ -207,7 +263,7 @@ impl Family {
             let address = range.address(self.fresh.1);
             if self.fresh.1 >= range.end {
                 self.fresh = (self.fresh.0 + 1, Range::FIRST_USABLE);
-            } else if self.held.contains(&address) || self.place.contains_key(&address) {
+            } else if self.held.contains_key(&address) || self.place.contains_key(&address) {
                 self.fresh.1 += 1;
             } else {
                 return Ok(Some(address));
@@ -215,13 +271,15 @@ impl Family {
         }
         let Some(last) = self.ranges.last() else { return Ok(None) };
         match self.cooling.first_key_value() {
-            Some((_, (address, at))) if now.saturating_sub(*at) >= cool_down => Ok(Some(*address)),
+            Some((_, (address, rest))) if rest.as_ref().is_none_or(|rest| rest.is_over(now, cool_down)) => {
+                Ok(Some(*address))
+            }
             _ => Err(IpamError::Exhausted(last.net)),
         }
     }
 
     fn require_available(&self, address: IpAddr) -> Result<(), IpamError> {
-        if self.held.contains(&address) {
+        if self.held.contains_key(&address) {
             return Err(IpamError::Held(address));
         }
         let usable = self.ranges.iter().any(|range| range.is_usable(address));
@@ -229,19 +287,49 @@ impl Family {
     }
 
     fn hold(&mut self, address: IpAddr) {
-        self.held.insert(address);
-        if let Some(place) = self.place.remove(&address) {
-            self.cooling.remove(&place);
+        let place = self.place.remove(&address);
+        let waited =
+            place.and_then(|place| self.cooling.remove(&place).or_else(|| self.asked_for.remove(&place)));
+        // Held twice, it still rests from the same.
+        if waited.is_some() || !self.held.contains_key(&address) {
+            self.held.insert(address, waited.and_then(|(_, rest)| rest));
         }
     }
 
-    fn release(&mut self, address: IpAddr, at: Seconds) {
+    fn release(&mut self, address: IpAddr, rest: Rest, cool_down: Seconds) {
         self.held.remove(&address);
-        let ours = self.ranges.is_empty() || self.ranges.iter().any(|range| range.is_usable(address));
-        if ours && !self.place.contains_key(&address) {
-            self.place.insert(address, self.releases);
-            self.cooling.insert(self.releases, (address, at));
+        self.forget_rested(rest.at, cool_down);
+        self.wait(address, Some(rest));
+    }
+
+    fn give_back(&mut self, address: IpAddr) {
+        let rest = self.held.remove(&address).flatten();
+        self.wait(address, rest);
+    }
+
+    fn wait(&mut self, address: IpAddr, rest: Option<Rest>) {
+        let given_unasked = |range: &Range| range.offset(address).map(|offset| offset < range.end);
+        let queue = match self.ranges.iter().find_map(given_unasked) {
+            Some(true) => &mut self.cooling,
+            Some(false) if rest.is_some() => &mut self.asked_for,
+            None if self.ranges.is_empty() => &mut self.cooling,
+            Some(false) | None => return,
+        };
+        if let hash_map::Entry::Vacant(place) = self.place.entry(address) {
+            let key = *place.insert((rest.as_ref().map_or(0, |rest| rest.at), self.releases));
+            queue.insert(key, (address, rest));
             self.releases += 1;
+        }
+    }
+
+    fn forget_rested(&mut self, now: Seconds, cool_down: Seconds) {
+        while let Some(first) = self.asked_for.first_entry() {
+            let (address, rest) = first.get();
+            if rest.as_ref().is_some_and(|rest| !rest.is_over(now, cool_down)) {
+                return;
+            }
+            self.place.remove(address);
+            first.remove();
         }
     }
 }
@@ -280,6 +368,11 @@ impl Range {
     }
 
     fn is_usable(self, address: IpAddr) -> bool {
+        self.offset(address).is_some()
+    }
+
+    /// Of an address that a Pod can have.
+    fn offset(self, address: IpAddr) -> Option<u128> {
         let offset = match (self.net.addr(), address) {
             (IpAddr::V4(base), IpAddr::V4(address)) => {
                 address.to_bits().checked_sub(base.to_bits()).map(u128::from)
@@ -287,7 +380,7 @@ impl Range {
             (IpAddr::V6(base), IpAddr::V6(address)) => address.to_bits().checked_sub(base.to_bits()),
             _ => None,
         };
-        offset.is_some_and(|offset| (Self::FIRST_USABLE..self.limit).contains(&offset))
+        offset.filter(|offset| (Self::FIRST_USABLE..self.limit).contains(offset))
     }
 }
 

@@ -1,8 +1,8 @@
 //! The memory of the CNI server across crashes: an append-only file of checked lines, rewritten whole now and then.
 //!
-//! A line that was acknowledged is on disk; one sync serves all who wait for one (see `durable`). A torn end is cut off, because nothing after it was acknowledged. Of a file
-//! that is damaged elsewhere every intact line is kept, and the file itself under another name: what a lost line said,
-//! the kernel's routes know (see `store`).
+//! A line that was acknowledged is on disk; one sync serves all who wait for one (see `durable`). A torn end is cut off,
+//! because nothing after it was acknowledged. Of a file that is damaged elsewhere every intact line is kept, and the file
+//! itself under another name: what a lost line said, the kernel's routes know (see `store`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::cni::AttachedEndpoint;
+use crate::cni::disk::Disk;
 use crate::cni::ipam::Seconds;
 use quilla_cni_protocol::{Attachment, failpoint};
 
@@ -33,7 +34,13 @@ pub(super) enum Record {
     /// The attachment is gone, its addresses cool down.
     Released { attachment: Attachment, at: Seconds },
     /// A released address, in a rewritten file.
-    Cooling { address: std::net::IpAddr, at: Seconds },
+    Cooling {
+        address: std::net::IpAddr,
+        at: Seconds,
+        /// The Pod that had it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pod_uid: Option<String>,
+    },
 }
 
 /// How far a journal had been written: which of its files, and how much of it.
@@ -85,7 +92,9 @@ pub enum JournalError {
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Journal {
+    dir: PathBuf,
     path: PathBuf,
+    disk: Arc<dyn Disk>,
     /// None until a file could be written.
     file: Option<Arc<File>>,
     mark: Mark,
@@ -93,6 +102,21 @@ pub(super) struct Journal {
     poisoned: bool,
     /// The last line was not taken, and has left no trace.
     refused: bool,
+}
+
+/// A file to sync, and how far it was written.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    file: Arc<File>,
+    pub(super) mark: Mark,
+    disk: Arc<dyn Disk>,
+}
+
+impl Unsynced {
+    /// Waits for the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.disk.sync(&self.file)
+    }
 }
 
 /// What a file says, and what it says no more.
@@ -125,9 +149,11 @@ impl Journal {
     }
 
     /// One that takes no line until it is rewritten.
-    pub(super) fn unwritten(dir: &Path) -> Self {
+    pub(super) fn unwritten(dir: &Path, disk: Arc<dyn Disk>) -> Self {
         Self {
+            dir: dir.into(),
             path: dir.join(FILE),
+            disk,
             file: None,
             mark: Mark::default(),
             lines: 0,
@@ -136,10 +162,10 @@ impl Journal {
         }
     }
 
-    /// Replaces the file by one with these records, and opens it. `number` is greater than that of any file before it.
-    pub(super) fn rewrite(dir: &Path, number: u64, records: &[Record]) -> Result<Self, JournalError> {
-        let path = dir.join(FILE);
-        let aside = dir.join(format!("{FILE}.new"));
+    /// Replaces the file by one with these records. When that fails after the new one may have taken the name, the old
+    /// one takes no line any more: nobody would find it.
+    pub(super) fn rewrite(&mut self, records: &[Record]) -> Result<(), JournalError> {
+        let aside = self.dir.join(format!("{FILE}.new"));
         let mut bytes = line(&Record::Journal { format: FORMAT });
         bytes.extend(records.iter().flat_map(line));
         let mut file = OpenOptions::new()
@@ -148,25 +174,24 @@ impl Journal {
             .truncate(true)
             .open(&aside)
             .map_err(io_error("create", &aside))?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &aside))?;
+        file.write_all(&bytes).and_then(|()| self.disk.sync(&file)).map_err(io_error("write", &aside))?;
         failpoint!(JournalRewritten, io_error("write", &aside));
-        fs::rename(&aside, &path).map_err(io_error("rename to", &path))?;
-        failpoint!(JournalReplaced, io_error("rename to", &path));
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))?;
-        Ok(Self {
-            path,
-            file: Some(Arc::new(file)),
-            mark: Mark { file: number, length: bytes.len() as u64 },
-            lines: records.len(),
-            poisoned: false,
-            refused: false,
-        })
+        let folder = File::open(&self.dir).map_err(io_error("open", &self.dir))?;
+        self.poisoned = true;
+        fs::rename(&aside, &self.path).map_err(io_error("rename to", &self.path))?;
+        failpoint!(JournalReplaced, io_error("rename to", &self.path));
+        self.disk.sync_names(&folder).map_err(io_error("sync", &self.dir))?;
+        self.file = Some(Arc::new(file));
+        self.mark = Mark { file: self.mark.file + 1, length: bytes.len() as u64 };
+        self.lines = records.len();
+        (self.poisoned, self.refused) = (false, false);
+        Ok(())
     }
 
     /// Adds a record, which the kernel has then and the disk perhaps not. A failed write is taken back, so that no later
     /// line follows half of this one.
     pub(super) fn append(&mut self, record: &Record) -> Result<(), JournalError> {
-        let (file, _) = self.unsynced()?;
+        let Unsynced { file, .. } = self.unsynced()?;
         failpoint!(JournalAppending, io_error("append to", &self.path));
         let bytes = line(record);
         if let Err(error) = file.as_ref().write_all(&bytes) {
@@ -184,11 +209,11 @@ impl Journal {
         Ok(())
     }
 
-    /// The file to sync, and how far it was written: what a sync that begins now puts on disk.
-    pub(super) fn unsynced(&self) -> Result<(Arc<File>, Mark), JournalError> {
+    /// What a sync that begins now puts on disk.
+    pub(super) fn unsynced(&self) -> Result<Unsynced, JournalError> {
         let file = self.file.as_ref().filter(|_| !self.poisoned);
         let file = file.ok_or_else(|| JournalError::Poisoned { path: self.path.clone() })?;
-        Ok((Arc::clone(file), self.mark))
+        Ok(Unsynced { file: Arc::clone(file), mark: self.mark, disk: Arc::clone(&self.disk) })
     }
 
     /// How far it was written.
@@ -290,14 +315,24 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> J
 mod tests {
     use std::fs;
 
+    use std::path::Path;
+    use std::sync::Arc;
+
     use super::{FILE, Journal, JournalError, Record, parse};
+    use crate::cni::disk::Kernel;
 
     fn record(last: u8) -> Record {
-        Record::Cooling { address: [10, 0, 0, last].into(), at: u64::from(last) }
+        Record::Cooling { address: [10, 0, 0, last].into(), at: u64::from(last), pod_uid: None }
     }
 
-    fn written(dir: &std::path::Path) -> Vec<u8> {
-        let mut journal = Journal::rewrite(dir, 1, &[record(1)]).expect("writes");
+    fn journal(dir: &Path, records: &[Record]) -> Journal {
+        let mut journal = Journal::unwritten(dir, Arc::new(Kernel));
+        journal.rewrite(records).expect("writes");
+        journal
+    }
+
+    fn written(dir: &Path) -> Vec<u8> {
+        let mut journal = journal(dir, &[record(1)]);
         for last in 2..6 {
             journal.append(&record(last)).expect("appends");
         }
@@ -378,11 +413,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         // One cannot be synced, the other neither written nor cut.
         for target in ["/dev/null", "/dev/full"] {
-            let mut journal = Journal::rewrite(dir.path(), 1, &[]).expect("writes");
+            let mut journal = journal(dir.path(), &[]);
             journal.divert(target);
             let sync = |journal: &mut Journal| {
-                let (file, _) = journal.unsynced()?;
-                file.sync_data().map_err(|error| journal.sync_failed(error))
+                journal.unsynced()?.sync().map_err(|error| journal.sync_failed(error))
             };
             let failed = journal.append(&record(1)).and_then(|()| sync(&mut journal)).expect_err("fails");
             assert!(matches!(failed, JournalError::Io { .. }), "{target}: {failed}");

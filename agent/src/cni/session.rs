@@ -30,11 +30,13 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves one connection to its end. When the agent drains, a plugin in the middle of an ADD may finish it.
 pub(super) async fn serve<A: Attacher>(shared: Arc<Shared<A>>, stream: UnixStream, drain: CancellationToken) {
-    let mut session = Session { shared, lock: None, reserved: None };
+    let mut session = Session { shared, lock: None, reserved: None, attached: false };
     let mut stream = BufReader::new(stream);
     while let Some(line) = session.next_line(&mut stream, &drain).await {
         let response = match decode::<RequestEnvelope>(&line) {
-            Ok(envelope) if envelope.version == PROTOCOL_VERSION => session.answer(envelope.request).await,
+            Ok(envelope) if envelope.version == PROTOCOL_VERSION => {
+                session.answer_to(envelope.request, &mut stream).await
+            }
             Ok(envelope) => {
                 let details = format!("plugin speaks {}, agent {PROTOCOL_VERSION}", envelope.version);
                 Err(CniError::new(ErrorCode::INCOMPATIBLE_VERSION, "agent protocol version", details))
@@ -51,6 +53,7 @@ pub(super) async fn serve<A: Attacher>(shared: Arc<Shared<A>>, stream: UnixStrea
         if write(&mut stream, &response).await.is_err() {
             break;
         }
+        session.answered();
     }
     session.end().await;
 }
@@ -69,11 +72,20 @@ async fn write(stream: &mut BufReader<UnixStream>, response: &Response) -> std::
     timeout(SILENCE, stream.get_mut().write_all(&line)).await?
 }
 
+/// Waits until the plugin has closed the connection; for ever if it says something instead.
+async fn hung_up(stream: &mut BufReader<UnixStream>) {
+    if let Ok([_, ..]) = stream.fill_buf().await {
+        std::future::pending().await
+    }
+}
+
 struct Session<A> {
     shared: Arc<Shared<A>>,
     lock: Option<AttachmentLock>,
-    /// A reservation of this connection that is not attached yet.
+    /// A reservation of this connection of whose attaching the plugin does not know yet.
     reserved: Option<Attachment>,
+    /// Whether it is attached all the same.
+    attached: bool,
 }
 
 impl<A: Attacher> Session<A> {
@@ -88,7 +100,36 @@ impl<A: Attacher> Session<A> {
         drain.run_until_cancelled(read_line(stream)).await.flatten()
     }
 
-    async fn answer(&mut self, request: Request) -> Result<Response, CniError> {
+    /// Answers, and knows meanwhile whether anybody listens. What has begun is carried out, because half of it would be
+    /// left.
+    async fn answer_to(
+        &mut self,
+        request: Request,
+        stream: &mut BufReader<UnixStream>,
+    ) -> Result<Response, CniError> {
+        let abandoned = CancellationToken::new();
+        let answer = self.answer(request, &abandoned);
+        tokio::pin!(answer);
+        tokio::select! {
+            biased;
+            response = &mut answer => return response,
+            () = hung_up(stream) => abandoned.cancel(),
+        }
+        answer.await
+    }
+
+    /// The plugin has its answer: what it knows to be attached stays.
+    fn answered(&mut self) {
+        if std::mem::take(&mut self.attached) {
+            self.reserved = None;
+        }
+    }
+
+    async fn answer(
+        &mut self,
+        request: Request,
+        abandoned: &CancellationToken,
+    ) -> Result<Response, CniError> {
         match request {
             Request::Reserve { attachment, network, netns, pod, wanted } => {
                 self.lock(&attachment).await?;
@@ -101,7 +142,7 @@ impl<A: Attacher> Session<A> {
             Request::Attach { attachment, host_ifindex, netns_cookie } => {
                 self.lock(&attachment).await?;
                 failpoint!(Attaching);
-                self.attach(&attachment, host_ifindex, netns_cookie).await
+                self.attach(&attachment, host_ifindex, netns_cookie, abandoned).await
             }
             Request::Release { attachment } => {
                 self.lock(&attachment).await?;
@@ -111,6 +152,7 @@ impl<A: Attacher> Session<A> {
                 self.reserved = None;
                 Ok(Response::Done)
             }
+            Request::Lock { attachment } => self.lock(&attachment).await.map(|()| Response::Done),
             Request::Check { attachment } => {
                 self.lock(&attachment).await?;
                 self.shared.consume_record(&attachment).await?;
@@ -161,12 +203,10 @@ impl<A: Attacher> Session<A> {
         let asking =
             new.own_wish.as_ref().is_ok_and(|own| !own.is_empty()).then(|| new.pod.clone()).flatten();
         let reserve = move |store: &mut Store| {
-            Ok(match store.reserve(new)? {
-                Entry::Reserved(endpoint) | Entry::Released(endpoint) => {
-                    Response::Reserved(store.reservation(&endpoint, mtu)?)
-                }
-                Entry::Attached(endpoint) => Response::Attached(store.reservation(&endpoint, mtu)?),
-            })
+            let entry = store.reserve(new)?;
+            let reservation = store.reservation(entry.endpoint(), mtu)?;
+            let attached = matches!(entry, Entry::Attached(_));
+            Ok(if attached { Response::Attached(reservation) } else { Response::Reserved(reservation) })
         };
         let reserved = self.shared.with_store(reserve).await;
         let response = reserved.map_err(|error: StoreError| {
@@ -186,12 +226,13 @@ impl<A: Attacher> Session<A> {
         attachment: &Attachment,
         host_ifindex: u32,
         netns_cookie: u64,
+        abandoned: &CancellationToken,
     ) -> Result<Response, CniError> {
         let key = attachment.clone();
         let candidate = move |store: &mut Store| store.candidate(&key, host_ifindex, netns_cookie);
         let endpoint = self.shared.with_store(candidate).await.map_err(|error| refusal(&error))?;
         // The data path first: what the journal calls attached must be attached.
-        let attached = match self.attach_effective(&endpoint).await {
+        let attached = match self.attach_effective(&endpoint, abandoned).await {
             Ok(()) => self.shared.commit(endpoint.clone()).await.map_err(|error| refusal(&error)),
             Err(error) => Err(error),
         };
@@ -201,7 +242,7 @@ impl<A: Attacher> Session<A> {
             }
             return Err(error);
         }
-        self.reserved = None;
+        self.attached = true;
         tracing::info!(
             pod.namespace = endpoint.pod_namespace,
             pod.name = endpoint.pod_name,
@@ -211,11 +252,15 @@ impl<A: Attacher> Session<A> {
         Ok(Response::Done)
     }
 
-    async fn attach_effective(&self, endpoint: &AttachedEndpoint) -> Result<(), CniError> {
-        let attached = self.shared.attacher.attach(endpoint).await;
-        attached.map_err(|error| attach_refusal("attach endpoint", &error))?;
+    async fn attach_effective(
+        &self,
+        endpoint: &AttachedEndpoint,
+        abandoned: &CancellationToken,
+    ) -> Result<(), CniError> {
+        let refusal = |error: AttachError| attach_refusal("attach endpoint", &error);
+        self.shared.attacher.attach(endpoint, abandoned).await.map_err(refusal)?;
         failpoint!(EndpointEffective);
-        Ok(())
+        if abandoned.is_cancelled() { Err(refusal(AttachError::Abandoned)) } else { Ok(()) }
     }
 
     async fn check(&self, attachment: &Attachment) -> Result<Response, CniError> {
@@ -236,15 +281,18 @@ impl<A: Attacher> Session<A> {
         };
         match self.shared.attacher.check(&endpoint).await {
             Ok(()) => Ok(Response::Attached(reservation)),
-            Err(AttachError::NotReady { reason }) => Err(CniError::try_again("check endpoint", reason)),
+            Err(error @ (AttachError::NotReady { .. } | AttachError::Abandoned)) => {
+                Err(attach_refusal("check endpoint", &error))
+            }
             Err(error) => {
                 Err(CniError::new(ErrorCode::CHECK_FAILED, "endpoint is not effective", describe(&error)))
             }
         }
     }
 
-    /// Gives back what this connection reserved and did not attach.
+    /// Gives back what this connection reserved, unless the plugin knows that it is attached.
     async fn end(&mut self) {
+        self.attached = false;
         if let Some(attachment) = self.reserved.take() {
             tracing::info!(attachment = %attachment, "reservation given back");
             if let Err(error) = self.shared.release(&attachment).await {
@@ -277,7 +325,7 @@ pub(super) fn refusal(error: &StoreError) -> CniError {
 fn trouble(error: &AttachError) -> CniError {
     match error {
         AttachError::NotReady { reason } => CniError::new(ErrorCode::NOT_AVAILABLE, "data path", reason),
-        AttachError::Failed { .. } => {
+        AttachError::Abandoned | AttachError::Failed { .. } => {
             CniError::new(ErrorCode::LIMITED_CONNECTIVITY, "data path", describe(error))
         }
     }
@@ -287,6 +335,7 @@ fn trouble(error: &AttachError) -> CniError {
 pub(super) fn attach_refusal(operation: &'static str, error: &AttachError) -> CniError {
     match error {
         AttachError::NotReady { reason } => CniError::try_again(operation, reason),
+        AttachError::Abandoned => CniError::try_again(operation, error.to_string()),
         AttachError::Failed { .. } => CniError::new(ErrorCode::AGENT_REFUSED, operation, describe(error)),
     }
 }

@@ -2,6 +2,8 @@
 //! lock; nothing here waits but [`Store::open`]. The journal has a change before anybody hears of it; `durable` waits until
 //! the disk has it too.
 
+mod replay;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,9 +21,12 @@ use quilla_cni_protocol::{
     failpoint,
 };
 
+use crate::cni::disk::{Disk, Kernel};
 use crate::cni::ipam::{Addresses, Ipam, IpamError, Pools, Seconds};
-use crate::cni::journal::{Journal, JournalError, Mark, Record, Recovered};
+use crate::cni::journal::{Journal, JournalError, Mark, Record, Unsynced};
 use crate::cni::{AttachError, AttachedEndpoint, Origin};
+
+use replay::{Replay, free, snapshot};
 
 /// How long a lock may outlive the agent that had it: a killed process is still ending, or a child that it was starting
 /// has not yet got rid of its open files.
@@ -128,7 +133,9 @@ pub enum Entry {
     Reserved(AttachedEndpoint),
     /// The data path has it.
     Attached(AttachedEndpoint),
-    /// Nobody has it any more, and the journal could not be told yet: its addresses stay held.
+    /// Nobody has it any more, and the disk is being told: its addresses stay held until it was.
+    Releasing(AttachedEndpoint),
+    /// The same, and the disk could not be told yet.
     Released(AttachedEndpoint),
 }
 
@@ -136,8 +143,15 @@ impl Entry {
     /// Whichever it is.
     pub const fn endpoint(&self) -> &AttachedEndpoint {
         match self {
-            Self::Reserved(endpoint) | Self::Attached(endpoint) | Self::Released(endpoint) => endpoint,
+            Self::Reserved(endpoint)
+            | Self::Attached(endpoint)
+            | Self::Releasing(endpoint)
+            | Self::Released(endpoint) => endpoint,
         }
+    }
+
+    const fn is_over(&self) -> bool {
+        matches!(self, Self::Releasing(_) | Self::Released(_))
     }
 }
 
@@ -156,7 +170,6 @@ pub(super) struct NewAttachment {
 /// The state.
 #[derive(Debug)]
 pub(super) struct Store {
-    dir: PathBuf,
     journal: Journal,
     ipam: Ipam,
     entries: BTreeMap<Attachment, Entry>,
@@ -172,6 +185,11 @@ impl Store {
     /// Reads the journal. A reservation that was never attached belongs to a plugin whose connection ended with the
     /// last agent: its addresses go back. Blocks for [`LOCK_PATIENCE`] at most.
     pub(super) fn open(dir: &Path, cool_down: Duration) -> Result<Self, StoreError> {
+        Self::open_on(dir, cool_down, Arc::new(Kernel))
+    }
+
+    /// The same, on this disk.
+    pub(super) fn open_on(dir: &Path, cool_down: Duration, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
         fs::create_dir_all(dir).map_err(io_error("create directory", dir))?;
         let lock = lock(dir)?;
         let recovered = Journal::recover(dir)?;
@@ -189,15 +207,15 @@ impl Store {
             kept.unwrap_or_else(|error| tracing::warn!(error = %error, "keep the damaged cni journal"));
         }
         let Replay { ipam, entries } = Replay::of(recovered, cool_down, now());
-        let journal = Journal::rewrite(dir, 1, &snapshot(&ipam, &entries, now())).unwrap_or_else(|error| {
+        let mut journal = Journal::unwritten(dir, disk);
+        if let Err(error) = journal.rewrite(&snapshot(&ipam, &entries, now())) {
             tracing::error!(error = %error, "write the cni journal; until it can be written nothing is given");
-            Journal::unwritten(dir)
-        });
+        }
         let device =
             |(key, entry): (&Attachment, &Entry)| (entry.endpoint().host_ifname.clone(), key.clone());
         let devices = entries.iter().map(device).collect();
         let strangers = HashMap::new();
-        Ok(Self { dir: dir.into(), journal, ipam, entries, devices, strangers, _lock: lock })
+        Ok(Self { journal, ipam, entries, devices, strangers, _lock: lock })
     }
 
     /// Takes what the kernel routes to host sides: an address of one that the journal does not know was given once, by a
@@ -236,8 +254,8 @@ impl Store {
 
     /// Addresses for an attachment: new ones, or those it has.
     pub(super) fn reserve(&mut self, new: NewAttachment) -> Result<Entry, StoreError> {
-        if let Some(Entry::Released(_)) = self.entries.get(&new.attachment) {
-            self.settle()?;
+        if self.entries.get(&new.attachment).is_some_and(Entry::is_over) {
+            self.rewrite()?;
         }
         if let Some(entry) = self.entries.get(&new.attachment) {
             return Ok(entry.clone());
@@ -247,7 +265,7 @@ impl Store {
         let attachment = endpoint.attachment();
         let record = Record::Reserved { endpoint: endpoint.clone() };
         if let Err(error) = self.append(&record) {
-            endpoint.addresses().for_each(|address| self.ipam.release(address, now()));
+            free(&mut self.ipam, &endpoint, now());
             return Err(error);
         }
         let entry = Entry::Reserved(endpoint);
@@ -260,7 +278,8 @@ impl Store {
         let NewAttachment { attachment, network, netns, pod, wanted, own_wish } = new;
         let Wanted { ips, mac, port_mappings, bandwidth, given } = wanted;
         self.require_free_ports(&port_mappings)?;
-        let ips = self.with_own_wish(ips, own_wish?)?;
+        let uid = pod.as_ref().and_then(|pod| pod.uid.as_deref());
+        let ips = self.with_own_wish(ips, own_wish?, uid)?;
         let (mut host_ifname, mut host_mac) = (attachment.host_ifname(), local_mac(&attachment, Side::Host));
         let mut pod_mac = mac.map_or_else(|| local_mac(&attachment, Side::Pod), |mac| mac.0);
         let mut origin = Origin::Own;
@@ -307,11 +326,17 @@ impl Store {
     }
 
     /// What the runtime wishes, and what the Pod asks for in a family of which the runtime says nothing. The Pod's waits
-    /// for its cool-down, because a kubelet tries again; what a person names to podman does not.
-    fn with_own_wish(&self, mut ips: Vec<IpAddr>, own: Vec<IpAddr>) -> Result<Vec<IpAddr>, StoreError> {
+    /// for its cool-down, if it was another's, because a kubelet tries again; what a person names to podman does not.
+    fn with_own_wish(
+        &self,
+        mut ips: Vec<IpAddr>,
+        own: Vec<IpAddr>,
+        pod_uid: Option<&str>,
+    ) -> Result<Vec<IpAddr>, StoreError> {
         for address in own {
             if ips.iter().all(|ip| ip.is_ipv4() != address.is_ipv4()) {
-                self.ipam.require_rested(address, now()).map_err(|error| self.refused(error))?;
+                let rested = self.ipam.require_rested(address, pod_uid, now());
+                rested.map_err(|error| self.refused(error))?;
                 ips.push(address);
             }
         }
@@ -391,17 +416,18 @@ impl Store {
         Ok(self.journal.mark())
     }
 
-    /// An attachment is to be forgotten, by [`Store::released`], once the disk has the journal up to the mark. Nothing to
-    /// do for an unknown one, and not yet where the journal cannot be written: then [`Store::settle`] makes up for it.
+    /// An attachment is to be forgotten, by [`Store::released`], once the disk has the journal up to the mark; or else
+    /// [`Store::not_released`] says that it has not. Nothing to do for an unknown one, and not yet where the journal
+    /// cannot be written: then [`Store::settle`] makes up for it.
     pub(super) fn release(&mut self, attachment: &Attachment) -> Option<(Mark, Seconds)> {
         self.forget_stranger(&attachment.host_ifname());
         let endpoint = self.entries.get(attachment)?.endpoint().clone();
-        self.entries.insert(attachment.clone(), Entry::Released(endpoint));
+        self.entries.insert(attachment.clone(), Entry::Releasing(endpoint));
         let at = now();
         match self.append(&Record::Released { attachment: attachment.clone(), at }) {
             Ok(()) => Some((self.journal.mark(), at)),
             Err(error) => {
-                tracing::warn!(attachment = %attachment, error = %error, "write a release to the cni journal later");
+                self.not_released(attachment, &error);
                 None
             }
         }
@@ -409,8 +435,17 @@ impl Store {
 
     /// Forgets an attachment of which the disk says that it is released; its addresses cool down.
     pub(super) fn released(&mut self, attachment: &Attachment, at: Seconds) {
-        if let Some(Entry::Released(_)) = self.entries.get(attachment) {
+        if self.entries.get(attachment).is_some_and(Entry::is_over) {
             self.forget(attachment, at);
+        }
+    }
+
+    /// Keeps the addresses of an attachment until the disk can be told.
+    pub(super) fn not_released(&mut self, attachment: &Attachment, error: &dyn std::error::Error) {
+        if let Some(Entry::Releasing(endpoint)) = self.entries.get(attachment) {
+            tracing::warn!(attachment = %attachment, error = %error, "write a release to the cni journal later");
+            let endpoint = endpoint.clone();
+            self.entries.insert(attachment.clone(), Entry::Released(endpoint));
         }
     }
 
@@ -421,7 +456,7 @@ impl Store {
     }
 
     /// What a sync that begins now puts on disk.
-    pub(super) fn unsynced(&self) -> Result<(Arc<File>, Mark), JournalError> {
+    pub(super) fn unsynced(&self) -> Result<Unsynced, JournalError> {
         self.journal.unsynced()
     }
 
@@ -432,7 +467,7 @@ impl Store {
 
     fn forget(&mut self, attachment: &Attachment, at: Seconds) {
         if let Some(entry) = self.entries.remove(attachment) {
-            entry.endpoint().addresses().for_each(|address| self.ipam.release(address, at));
+            free(&mut self.ipam, entry.endpoint(), at);
             self.devices.remove(&entry.endpoint().host_ifname);
         }
     }
@@ -464,20 +499,19 @@ impl Store {
     pub(super) fn attached(&self) -> Vec<AttachedEndpoint> {
         let attached = |entry: &Entry| match entry {
             Entry::Attached(endpoint) => Some(endpoint.clone()),
-            Entry::Reserved(_) | Entry::Released(_) => None,
+            Entry::Reserved(_) | Entry::Releasing(_) | Entry::Released(_) => None,
         };
         self.entries.values().filter_map(attached).collect()
     }
 
-    /// Every attachment of a network.
+    /// Every attachment of a network, but for those of ADDs and DELs under way.
     pub(super) fn list(&self, network: &str) -> Vec<EndpointSummary> {
-        self.entries
-            .values()
-            .map(Entry::endpoint)
+        self.attached()
+            .into_iter()
             .filter(|endpoint| endpoint.network == network)
             .map(|endpoint| EndpointSummary {
                 attachment: endpoint.attachment(),
-                host_ifname: endpoint.host_ifname.clone(),
+                host_ifname: endpoint.host_ifname,
             })
             .collect()
     }
@@ -523,14 +557,12 @@ impl Store {
     }
 
     /// Writes the file anew; of what is released it says so, whatever became of that line in the old one.
-    fn rewrite(&mut self) -> Result<(), StoreError> {
+    pub(super) fn rewrite(&mut self) -> Result<(), StoreError> {
         let at = now();
-        let records = snapshot(&self.ipam, &self.entries, at);
-        self.journal = Journal::rewrite(&self.dir, self.journal.mark().file + 1, &records)?;
-        let released = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Released(_)));
-        let released: Vec<Attachment> = released.map(|(key, _)| key.clone()).collect();
-        for attachment in &released {
-            self.forget(attachment, at);
+        self.journal.rewrite(&snapshot(&self.ipam, &self.entries, at))?;
+        let over = self.entries.iter().filter(|(_, entry)| entry.is_over());
+        for attachment in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.forget(&attachment, at);
         }
         Ok(())
     }
@@ -557,80 +589,6 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
             Err(TryLockError::Error(source)) => return Err(io_error("lock", dir)(source)),
         }
     }
-}
-
-/// What the lines of a journal come to.
-struct Replay {
-    ipam: Ipam,
-    entries: BTreeMap<Attachment, Entry>,
-}
-
-impl Replay {
-    /// Reservations that were never attached are given back: their plugins' connections ended with the last agent.
-    fn of(recovered: Recovered, cool_down: Duration, now: Seconds) -> Self {
-        let mut replay = Self { ipam: Ipam::new(cool_down), entries: BTreeMap::new() };
-        for record in recovered.records {
-            replay.take(record, |at| match at {
-                _ if !recovered.has_times => now,
-                // Before the machine last started, so at least that long ago.
-                at if at > now => 0,
-                at => at,
-            });
-        }
-        let Self { ipam, entries } = &mut replay;
-        entries.retain(|_, entry| {
-            if let Entry::Reserved(endpoint) = &*entry {
-                endpoint.addresses().for_each(|address| ipam.release(address, now));
-            }
-            matches!(entry, Entry::Attached(_))
-        });
-        replay
-    }
-
-    fn take(&mut self, record: Record, time: impl Fn(Seconds) -> Seconds) {
-        match record {
-            Record::Journal { .. } => {}
-            Record::Reserved { endpoint } => self.hold(&endpoint.clone(), Entry::Reserved(endpoint)),
-            Record::Attached { endpoint } => self.hold(&endpoint.clone(), Entry::Attached(endpoint)),
-            Record::Released { attachment, at } => self.release(&attachment, time(at)),
-            Record::Cooling { address, at } => self.ipam.release(address, time(at)),
-        }
-    }
-
-    fn hold(&mut self, endpoint: &AttachedEndpoint, entry: Entry) {
-        let key = endpoint.attachment();
-        let shares = |other: &AttachedEndpoint| {
-            other.addresses().any(|held| endpoint.addresses().any(|own| own == held))
-        };
-        let former = self.entries.iter().find(|(other, entry)| **other != key && shares(entry.endpoint()));
-        // It was released before: that line is lost, or this one would not be.
-        if let Some(former) = former.map(|(key, _)| key.clone()) {
-            self.release(&former, 0);
-        }
-        endpoint.addresses().for_each(|address| self.ipam.hold(address));
-        self.entries.insert(key, entry);
-    }
-
-    fn release(&mut self, attachment: &Attachment, at: Seconds) {
-        if let Some(entry) = self.entries.remove(attachment) {
-            entry.endpoint().addresses().for_each(|address| self.ipam.release(address, at));
-        }
-    }
-}
-
-fn snapshot(ipam: &Ipam, entries: &BTreeMap<Attachment, Entry>, now: Seconds) -> Vec<Record> {
-    let mut records: Vec<Record> =
-        ipam.cooling().map(|(address, at)| Record::Cooling { address, at }).collect();
-    for entry in entries.values().cloned() {
-        match entry {
-            Entry::Reserved(endpoint) => records.push(Record::Reserved { endpoint }),
-            Entry::Attached(endpoint) => records.push(Record::Attached { endpoint }),
-            Entry::Released(endpoint) => {
-                records.extend(endpoint.addresses().map(|address| Record::Cooling { address, at: now }));
-            }
-        }
-    }
-    records
 }
 
 #[derive(Hash)]

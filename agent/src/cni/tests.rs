@@ -11,16 +11,29 @@ use quilla_cni_protocol::{
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::cni::{AttachError, AttachedEndpoint, Attacher, CniServer, CniServerConfig, Pools, Releaser};
 
-/// A data path that agrees to everything.
-#[derive(Debug)]
-struct Agreeable;
+/// A data path that agrees to everything, to this container only when its plugin has gone.
+#[derive(Debug, Default)]
+struct Agreeable {
+    begun: Notify,
+}
+
+const SLOW: &str = "slow";
 
 impl Attacher for Agreeable {
-    async fn attach(&self, _: &AttachedEndpoint) -> Result<(), AttachError> {
+    async fn attach(
+        &self,
+        endpoint: &AttachedEndpoint,
+        abandoned: &CancellationToken,
+    ) -> Result<(), AttachError> {
+        if endpoint.container_id == SLOW {
+            self.begun.notify_one();
+            abandoned.cancelled().await;
+        }
         Ok(())
     }
 
@@ -58,7 +71,7 @@ async fn start(dir: &Path) -> CniServer<Agreeable> {
         cool_down: Duration::ZERO,
         record_interval: Duration::from_millis(20),
     };
-    CniServer::start(config, Agreeable).await.expect("starts")
+    CniServer::start(config, Agreeable::default()).await.expect("starts")
 }
 
 struct Plugin(BufReader<UnixStream>);
@@ -139,6 +152,42 @@ async fn a_reservation_ends_with_its_connection() {
     assert_eq!(server.endpoints().await.len(), 1);
     server.shutdown().await;
     assert!(!dir.path().join("run/cni.sock").exists());
+}
+
+/// CNI-15: what is asked for a plugin that dies meanwhile is undone, however well it went.
+#[tokio::test]
+async fn an_attach_ends_with_its_connection() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let server = start(dir.path()).await;
+    let mut plugin = Plugin::connect(dir.path()).await;
+    assert_eq!(plugin.reserve(SLOW).await, "10.0.0.2");
+    tokio::select! {
+        answer = plugin.attach(SLOW) => panic!("answered: {answer:?}"),
+        () = server.attacher().begun.notified() => {}
+    }
+    drop(plugin);
+    let mut plugin = Plugin::connect(dir.path()).await;
+    assert_eq!(plugin.reserve(SLOW).await, "10.0.0.3", "the address of the dead one is given back");
+    assert!(server.endpoints().await.is_empty());
+}
+
+/// CNI-15: what is attached and cannot be told is undone.
+#[tokio::test]
+async fn an_attach_that_nobody_hears_of_is_undone() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let server = start(dir.path()).await;
+    let mut plugin = Plugin::connect(dir.path()).await;
+    assert_eq!(plugin.reserve("c").await, "10.0.0.2");
+    // It speaks still, and hears nothing.
+    rustix::net::shutdown(plugin.0.get_ref(), rustix::net::Shutdown::Read).expect("shuts");
+    let attach = Request::Attach { attachment: attachment("c"), host_ifindex: 7, netns_cookie: 9 };
+    let line = encode(&RequestEnvelope::from(attach)).expect("encodes");
+    plugin.0.get_mut().write_all(&line).await.expect("writes");
+    let mut next = Plugin::connect(dir.path()).await;
+    assert_eq!(next.ask(Request::Lock { attachment: attachment("c") }).await, Response::Done);
+    assert!(server.endpoints().await.is_empty());
+    drop(plugin);
+    assert_eq!(next.reserve("c").await, "10.0.0.3");
 }
 
 /// CNI-30: plugins on one attachment take turns; others do not wait.

@@ -23,6 +23,12 @@ pub enum ReconcileError {
         /// What.
         what: String,
     },
+    /// A round that others waited for too.
+    #[error("{reason}")]
+    Shared {
+        /// All that was said of it.
+        reason: String,
+    },
     /// The reconciler has ended.
     #[error("the reconciler has ended")]
     Ended,
@@ -36,7 +42,19 @@ impl ReconcileError {
             Self::Datapath(DatapathError::MapFull { .. }) => "map_full",
             Self::Datapath(_) => "kernel",
             Self::Missing { .. } => "missing",
+            Self::Shared { .. } => "shared",
             Self::Ended => "ended",
+        }
+    }
+
+    /// The same for somebody else who waits.
+    pub(super) fn for_another(&self) -> Self {
+        match self {
+            Self::NoSnapshot => Self::NoSnapshot,
+            Self::Ended => Self::Ended,
+            Self::Datapath(_) | Self::Missing { .. } | Self::Shared { .. } => {
+                Self::Shared { reason: self.in_full() }
+            }
         }
     }
 
@@ -52,6 +70,13 @@ impl ReconcileError {
 pub struct Answer(oneshot::Sender<Result<(), ReconcileError>>);
 
 impl Answer {
+    /// One, and where it is read.
+    #[cfg(test)]
+    pub(super) fn channel() -> (Self, oneshot::Receiver<Result<(), ReconcileError>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+
     pub(super) fn give(self, result: Result<(), ReconcileError>) {
         if self.0.send(result).is_err() {
             tracing::debug!("nobody waits for the answer");

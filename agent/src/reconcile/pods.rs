@@ -15,64 +15,123 @@ pub(super) enum Wish {
     Detach(Box<AttachedEndpoint>, Answer),
 }
 
-impl Reconciler {
-    /// One round for all wishes. When it fails, one of them may be why: then each has a round of its own.
-    pub(super) fn fulfil(&mut self, wishes: Vec<Wish>) {
-        let programmed = self.view.borrow().programmed;
-        let (wishes, early): (Vec<_>, Vec<_>) =
-            wishes.into_iter().partition(|wish| programmed || matches!(wish, Wish::Detach(..)));
-        for wish in early {
-            wish.answer(Err(ReconcileError::NoSnapshot));
+/// What wishes need of the reconciler.
+trait Rounds {
+    /// The next round has this endpoint, or is without it.
+    fn take(&mut self, wish: &Wish);
+    /// The next round is without this one again.
+    fn take_back(&mut self, arrival: &Wish);
+    fn round(&mut self) -> Result<(), ReconcileError>;
+    /// Whether the last round made the endpoint effective.
+    fn arrived(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError>;
+}
+
+/// One round for all wishes. When it fails, those who come may be why, or none of them: one without them tells.
+fn fulfil(rounds: &mut impl Rounds, wishes: Vec<Wish>) {
+    let Err(error) = attempt(rounds, &wishes) else { return conclude(rounds, wishes) };
+    let (arrivals, departures): (Vec<_>, Vec<_>) =
+        wishes.into_iter().partition(|wish| matches!(wish, Wish::Attach(..)));
+    if departures.is_empty() && arrivals.len() == 1 {
+        return refuse(arrivals, &error);
+    }
+    let without = if arrivals.is_empty() { Err(error.for_another()) } else { rounds.round() };
+    match without {
+        Ok(()) => {
+            conclude(rounds, departures);
+            narrow(rounds, arrivals, &error);
         }
-        if wishes.is_empty() {
-            return;
-        }
-        for wish in &wishes {
-            self.take(wish);
-        }
-        match self.try_round() {
-            Ok(()) => wishes.into_iter().for_each(|wish| self.conclude(wish)),
-            Err(error) => self.blame(wishes, error),
+        Err(error) => {
+            refuse(arrivals, &error);
+            refuse(departures, &error);
         }
     }
+}
 
+/// One of them is to blame: halves are tried until it is alone.
+fn narrow(rounds: &mut impl Rounds, mut arrivals: Vec<Wish>, error: &ReconcileError) {
+    if arrivals.len() == 1 {
+        return refuse(arrivals, error);
+    }
+    let rest = arrivals.split_off(arrivals.len() / 2);
+    for half in [arrivals, rest] {
+        match attempt(rounds, &half) {
+            Ok(()) => conclude(rounds, half),
+            Err(error) => narrow(rounds, half, &error),
+        }
+    }
+}
+
+/// A round with these; when it fails, those who come have not come.
+fn attempt(rounds: &mut impl Rounds, wishes: &[Wish]) -> Result<(), ReconcileError> {
+    wishes.iter().for_each(|wish| rounds.take(wish));
+    let done = rounds.round();
+    if done.is_err() {
+        let arrivals = wishes.iter().filter(|wish| matches!(wish, Wish::Attach(..)));
+        arrivals.for_each(|wish| rounds.take_back(wish));
+    }
+    done
+}
+
+fn conclude(rounds: &mut impl Rounds, wishes: Vec<Wish>) {
+    for wish in wishes {
+        let done = match &wish {
+            Wish::Attach(endpoint, _) => rounds.arrived(endpoint),
+            Wish::Detach(..) => Ok(()),
+        };
+        if done.is_err() {
+            // Whoever asked takes it back, which is the round that removes what rows it has.
+            rounds.take_back(&wish);
+        }
+        wish.answer(done);
+    }
+}
+
+fn refuse(wishes: Vec<Wish>, error: &ReconcileError) {
+    wishes.into_iter().for_each(|wish| wish.answer(Err(error.for_another())));
+}
+
+impl Wish {
+    const fn endpoint(&self) -> &AttachedEndpoint {
+        let (Self::Attach(endpoint, _) | Self::Detach(endpoint, _)) = self;
+        endpoint
+    }
+
+    /// Before anything was written in this run there is nothing to remove.
+    fn answer(self, result: Result<(), ReconcileError>) {
+        match (self, result) {
+            (Self::Detach(_, answer), Err(ReconcileError::NoSnapshot)) => answer.give(Ok(())),
+            (Self::Attach(_, answer) | Self::Detach(_, answer), result) => answer.give(result),
+        }
+    }
+}
+
+impl Rounds for Reconciler {
     fn take(&mut self, wish: &Wish) {
-        let (Wish::Attach(endpoint, _) | Wish::Detach(endpoint, _)) = wish;
-        let key = endpoint.attachment();
+        let key = wish.endpoint().attachment();
         self.absent.remove(&key);
         match wish {
-            Wish::Attach(..) => drop(self.endpoints.insert(key, endpoint.as_ref().clone())),
+            Wish::Attach(endpoint, _) => drop(self.endpoints.insert(key, endpoint.as_ref().clone())),
             Wish::Detach(..) => drop(self.endpoints.remove(&key)),
         }
     }
 
-    fn blame(&mut self, wishes: Vec<Wish>, error: ReconcileError) {
-        for wish in &wishes {
-            if let Wish::Attach(endpoint, _) = wish {
-                self.endpoints.remove(&endpoint.attachment());
-            }
-        }
-        match <[Wish; 1]>::try_from(wishes) {
-            Ok([only]) => only.answer(Err(error)),
-            Err(many) => many.into_iter().for_each(|wish| self.fulfil(vec![wish])),
-        }
+    fn take_back(&mut self, arrival: &Wish) {
+        self.endpoints.remove(&arrival.endpoint().attachment());
     }
 
-    fn conclude(&mut self, wish: Wish) {
-        let done = match &wish {
-            Wish::Attach(endpoint, _) => self.arrived(endpoint),
-            Wish::Detach(..) => Ok(()),
-        };
-        if let (Wish::Attach(endpoint, _), Err(_)) = (&wish, &done) {
-            // Whoever asked takes it back, which is the round that removes what rows it has.
-            self.endpoints.remove(&endpoint.attachment());
-        }
-        wish.answer(done);
+    fn round(&mut self) -> Result<(), ReconcileError> {
+        self.try_round()
     }
 
     fn arrived(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
         failpoint!(RowsWritten, |error| ReconcileError::Missing { what: error.to_string() });
         effective::require(&self.actual, endpoint)
+    }
+}
+
+impl Reconciler {
+    pub(super) fn fulfil(&mut self, wishes: Vec<Wish>) {
+        fulfil(self, wishes);
     }
 
     pub(super) fn check(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
@@ -87,9 +146,8 @@ impl Reconciler {
             return Err(missing("interface row"));
         }
         effective::require(&self.actual, endpoint)?;
-        let suffix = format!("-{}", endpoint.host_ifname);
-        let links = self.datapath.links()?;
-        let attached = links.iter().filter(|link| link.name.ends_with(&suffix) && !link.defunct).count();
+        let links = self.datapath.links_of(&endpoint.host_ifname)?;
+        let attached = links.iter().filter(|link| !link.defunct).count();
         if self.datapath.status().tcx && attached < 2 {
             return Err(missing("programs"));
         }
@@ -97,12 +155,5 @@ impl Reconciler {
     }
 }
 
-impl Wish {
-    /// Before anything was written in this run there is nothing to remove.
-    fn answer(self, result: Result<(), ReconcileError>) {
-        match (self, result) {
-            (Self::Detach(_, answer), Err(ReconcileError::NoSnapshot)) => answer.give(Ok(())),
-            (Self::Attach(_, answer) | Self::Detach(_, answer), result) => answer.give(result),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

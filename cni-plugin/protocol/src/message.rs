@@ -63,6 +63,11 @@ pub enum Request {
         /// Whose.
         attachment: Attachment,
     },
+    /// Lets nobody else work on the attachment until the connection closes, or is about another one.
+    Lock {
+        /// Whose.
+        attachment: Attachment,
+    },
     /// CHECK: is the attachment known and effective?
     Check {
         /// Whose.
@@ -98,10 +103,10 @@ pub enum Response {
     Attached(Reservation),
     /// To `List`.
     Endpoints {
-        /// Every recorded attachment of the network.
+        /// Every attachment of the network that no ADD or DEL is at work on.
         endpoints: Vec<EndpointSummary>,
     },
-    /// To `Attach`, `Release` and `Status`.
+    /// To `Attach`, `Release`, `Lock` and `Status`.
     Done,
     /// To any: refused.
     Error(CniError),

@@ -75,6 +75,7 @@ fn state(
 ) -> &'static str {
     match entry {
         Entry::Reserved(_) => "reserved",
+        Entry::Releasing(_) => "releasing",
         Entry::Released(_) => "released, not yet in the journal",
         Entry::Attached(_) if !devices.contains(&endpoint.host_ifname) => "leak: no device",
         Entry::Attached(_) if !view.endpoints.contains(endpoint) => "not programmed",

@@ -94,6 +94,25 @@ fn wished_addresses() {
     assert!(others.len() == 252 && !others.contains("10.0.0.77"));
 }
 
+/// An address beyond those given unasked is forgotten once it has rested: nothing grows with what was ever wished.
+#[test]
+fn rested_wishes_are_forgotten() {
+    let mut ipam = ipam(&["fd00::/64"]);
+    for round in 0..1000_u64 {
+        let address = ip(&format!("fd00::1:0:{round:x}"));
+        ipam.allocate(&[address], round).expect("free");
+        ipam.release(address, round);
+        assert!(ipam.require_rested(address, None, round).is_err());
+        assert!(ipam.cooling_count() <= 11, "{} rest", ipam.cooling_count());
+    }
+    // Whether it is one is known only with the pools.
+    let mut later = Ipam::new(Duration::from_secs(COOL_DOWN));
+    (0..100_u64).for_each(|round| later.release(ip(&format!("fd00::1:0:{round:x}")), round));
+    later.set_pools(&pools(&["fd00::/64"]));
+    later.release(ip("fd00::2"), 200);
+    assert_eq!(later.cooling_count(), 1);
+}
+
 #[test]
 fn tiny_networks_and_no_network_give_nothing() {
     for net in ["10.0.0.0/31", "10.0.0.0/32"] {

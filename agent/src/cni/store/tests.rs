@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use quilla_cni_protocol::{Attachment, Wanted};
+use quilla_cni_protocol::{Attachment, PodRef, Wanted};
 
 use super::{Entry, NewAttachment, Replay, Store, StoreError};
 use crate::cni::ipam::{Ipam, IpamError, Seconds};
@@ -52,8 +52,8 @@ fn release(store: &mut Store, id: usize) {
 }
 
 fn sync(store: &mut Store) -> Result<(), StoreError> {
-    let (file, _) = store.unsynced()?;
-    Ok(file.sync_data().map_err(|error| store.sync_failed(error))?)
+    let unsynced = store.unsynced()?;
+    Ok(unsynced.sync().map_err(|error| store.sync_failed(error))?)
 }
 
 /// CNI-12: the same attachment keeps its addresses, before and after a restart.
@@ -372,6 +372,75 @@ fn cni_33_what_a_pod_asks_for_cools_down() {
     assert_eq!(addresses(&entry), [address]);
 }
 
+fn asking_as(id: usize, uid: &str, own_wish: &[&str]) -> NewAttachment {
+    let pod = PodRef { namespace: "shop".into(), name: "db-0".into(), uid: Some(uid.into()) };
+    NewAttachment { pod: Some(pod), ..asking(id, own_wish) }
+}
+
+/// CNI-33: a Pod whose sandbox is made anew has its address again at once, also from a new agent; another Pod waits.
+#[test]
+fn cni_33_a_pod_does_not_wait_for_itself() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let open = || {
+        let mut store = Store::open(dir.path(), Duration::from_hours(1)).expect("opens");
+        store.set_pools(&Pools { ipv4: vec!["10.0.0.0/24".parse().expect("valid")], ipv6: vec![] });
+        store
+    };
+    let mut store = open();
+    for id in 1..4 {
+        store.reserve(asking_as(id, "u", &["10.0.0.7"])).expect("is its own");
+        let endpoint = store.candidate(&attachment(id), 7, 9).expect("is reserved");
+        store.commit(endpoint).expect("commits");
+        release(&mut store, id);
+        for stranger in [asking(9, &["10.0.0.7"]), asking_as(9, "v", &["10.0.0.7"])] {
+            let error = store.reserve(stranger).expect_err("rests");
+            assert!(matches!(error, StoreError::AddressResting { .. }), "{error}");
+        }
+        if id == 2 {
+            // Twice: the second one reads what the first one wrote.
+            drop(store);
+            drop(open());
+            store = open();
+        }
+    }
+}
+
+/// CNI-33: what was never attached has nothing to rest from, but what it rested from before.
+#[test]
+fn cni_33_an_address_that_nobody_used_does_not_rest() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = Store::open(dir.path(), Duration::from_hours(1)).expect("opens");
+    store.set_pools(&Pools { ipv4: vec!["10.0.0.0/24".parse().expect("valid")], ipv6: vec![] });
+    store.reserve(asking(1, &["10.0.0.7"])).expect("is free");
+    release(&mut store, 1);
+    assert_eq!(addresses(&store.reserve(asking(2, &["10.0.0.7"])).expect("is free")), ["10.0.0.7"]);
+
+    let used = attach(&mut store, 3);
+    release(&mut store, 3);
+    let wanted = Wanted { ips: vec![used.parse().expect("valid")], ..Wanted::default() };
+    store.reserve(NewAttachment { wanted, ..new(4) }).expect("is given to whoever names it");
+    store.rewrite().expect("writes");
+    drop(store);
+    let mut store = Store::open(dir.path(), Duration::from_hours(1)).expect("opens");
+    store.set_pools(&Pools { ipv4: vec!["10.0.0.0/24".parse().expect("valid")], ipv6: vec![] });
+    let error = store.reserve(asking(5, &[&used])).expect_err("rests still");
+    assert!(matches!(error, StoreError::AddressResting { .. }), "{error}");
+}
+
+/// CNI-26: GC is told of what is attached, and of nothing that an ADD or a DEL is at work on.
+#[test]
+fn cni_26_what_is_under_way_is_not_listed() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = open(dir.path());
+    for id in 1..4 {
+        attach(&mut store, id);
+    }
+    store.reserve(new(4)).expect("reserves");
+    store.release(&attachment(2)).expect("is written");
+    let listed: Vec<_> = store.list("n").into_iter().map(|endpoint| endpoint.attachment).collect();
+    assert_eq!(listed, [attachment(1), attachment(3)]);
+}
+
 /// The one address of a pool, released at `released` by the clock of then, in an agent that starts at `start`.
 fn replayed(released: Seconds, start: Seconds, has_times: bool) -> Ipam {
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -413,7 +482,7 @@ fn cni_30_a_clock_that_goes_back_gives_nothing_early() {
     for early in [0, 50, 99, 100, 129] {
         assert!(ipam.ready(early).is_err(), "at {early}");
         let address = "10.0.0.2".parse().expect("valid");
-        assert_eq!(ipam.require_rested(address, early), Err(IpamError::Resting(address)), "at {early}");
+        assert_eq!(ipam.require_rested(address, None, early), Err(IpamError::Resting(address)), "at {early}");
     }
     assert!(ipam.ready(130).is_ok() && ipam.ready(Seconds::MAX).is_ok());
 }
