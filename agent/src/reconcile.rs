@@ -22,8 +22,8 @@ use quilla_cni_protocol::{Attachment, PortMapping, Transport};
 use quilla_datapath::{Datapath, DatapathError};
 use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
-    BackendKey, Desired, FrontendKey, HostPort, Layout, LocalEndpoint, Planner, ServiceFacts, Step, Tables,
-    diff,
+    BackendKey, Desired, FrontendKey, Grace, HostPort, Layout, LocalEndpoint, Planner, ServiceFacts, Step,
+    Tables, diff,
 };
 use tokio::sync::watch;
 
@@ -86,6 +86,7 @@ pub struct Reconciler {
     /// What a previous run left whole in the maps. The fallback, which may be older, does not overrule it.
     recovered: Option<Arc<Tables>>,
     planner: Planner,
+    grace: Grace,
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
@@ -111,10 +112,12 @@ impl Reconciler {
         } = parts;
         let actual = Arc::new(table::dump(datapath.maps())?);
         let recovered = recovered::whole(datapath.opened(), &actual);
+        let layout = Layout::recover(&actual);
         Ok(Self {
             node: Node::new(node, actual.config.hash_seed),
             planner: Planner::default(),
-            layout: Layout::recover(&actual),
+            grace: Grace::recover(layout.tables()),
+            layout,
             actual,
             datapath,
             cgroup,
@@ -232,6 +235,7 @@ impl Reconciler {
             desired = Desired::recover(tables, &desired);
         }
         self.add_own_services(&mut desired);
+        self.agenda.backends_end(self.grace.extend(&mut desired, Instant::now()));
         found.extend(problems.iter().cloned());
         let (tables, unplaced) = self.layout.lay_out(&desired);
         found.extend(unplaced);

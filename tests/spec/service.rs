@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use quilla_model::{
-    Endpoint, Family, LoadBalancing, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
+    Endpoint, EndpointPort, Family, LoadBalancing, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
 };
 
 use crate::world::{HERE, Pod, World};
@@ -73,7 +73,7 @@ pub(crate) struct Services {
     pub frontends: HashMap<Key, Frontend>,
     /// Addresses that only Services have: nobody else is meant, whatever the port (S22).
     pub own: HashSet<(Side, IpAddr)>,
-    /// Where traffic may have been sent: every endpoint that exists, whatever its state.
+    /// Where traffic may have been sent, and flows may stay.
     pub backends: HashSet<(SocketAddr, u8)>,
     /// What the node sends may be an answer of a Service, or of one that was.
     pub node_backends: bool,
@@ -86,20 +86,18 @@ pub(crate) fn read(world: &World) -> Services {
     let mut all = Services::default();
     for service in world.snapshot.services.values() {
         let mut outside = false;
-        let mut on_node = false;
         for port in served(service) {
             for family in [Family::V4, Family::V6].into_iter().filter(|family| has(service, *family)) {
                 let endpoints = endpoints(world, service, port, family);
-                let proto = port.protocol.number();
-                all.backends.extend(endpoints.iter().map(|(backend, _)| (*backend, proto)));
-                on_node |= endpoints.iter().any(|(backend, _)| world.is_host(backend.ip()));
                 for (key, frontend) in claims(world, service, port, family, &endpoints) {
                     outside |= key.0 == Side::Outside;
                     all.claim(key, frontend);
                 }
             }
         }
-        all.node_backends |= outside && on_node;
+        let backends = existing(world, service);
+        all.node_backends |= outside && backends.iter().any(|(backend, _)| world.is_host(backend.ip()));
+        all.backends.extend(backends);
         for (kind, address) in addresses(service).into_iter().filter(|(_, address)| !world.is_host(*address))
         {
             all.own.insert((Side::Inside, address));
@@ -329,6 +327,33 @@ fn endpoints<'a>(
         }
     }
     found
+}
+
+/// S45: all that slices list of the Service's families and protocols, whatever the ports' names. By UDP those that do not
+/// serve only if no other of the same port does.
+fn existing(world: &World, service: &Service) -> HashSet<(SocketAddr, u8)> {
+    let mut listed = Vec::new();
+    let of_service = |port: &&EndpointPort| served(service).iter().any(|one| one.protocol == port.protocol);
+    for slice in world.snapshot.slices_of(&service.name).filter(|slice| has(service, slice.family)) {
+        for port in slice.ports.iter().filter(of_service) {
+            for endpoint in slice.endpoints.iter().filter(|endpoint| is_usable(endpoint, slice.family)) {
+                let answers = endpoint.ready || endpoint.serving;
+                listed.push((SocketAddr::new(endpoint.address, port.port), port, answers));
+            }
+        }
+    }
+    let better = |address: &SocketAddr, port: &EndpointPort| {
+        listed.iter().any(|(other, of, answers)| {
+            *answers
+                && of.name == port.name
+                && of.protocol == port.protocol
+                && other.is_ipv4() == address.is_ipv4()
+        })
+    };
+    let stays = |(address, port, answers): &&(SocketAddr, &EndpointPort, bool)| {
+        *answers || port.protocol == Protocol::Tcp || !better(address, port)
+    };
+    listed.iter().filter(stays).map(|(address, port, _)| (*address, port.protocol.number())).collect()
 }
 
 fn is_usable(endpoint: &Endpoint, family: Family) -> bool {

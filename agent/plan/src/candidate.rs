@@ -1,12 +1,15 @@
-//! From the slices of a Service to the endpoints of one of its ports (S5). Called by [`crate::frontend`].
+//! From the slices of a Service to the endpoints of one of its ports (S5), and to all that it has. Called by
+//! [`crate::frontend`].
 //!
 //! Invariant: what no endpoint can be is left out and named, once for each slice and fault.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use quilla_model::address::unusable;
-use quilla_model::{EndpointPort, EndpointSlice, Family, ObjectRef, Problem, Reason, ServicePort};
+use quilla_model::{
+    Endpoint, EndpointPort, EndpointSlice, Family, ObjectRef, Problem, Protocol, Reason, ServicePort,
+};
 
 use crate::choice::Candidate;
 use crate::desired::BackendKey;
@@ -42,18 +45,23 @@ impl<'a> UsableSlice<'a> {
         Self { slice, rejected }
     }
 
+    fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> {
+        let usable = |(index, _): &(usize, _)| self.rejected.binary_search(index).is_err();
+        self.slice.endpoints.iter().enumerate().filter(usable).map(|(_, endpoint)| endpoint)
+    }
+
+    /// Those of its ports that can be served.
+    fn ports(&self) -> impl Iterator<Item = &'a EndpointPort> {
+        self.slice.ports.iter().filter(|port| port.port != 0 && port.protocol != Protocol::Sctp)
+    }
+
     fn candidates<'b>(
         &'b self,
         target: &'b EndpointPort,
         facts: &'b ServiceFacts,
     ) -> impl Iterator<Item = Candidate<'a>> + 'b {
-        let usable = |(index, _): &(usize, _)| self.rejected.binary_search(index).is_err();
-        self.slice.endpoints.iter().enumerate().filter(usable).map(move |(_, endpoint)| Candidate {
-            key: BackendKey {
-                address: endpoint.address,
-                port: target.port,
-                protocol: target.protocol.number(),
-            },
+        self.endpoints().map(move |endpoint| Candidate {
+            key: key(endpoint, target),
             ready: endpoint.ready,
             serving: endpoint.serving,
             terminating: endpoint.terminating,
@@ -62,6 +70,10 @@ impl<'a> UsableSlice<'a> {
             weight: self.slice.weight,
         })
     }
+}
+
+fn key(endpoint: &Endpoint, target: &EndpointPort) -> BackendKey {
+    BackendKey { address: endpoint.address, port: target.port, protocol: target.protocol.number() }
 }
 
 /// Why an endpoint cannot have an address. An address of a node is fine: a Pod in its network namespace has it.
@@ -85,15 +97,41 @@ pub(crate) fn candidates<'a>(
 ) -> Vec<Candidate<'a>> {
     let mut found = Vec::new();
     for usable in slices.iter().filter(|usable| usable.slice.family == family) {
-        let serves = |target: &&EndpointPort| {
-            target.port != 0 && target.name == port.name && target.protocol == port.protocol
-        };
-        for target in usable.slice.ports.iter().filter(serves) {
+        let serves = |target: &&EndpointPort| target.name == port.name && target.protocol == port.protocol;
+        for target in usable.ports().filter(serves) {
             found.extend(usable.candidates(target, facts));
         }
     }
     // An address in two slices: the one that is not terminating counts, then the first slice's.
     found.sort_by_key(|candidate| (candidate.key, candidate.terminating));
     found.dedup_by_key(|candidate| candidate.key);
+    found
+}
+
+/// The backends that flows may stay with (S45), of the families and protocols that the Service has, whatever their ports
+/// are called: a Service and its slices never change at the same time, and a port that gets a name is where it was.
+///
+/// Flows by UDP leave an endpoint that does not serve for one of the same port that does.
+pub(crate) fn existing(
+    slices: &[UsableSlice<'_>],
+    has: impl Fn(Family, Protocol) -> bool,
+) -> Vec<BackendKey> {
+    let answers = |endpoint: &Endpoint| endpoint.ready || endpoint.serving;
+    let mut served = BTreeSet::new();
+    for usable in slices.iter().filter(|usable| usable.endpoints().any(answers)) {
+        let datagrams = usable.ports().filter(|target| target.protocol == Protocol::Udp);
+        served.extend(datagrams.map(|target| (usable.slice.family, &target.name)));
+    }
+    let mut found = Vec::new();
+    for usable in slices {
+        let family = usable.slice.family;
+        for target in usable.ports().filter(|target| has(family, target.protocol)) {
+            let others = target.protocol == Protocol::Udp && served.contains(&(family, &target.name));
+            let stays = usable.endpoints().filter(|endpoint| !others || answers(endpoint));
+            found.extend(stays.map(|endpoint| key(endpoint, target)));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
     found
 }

@@ -24,7 +24,8 @@ pub struct Desired {
     pub sets: SharedMap<Arc<SetKey>, Arc<BackendSet>>,
     /// Addresses that have frontends, whatever their ports (S22).
     pub markers: SharedMap<Marker, ()>,
-    /// Every backend whose endpoint exists, selected or draining, and how many plans have it.
+    /// Every backend that flows may stay with, selected or draining, and how many plans have it: none if it just went
+    /// ([`crate::Grace`]).
     pub backends: SharedMap<BackendKey, u32>,
     /// How many slots a Maglev table has for each member at least; the same on every node.
     pub maglev_density: u32,

@@ -2,9 +2,10 @@
 //!
 //! Additions go from what is pointed at to what points: backends, slots, members and source ranges of sets, Services;
 //! nodes, routes. Removals go the other way, so that a restriction is there before the row that relies on it and goes
-//! after it; only members go before, for a client that is not remembered chooses by the row alone. Epochs of what changed are bumped when the maps hold the new truth. Backend ids are the last thing to go: a
-//! run that dies between freeing a backend and starting its id's new generation leaves the id behind, and the next run
-//! starts that generation. Invariant: every prefix of the steps, and of the rows within a step, is consistent.
+//! after it; only members go before, for a client that is not remembered chooses by the row alone. Epochs of what
+//! changed are bumped when the maps hold the new truth. Backend ids are the last thing to go: a run that dies between
+//! freeing a backend and starting its id's new generation leaves the id behind, and the next run starts that
+//! generation. Invariant: every prefix of the steps, and of the rows within a step, is consistent.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,7 +16,7 @@ use quilla_model::{
 };
 
 use crate::address::{Addresses, addresses};
-use crate::candidate::{UsableSlice, candidates};
+use crate::candidate::{UsableSlice, candidates, existing};
 use crate::choice::{Candidate, choose, has_any};
 use crate::desired::{
     BackendKey, BackendSet, Frontend, FrontendKey, FrontendKind, HealthCheck, Marker, SetKey,
@@ -35,7 +35,7 @@ pub struct ServicePlan {
     pub frontends: LiteMap<FrontendKey, Frontend>,
     /// Addresses that are its own, whatever the port.
     pub markers: LiteMap<Marker, ()>,
-    /// Every backend whose endpoint exists; sorted, without duplicates.
+    /// Every backend that flows may stay with; sorted, without duplicates.
     pub backends: Vec<BackendKey>,
     /// How many members each of its Maglev tables may have on any node.
     pub maglev_members: Vec<u32>,
@@ -73,8 +73,9 @@ pub fn plan_service<'a>(
         }
     }
     plan.leave_overlay_alone(facts);
-    plan.backends.sort_unstable();
-    plan.backends.dedup();
+    plan.backends = existing(&slices, |family, protocol| {
+        service.cluster_ip(family).is_some() && ports.iter().any(|port| port.protocol == protocol)
+    });
     // What is wrong with an address is wrong with it in both scopes.
     plan.problems.sort_unstable();
     plan.problems.dedup();
@@ -205,7 +206,6 @@ struct Served<'a> {
 
 impl Served<'_> {
     fn add_to(&self, plan: &mut ServicePlan) {
-        plan.backends.extend(self.candidates.iter().map(|candidate| candidate.key));
         let internal = self.add_set(plan, self.service.internal_policy, false);
         for (_, address) in self.virtual_ips(FrontendKind::ClusterIp) {
             let key = self.key(address, self.port.port, scope::INTERNAL);

@@ -21,6 +21,7 @@ pub mod diff;
 pub mod facts;
 pub mod family;
 pub mod frontend;
+pub mod grace;
 mod health;
 pub mod host_port;
 pub mod layout;
@@ -46,6 +47,7 @@ pub use desired::{
 pub use diff::diff;
 pub use facts::{HostPort, LocalEndpoint, NodeFacts, NodePortAddresses};
 pub use frontend::{ServicePlan, plan_service};
+pub use grace::Grace;
 pub use host_port::plan_host_ports;
 pub use layout::Layout;
 pub use planner::Planner;

@@ -1,4 +1,4 @@
-//! When the reconciler does something unasked: audits, rounds that are tried again, looks at devices.
+//! When the reconciler does something unasked: audits, rounds that are tried again or end backends, looks at devices.
 //!
 //! Asked after every command, not only when none waits. Invariant: a queue that is never empty delays nothing here by
 //! more than one command.
@@ -35,6 +35,7 @@ pub(super) struct Agenda {
     audit_at: Instant,
     recount_at: Instant,
     retry_at: Option<Instant>,
+    end_at: Option<Instant>,
     look_at: Option<Instant>,
 }
 
@@ -45,6 +46,7 @@ impl Agenda {
             audit_at: now + audit_interval,
             recount_at: now + RECOUNT_INTERVAL,
             retry_at: None,
+            end_at: None,
             look_at: None,
         }
     }
@@ -64,6 +66,11 @@ impl Agenda {
         self.retry_at = None;
     }
 
+    /// When the first of the backends that just went is to end, as the last round has it.
+    pub(super) fn backends_end(&mut self, at: Option<Instant>) {
+        self.end_at = at;
+    }
+
     /// A device has changed. More changes do not put the look off.
     pub(super) fn devices_changed(&mut self, now: Instant) {
         self.look_at.get_or_insert(now + COALESCE);
@@ -71,7 +78,7 @@ impl Agenda {
 
     /// The earliest of all.
     pub(super) fn next(&self) -> Instant {
-        [self.retry_at, self.look_at]
+        [self.retry_at, self.end_at, self.look_at]
             .into_iter()
             .flatten()
             .fold(self.audit_at.min(self.recount_at), Instant::min)
@@ -84,7 +91,9 @@ impl Agenda {
             return Some(Task::Audit);
         }
         let due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
-        if due(&mut self.retry_at) {
+        // One round does both.
+        let ends = due(&mut self.end_at);
+        if due(&mut self.retry_at) || ends {
             Some(Task::Round)
         } else if due(&mut self.look_at) {
             Some(Task::LookAtDevices)
@@ -123,6 +132,25 @@ mod tests {
         assert_eq!(done[..2], [Task::LookAtDevices; 2]);
         let looks = count(Task::LookAtDevices);
         assert!((500..=620).contains(&looks), "a burst is one look: {looks}");
+    }
+
+    #[test]
+    fn a_round_ends_backends_at_their_time_whatever_else_is_settled() {
+        let start = Instant::now();
+        let mut agenda = Agenda::new(AUDIT, start);
+        let end = start + RETRY_INTERVAL / 2;
+        agenda.backends_end(Some(end));
+        agenda.settled();
+        assert_eq!((agenda.next(), agenda.take_due(start)), (end, None));
+        assert_eq!(agenda.take_due(end), Some(Task::Round));
+        assert_eq!((agenda.next(), agenda.take_due(end)), (start + AUDIT, None));
+        agenda.backends_end(Some(end));
+        agenda.retry(start);
+        assert_eq!(agenda.take_due(start + RETRY_INTERVAL), Some(Task::Round));
+        assert_eq!(agenda.take_due(start + RETRY_INTERVAL), None, "one round for both");
+        agenda.backends_end(Some(end));
+        agenda.backends_end(None);
+        assert_eq!(agenda.next(), start + AUDIT, "it was back before");
     }
 
     #[test]

@@ -74,6 +74,12 @@ const MUTANTS: &[Mutant] = &[
         to: "found.sort_by_key(|candidate| (candidate.key, !candidate.terminating));",
     },
     Mutant {
+        name: "datagrams stay with whoever does not serve",
+        file: "agent/plan/src/candidate.rs",
+        from: "filter(|endpoint| !others || answers(endpoint))",
+        to: "filter(|_| true | others)",
+    },
+    Mutant {
         name: "no share is a share",
         file: "agent/plan/src/weight.rs",
         from: "members.retain(|member| member.weight > 0);",

@@ -46,7 +46,7 @@ impl Desired {
         tunnels: &BTreeMap<u32, (String, Tunnel)>,
     ) {
         let tables = A::tables(all);
-        self.backends.extend(tables.backend_ids.keys().map(|row| (backend(row), 1)));
+        self.backends.extend(tables.backend_ids.keys().map(|row| (BackendKey::of(row), 1)));
         let mut names = SetNames::default();
         let ranges = source_ranges(tables);
         for (key, row) in tables.services.sorted() {
@@ -113,7 +113,7 @@ fn found<A: AddressFamily>(
     slots: &[u32],
     backends: &SharedMap<u32, Backend<A>>,
 ) -> BackendSet {
-    let slots = slots.iter().filter_map(|id| backends.get(id)).map(backend);
+    let slots = slots.iter().filter_map(|id| backends.get(id)).map(BackendKey::of);
     let mut counts: BTreeMap<BackendKey, u8> = BTreeMap::new();
     for backend in slots.clone() {
         let count = counts.entry(backend).or_default();
@@ -148,8 +148,11 @@ fn source_ranges<A: AddressFamily>(tables: &FamilyTables<A>) -> BTreeMap<u32, Ve
     ranges
 }
 
-fn backend<A: AddressFamily>(row: &Backend<A>) -> BackendKey {
-    BackendKey { address: row.addr.to_ip(), port: row.port.get(), protocol: row.proto }
+impl BackendKey {
+    /// The backend of a row.
+    pub(crate) fn of<A: AddressFamily>(row: &Backend<A>) -> Self {
+        Self { address: row.addr.to_ip(), port: row.port.get(), protocol: row.proto }
+    }
 }
 
 fn frontend_key<A: AddressFamily>(row: &ServiceKey<A>) -> FrontendKey {

@@ -23,7 +23,7 @@ pub(crate) struct Kernel {
     members: BTreeSet<MemberKey>,
     /// Those that the steps take away.
     leaving: BTreeSet<MemberKey>,
-    /// What rows chose without a member when the steps began: a death in their middle may leave some.
+    /// What rows chose without a member when the steps began: a death in their middle may leave some, to be put right.
     forgotten: BTreeSet<MemberKey>,
     interfaces: BTreeMap<u32, Interface>,
     nodes: BTreeMap<u32, Node>,
@@ -42,6 +42,10 @@ pub(crate) struct FamilyMaps<A> {
     source_ranges: BTreeSet<SourceRangeKey<A>>,
     endpoints: BTreeMap<A, Endpoint>,
     routes: BTreeMap<RouteKey<A>, Route>,
+    /// Rows that the steps are yet to write or to remove.
+    pending: Keys<A>,
+    /// Rows that they wrote.
+    written: Keys<A>,
 }
 
 impl<A> Default for FamilyMaps<A> {
@@ -54,6 +58,8 @@ impl<A> Default for FamilyMaps<A> {
             source_ranges: BTreeSet::new(),
             endpoints: BTreeMap::new(),
             routes: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            written: BTreeSet::new(),
         }
     }
 }
@@ -65,9 +71,12 @@ impl Kernel {
             Step::RemoveMembers(keys) => keys.clone(),
             _ => Vec::new(),
         };
+        let chosen: BTreeSet<_> = self.v4.chosen(&self.slots).chain(self.v6.chosen(&self.slots)).collect();
         self.leaving = steps.iter().flat_map(removed).collect();
-        self.forgotten = self.v4.chosen(&self.slots).chain(self.v6.chosen(&self.slots)).collect();
-        self.forgotten.retain(|member| !self.members.contains(member));
+        self.forgotten = chosen.difference(&self.members).copied().collect();
+        (self.v4.pending, self.v6.pending) = pending(steps);
+        self.v4.written.clear();
+        self.v6.written.clear();
         let mut written = 0;
         for step in steps {
             for row in 0..step.rows() {
@@ -75,10 +84,13 @@ impl Kernel {
                     return written;
                 }
                 self.write(step, row);
-                self.check(step, row);
+                self.check(&format!("after row {row} of {}", step.map()));
                 written += 1;
             }
         }
+        self.leaving.clear();
+        self.forgotten.clear();
+        self.check("at the end");
         written
     }
 
@@ -120,14 +132,35 @@ impl Kernel {
         }
     }
 
-    fn check(&self, step: &Step, row: usize) {
-        let at = format!("after row {row} of {}", step.map());
-        self.v4.check(self, &at);
-        self.v6.check(self, &at);
+    fn check(&self, at: &str) {
+        self.v4.check(self, at);
+        self.v6.check(self, at);
         for (address, slot) in &self.node_slots {
             assert!(self.nodes.contains_key(slot), "{at}: {address:?} names the free node slot {slot}");
         }
     }
+}
+
+type Keys<A> = BTreeSet<ServiceKey<A>>;
+
+/// The Service rows of either family that steps write or remove.
+fn pending(steps: &[Step]) -> (Keys<[u8; 4]>, Keys<[u8; 16]>) {
+    fn keys<A: quilla_abi::Address>(step: &FamilyStep<A>) -> Vec<ServiceKey<A>> {
+        match step {
+            FamilyStep::SetServices(rows) => rows.iter().map(|(key, _)| *key).collect(),
+            FamilyStep::RemoveServices(keys) => keys.clone(),
+            _ => Vec::new(),
+        }
+    }
+    let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
+    for step in steps {
+        match step {
+            Step::V4(step) => v4.extend(keys(step)),
+            Step::V6(step) => v6.extend(keys(step)),
+            _ => {}
+        }
+    }
+    (v4, v6)
 }
 
 fn set_or_free<V: Default + PartialEq>(map: &mut BTreeMap<u32, V>, (index, row): (u32, V)) {
@@ -166,8 +199,15 @@ impl<A: quilla_abi::Address + Ord + Hash> FamilyMaps<A> {
             }
             FamilyStep::SetSourceRanges(keys) => drop(self.source_ranges.insert(keys[row])),
             FamilyStep::RemoveSourceRanges(keys) => drop(self.source_ranges.remove(&keys[row])),
-            FamilyStep::SetServices(rows) => drop(self.services.insert(rows[row].0, rows[row].1)),
-            FamilyStep::RemoveServices(keys) => drop(self.services.remove(&keys[row])),
+            FamilyStep::SetServices(rows) => {
+                self.pending.remove(&rows[row].0);
+                self.written.insert(rows[row].0);
+                self.services.insert(rows[row].0, rows[row].1);
+            }
+            FamilyStep::RemoveServices(keys) => {
+                self.pending.remove(&keys[row]);
+                self.services.remove(&keys[row]);
+            }
             FamilyStep::SetEndpoints(rows) => drop(self.endpoints.insert(rows[row].0, rows[row].1)),
             FamilyStep::RemoveEndpoints(keys) => drop(self.endpoints.remove(&keys[row])),
             FamilyStep::SetRoutes(rows) => drop(self.routes.insert(rows[row].0, rows[row].1)),
@@ -186,13 +226,14 @@ impl<A: quilla_abi::Address + Ord + Hash> FamilyMaps<A> {
                 );
                 let member = MemberKey { service: row.id, backend: *id };
                 let known = row.affinity_seconds == 0 || kernel.members.contains(&member);
-                let excused = kernel.leaving.contains(&member) || kernel.forgotten.contains(&member);
+                let left = kernel.leaving.contains(&member) && self.pending.contains(key);
+                let excused = left || kernel.forgotten.contains(&member);
                 assert!(known || excused, "{at}: {key:?} chooses {id}, which is no member");
             }
             // E17: nobody comes back to whom the row no longer chooses.
             let left =
                 kernel.leaving.iter().filter(|one| one.service == row.id && kernel.members.contains(one));
-            for member in left.filter(|_| row.affinity_seconds != 0) {
+            for member in left.filter(|_| row.affinity_seconds != 0 && self.written.contains(key)) {
                 let mut indices = row.slot_base..row.slot_base + row.slot_count;
                 let chosen = indices.any(|index| kernel.slots[&index] == member.backend);
                 assert!(chosen, "{at}: {key:?} no longer chooses {member:?}, but its clients come back");

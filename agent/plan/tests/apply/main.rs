@@ -1,5 +1,6 @@
 //! Properties of layouts, differences and their application, on random histories of a small cluster.
 
+mod flows;
 mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet};

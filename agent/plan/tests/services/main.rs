@@ -7,6 +7,7 @@ mod cluster;
 mod address;
 mod category;
 mod conflict;
+mod existing;
 mod host_port;
 mod input;
 mod masquerade;
