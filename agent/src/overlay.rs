@@ -131,13 +131,16 @@ fn peers(view: &View) -> BTreeMap<String, IpAddr> {
 }
 
 async fn try_both(to: SocketAddr) -> Shown {
-    let directly = match ask(to, Way::Direct).await {
-        Ok(()) => return Shown::Works,
-        Err(error) => error,
-    };
-    match ask(to, Way::Usual).await {
-        Ok(()) => Shown::Broken(directly.to_string()),
-        Err(_) => Shown::Nothing,
+    if ask(to, Way::Direct).await.is_ok() {
+        return Shown::Works;
+    }
+    if ask(to, Way::Usual).await.is_err() {
+        return Shown::Nothing;
+    }
+    // It may only have been a bad moment.
+    match ask(to, Way::Direct).await {
+        Ok(()) => Shown::Works,
+        Err(error) => Shown::Broken(error.to_string()),
     }
 }
 

@@ -36,7 +36,7 @@ fn start(name: &str, nodes: u8, arguments: &[&str]) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// E5, E7: streams and the largest datagrams between Pods of two nodes without the overlay device: with segmentation and
+/// E3, E5, E7: streams, the largest datagrams and datagrams in pieces between Pods of two nodes without the overlay device: with segmentation and
 /// checksums left to devices, without the first, without either. No checksum is ever wrong.
 pub(crate) fn pods_of_two_nodes_need_no_device() -> Result<()> {
     let cluster = start("overlay-direct", 2, &["--encapsulation", "direct"])?;

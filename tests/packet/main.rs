@@ -89,6 +89,7 @@ fn main() -> std::process::ExitCode {
         overlay::an_established_packet_costs_one_lookup,
         overlay::left_to_the_device,
         overlay::to_the_stack,
+        overlay::answers,
         overlay::congestion,
         overlay::from_nobody,
         overlay::malformed,

@@ -18,6 +18,7 @@ use quilla_tests::packet::{Fault, Packet, tcp};
 
 pub(crate) use hostile::{from_nobody, malformed, not_ours};
 
+use crate::answers::made;
 use crate::rig::{
     Family, Hook, OTHER_VTEP, REDIRECT, Rig, SLOT, Seen, UPLINK, VTEP, Who, from_a, from_b, namespace, v4, v6,
 };
@@ -265,6 +266,20 @@ pub(crate) fn to_the_stack() -> Result<()> {
         config.flags &= !flag::DIRECT;
         rig.datapath.maps().config.set(0, &config)?;
         under.left(&rig.run(Hook::ToOverlayProbe, &answer), &answer);
+        Ok(())
+    })
+}
+
+/// Who is told about a dropped packet is told in a frame for the overlay device, whichever way the packet came.
+pub(crate) fn answers() -> Result<()> {
+    tell("direct-answers", false, |rig, family, under| {
+        let (remote, gone) = (family.at(Who::Remote, 40_000), family.at(Who::Nobody, 80));
+        let sent = Packet::tcp(remote, gone).sequence(7, 99);
+        let seen = rig.run(Hook::FromUplink, &under.frame(&sent));
+        let reset = made(Packet::tcp(gone, remote).flags(tcp::RST).sequence(99, 0).window(0));
+        let reset = reset.macs(VTEP, OTHER_VTEP);
+        // The trace names the device of the hook.
+        seen.answered(quilla_abi::DropReason::NoEndpoint, UPLINK, &reset);
         Ok(())
     })
 }

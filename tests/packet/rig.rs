@@ -326,16 +326,11 @@ impl Rig {
             .map(|row| (row, after[row].0 - before[row].0, after[row].1 - before[row].1))
             .collect();
         // A drop is counted as it came, or as it was in the tunnel; everything else as it goes. An answer is both.
+        let came = |bytes: u64| [0, 50, 70].map(|outer| bytes + outer).contains(&(frame.len() as u64));
         let (reason, path) = match moved[..] {
-            [(row, 1, bytes)]
-                if row < DROP_ROWS && [frame.len(), packet.len()].contains(&(bytes as usize)) =>
-            {
-                (row, 0)
-            }
+            [(row, 1, bytes)] if row < DROP_ROWS && came(bytes) => (row, 0),
             [(row, 1, bytes)] if bytes == packet.len() as u64 => (0, row - DROP_ROWS),
-            [(row, 1, dropped), (ANSWERED, 1, bytes)]
-                if dropped == frame.len() as u64 && bytes == packet.len() as u64 =>
-            {
+            [(row, 1, dropped), (ANSWERED, 1, bytes)] if came(dropped) && bytes == packet.len() as u64 => {
                 (row, ANSWERED - DROP_ROWS)
             }
             _ => panic!("counters moved: {moved:?}"),
