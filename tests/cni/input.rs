@@ -36,7 +36,7 @@ pub(crate) fn environment() -> Result<()> {
     Ok(())
 }
 
-/// CNI-3, CNI-8: code 6 for what is not a configuration, code 7 for a wrong one.
+/// CNI-2, CNI-3, CNI-8: code 6 for what is not a configuration, code 7 for a wrong one.
 pub(crate) fn standard_input() -> Result<()> {
     let node = Node::start("stdin")?;
     let pod = node.pod("pod")?;

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use quilla_abi::counter::path;
 use quilla_abi::endpoint::Endpoint;
-use quilla_abi::{DropReason, epoch};
+use quilla_abi::service::{ServiceKey, scope};
+use quilla_abi::{Be16, DropReason, epoch};
 use quilla_tests::packet::{Packet, decode, tcp};
 
 use crate::rig::{
@@ -245,4 +246,80 @@ pub(crate) fn gone_backends() -> Result<()> {
         rig.run(Hook::FromPodA, &from_a(datagram.clone())).to_pod_b(&expected);
         Ok(())
     })
+}
+
+/// S47: a segment outside of every window is for the two ends to judge, under the names by which they know each other; a
+/// Pod that saw one from a stranger would reset its connection. What belongs to no connection ends here in silence.
+pub(crate) fn strays() -> Result<()> {
+    tell("strays", |rig, family| {
+        let [client, unknown] = [40_000, 40_001].map(|port| family.at(Who::PodA, port));
+        let (frontend, backend) = (family.at(Who::Service(10), 80), family.at(Who::PodB, 8080));
+        let ask = Packet::tcp(client, frontend).sequence(101, 501).payload(b"question");
+        let answer = Packet::tcp(backend, client).sequence(501, 109).payload(b"answer");
+        rig.run(Hook::FromPodA, &from_a(ask.clone().flags(tcp::SYN).sequence(100, 0).payload(b"")));
+        let accept = answer.clone().flags(tcp::SYN | tcp::ACK).sequence(500, 101).payload(b"");
+        rig.run(Hook::FromPodB, &from_b(accept));
+        for number in [501, 0x4000_0000, 0x9000_0000, 501] {
+            let sent = answer.clone().sequence(number, number ^ 0x5a5a_5a5a);
+            rig.run(Hook::FromPodB, &from_b(sent.clone())).to_pod_a(&sent.between(frontend, client).ttl(63));
+            let sent = ask.clone().sequence(number, number ^ 0xa5a5_a5a5);
+            rig.run(Hook::FromPodA, &from_a(sent.clone())).to_pod_b(&sent.between(client, backend).ttl(63));
+            for flags in [tcp::ACK, tcp::FIN | tcp::ACK, tcp::SYN | tcp::ACK, tcp::RST] {
+                let stray = answer.clone().flags(flags).between(backend, unknown);
+                rig.run(Hook::FromPodB, &from_b(stray)).dropped(DropReason::NoFlow);
+            }
+            let stray = ask.clone().between(unknown, frontend);
+            rig.run(Hook::FromPodA, &from_a(stray)).dropped(DropReason::NoFlow);
+        }
+        Ok(())
+    })
+}
+
+/// S51: a Service that is deleted and made again, at its address or at another one. The old connection ends, also if the
+/// new backend is the old one; new ones find the new Service, at the same address from the same port, too.
+pub(crate) fn made_again() -> Result<()> {
+    tell("again", |rig, family| {
+        let backend = family.at(Who::PodB, 8080);
+        let to = |port, n, flags| {
+            from_a(Packet::tcp(family.at(Who::PodA, port), family.at(Who::Service(n), 80)).flags(flags))
+        };
+        let connect = |rig: &mut Rig, port, n| {
+            let (client, frontend) = (family.at(Who::PodA, port), family.at(Who::Service(n), 80));
+            let expected = to(port, n, tcp::SYN).between(client, backend).ttl(63);
+            rig.run(Hook::FromPodA, &to(port, n, tcp::SYN)).to_pod_b(&expected);
+            let accept = Packet::tcp(backend, client).flags(tcp::SYN | tcp::ACK);
+            let seen = rig.run(Hook::FromPodB, &from_b(accept.clone()));
+            seen.to_pod_a(&accept.between(frontend, client).ttl(63));
+        };
+        connect(rig, 40_000, 10);
+        for (old, new) in
+            [((40_000, 10), (40_000, 10)), ((40_000, 10), (40_001, 50)), ((40_001, 50), (40_002, 10))]
+        {
+            remove(rig, family, old.1, backend)?;
+            let seen = rig.run(Hook::FromPodA, &to(old.0, old.1, tcp::ACK));
+            assert_eq!(seen.reason, Some(DropReason::BackendGone), "{seen:?}");
+            let seen = rig.run(Hook::FromPodA, &to(old.0, old.1, tcp::SYN));
+            assert_eq!(seen.reason, Some(DropReason::NotAService), "{seen:?}");
+            rig.set_service(family, new.1, TCP, &[backend])?;
+            rig.bump(epoch::GLOBAL)?;
+            connect(rig, new.0, new.1);
+        }
+        Ok(())
+    })
+}
+
+/// Takes a Service away, and its backend with it.
+fn remove(rig: &mut Rig, family: Family, service: u8, backend: std::net::SocketAddr) -> Result<()> {
+    let (port, scope, address) = (Be16::new(80), scope::INTERNAL, family.ip(Who::Service(service)));
+    let maps = rig.datapath.maps();
+    let first = if family == Family::V4 {
+        maps.services_v4.remove(&ServiceKey { addr: v4(address), port, proto: TCP, scope })?;
+        epoch::BACKENDS_V4
+    } else {
+        maps.services_v6.remove(&ServiceKey { addr: v6(address), port, proto: TCP, scope })?;
+        epoch::BACKENDS_V6
+    };
+    rig.bump(epoch::GLOBAL)?;
+    let id = rig.backend(backend, TCP)?;
+    rig.bump(first + id)
 }

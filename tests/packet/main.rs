@@ -62,6 +62,8 @@ fn main() -> std::process::ExitCode {
         life::lost_forward_entries,
         life::epochs,
         life::gone_backends,
+        life::strays,
+        life::made_again,
         matrix::local_pods,
         matrix::packets,
         matrix::sockets,

@@ -150,7 +150,7 @@ pub(crate) fn masquerade_behind_the_stack() -> Result<()> {
     })
 }
 
-/// E16: with all ports in use only the new flow fails.
+/// E16, S38: with all ports in use only the new flow fails.
 pub(crate) fn exhausted_ports() -> Result<()> {
     tell("ports", |rig, family| {
         let mut config = Rig::config();

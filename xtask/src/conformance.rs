@@ -1,7 +1,8 @@
 //! `docs/conformance.md`: which test proves which promise, read off the tests' own words.
 //!
 //! A test cites the numbers it proves in its doc comment or in that of its module. The table is made from that, so it
-//! cannot name a test that is gone; `tidy` fails when the table is old or a number has no test.
+//! cannot name a test that is gone; `tidy` fails when the table is old or a number has no test. Only what is run counts:
+//! the stories that a tier's `main.rs` lists, and functions under `#[test]`; not what they are made with.
 
 mod cite;
 mod items;
@@ -55,9 +56,16 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Vec<String>> {
 fn cited(workspace: &Workspace) -> Result<Cited> {
     let mut cited = Cited::new();
     let listed = read(workspace.command("git").args(["ls-files", "-co", "--exclude-standard", "*.rs"]))?;
+    let source = |name: &str| fs::read_to_string(workspace.path(name)).ok();
     for name in listed.lines().filter(|name| !name.starts_with("xtask/")) {
-        let Ok(source) = fs::read_to_string(workspace.path(name)) else { continue };
-        for (item, test) in cite::cites(&source, holds_tests(name)) {
+        let Some(text) = source(name) else { continue };
+        let main =
+            tier_of(name).and_then(|(tier, _)| source(&format!("tests/{tier}/main.rs"))).unwrap_or_default();
+        let stories = cite::listed(&main);
+        let here =
+            stories.iter().filter(|(module, _)| tier_of(name).is_some_and(|(_, own)| is_in(own, module)));
+        let here: Vec<_> = here.map(|(_, story)| *story).collect();
+        for (item, test) in cite::cites(&text, &here) {
             let place = short(name);
             let test = if test.is_empty() { place } else { format!("{place}::{test}") };
             cited.entry(item).or_default().push(test);
@@ -70,9 +78,17 @@ fn cited(workspace: &Workspace) -> Result<Cited> {
     Ok(cited)
 }
 
-/// Whether every documented function of the file is a test or a story.
-fn holds_tests(name: &str) -> bool {
-    name.starts_with("tests/") && !name.starts_with("tests/src/")
+/// Of a file under `tests/`, the tier and the module; `main.rs` is none.
+fn tier_of(name: &str) -> Option<(&str, &str)> {
+    let (tier, file) = name.strip_prefix("tests/")?.split_once('/')?;
+    let module = file.strip_suffix(".rs")?;
+    Some((tier, if module == "main" { "" } else { module }))
+}
+
+/// A story may be in a module below the one that it is listed by.
+fn is_in(file: &str, module: &str) -> bool {
+    file == module
+        || !module.is_empty() && file.strip_prefix(module).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// The file without what all have in common.

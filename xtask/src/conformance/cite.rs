@@ -5,24 +5,25 @@ const PREFIXES: [&str; 3] = ["CNI-", "S", "E"];
 
 /// The numbers that a source cites, each with the test that does, or none for the whole module.
 ///
-/// In a file of tests every documented function counts, elsewhere only those under `#[test]` and the like. Comments
-/// inside a function count as its own.
-pub(super) fn cites(source: &str, all_functions: bool) -> Vec<(String, String)> {
+/// Functions count that somebody runs as a test: those that are `listed`, and those under `#[test]` and the like. Comments
+/// inside a function count as its own, those of a module only if it has a test.
+pub(super) fn cites(source: &str, listed: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let (mut comment, mut is_test) = (String::new(), false);
     let mut inside = None;
+    let has_tests = !listed.is_empty() || source.lines().map(str::trim).any(is_test_attribute);
     for line in source.lines().map(str::trim) {
         if let Some(text) = line.strip_prefix("//!") {
-            if all_functions || source.contains("#[test]") {
+            if has_tests {
                 found.extend(numbers(text).into_iter().map(|item| (item, String::new())));
             }
         } else if let Some(text) = line.strip_prefix("///") {
             comment.push_str(text);
             comment.push('\n');
         } else if line.starts_with("#[") || line.starts_with('#') {
-            is_test |= line.contains("test]");
+            is_test |= is_test_attribute(line);
         } else if let Some(name) = function(line) {
-            inside = (all_functions || is_test).then_some(name);
+            inside = (is_test || listed.contains(&name)).then_some(name);
             if inside.is_some() {
                 let items = numbers(&comment).into_iter().chain(of_name(name));
                 found.extend(items.map(|item| (item, name.to_owned())));
@@ -36,6 +37,23 @@ pub(super) fn cites(source: &str, all_functions: bool) -> Vec<(String, String)> 
         }
     }
     found
+}
+
+/// `#[test]`, `#[tokio::test]`, with arguments or without.
+fn is_test_attribute(line: &str) -> bool {
+    let path = line.strip_prefix("#[").and_then(|rest| rest.split([']', '(']).next());
+    path.is_some_and(|path| path == "test" || path.ends_with("::test"))
+}
+
+/// The tests that a tier's `main.rs` lists, each with the module that it is in; none for those of `main.rs` itself.
+pub(super) fn listed(main: &str) -> Vec<(String, &str)> {
+    let list = main.split_once("tests![").and_then(|(_, rest)| rest.split_once(']'));
+    let entries =
+        list.map_or("", |(list, _)| list).split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    entries
+        .map(|entry| entry.rsplit_once("::").unwrap_or(("", entry)))
+        .map(|(module, name)| (module.replace("::", "/"), name))
+        .collect()
 }
 
 /// The name of the function that a line begins.
@@ -104,7 +122,7 @@ fn words(text: &str) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{cites, numbers};
+    use super::{cites, listed, numbers};
 
     #[test]
     fn every_way_to_cite() {
@@ -117,10 +135,23 @@ mod tests {
 
     #[test]
     fn who_cites() {
-        let source = "//! E1\n/// S2: two\n#[test]\nfn two() {}\n/// S3\nfn helper() {}\n#[test]\nfn s4_four() {\n// E5: five\n}\n";
-        let of =
-            |all| cites(source, all).into_iter().map(|(item, by)| format!("{item} {by}")).collect::<Vec<_>>();
-        assert_eq!(of(false), ["E1 ", "S2 two", "S4 s4_four", "E5 s4_four"]);
-        assert_eq!(of(true), ["E1 ", "S2 two", "S3 helper", "S4 s4_four", "E5 s4_four"]);
+        let source = "//! E1\n/// S2: two\n#[tokio::test(start_paused = true)]\nfn two() {}\n/// S3\nfn helper() {}\n#[test]\nfn s4_four() {\n// E5: five\n}\n";
+        let of = |source, listed: &[&str]| {
+            cites(source, listed).into_iter().map(|(item, by)| format!("{item} {by}")).collect::<Vec<_>>()
+        };
+        assert_eq!(of(source, &[]), ["E1 ", "S2 two", "S4 s4_four", "E5 s4_four"]);
+        assert_eq!(of(source, &["helper"]), ["E1 ", "S2 two", "S3 helper", "S4 s4_four", "E5 s4_four"]);
+        let helpers = "//! E1\n/// S3\nfn helper() {}\n";
+        assert!(of(helpers, &[]).is_empty(), "a model or a generator proves nothing");
+        assert_eq!(of(helpers, &["helper"]), ["E1 ", "S3 helper"]);
+    }
+
+    #[test]
+    fn what_a_tier_lists() {
+        let main = "mod a;\nfn main() {\n suite::main(tests![\n agreement,\n a::one,\n a::b::two,\n ])\n}\n";
+        let found = listed(main);
+        let found: Vec<_> = found.iter().map(|(module, name)| (module.as_str(), *name)).collect();
+        assert_eq!(found, [("", "agreement"), ("a", "one"), ("a/b", "two")]);
+        assert!(listed("fn main() {}").is_empty());
     }
 }
