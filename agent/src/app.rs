@@ -156,8 +156,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let abandoned = abandoned::release(cni.releaser(), seen, snapshots.clone(), counted, until);
     tasks.start("abandoned endpoints", abandoned);
     let (seen, counted, until) = shared();
-    let test = self_test.run(options.cgroup.clone(), seen, readiness_sender, counted, until);
-    tasks.start("self-test", test);
+    tasks.start("self-test", self_test.run(options.cgroup.clone(), seen, readiness_sender, counted, until));
     let socket = options.run_dir.join("admin.sock");
     let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;
     let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness, (sockets_support, encapsulation));
