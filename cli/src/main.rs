@@ -58,7 +58,7 @@ enum Query {
     Status,
     /// Addresses and ports of Services, who may use them, and the backends behind each.
     Services(view::ServiceFilter),
-    /// Endpoints of Services by id, with the Services and the slots that select them.
+    /// Endpoints by id: which Services list them, and how many slots select them; none of one that is draining.
     Backends(view::BackendFilter),
     /// Connections in the flow table.
     Flows(view::FlowFilter),

@@ -1,9 +1,12 @@
 //! Connections of the flow tables, those that were asked for, with the names of their ends. Called for `flows`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use quilla_abi::flow::{Flow, FlowKey, action, flag, state};
+use quilla_abi::epoch;
+use quilla_abi::flow::{Flow, FlowKey, action, dep, flag, state};
 use quilla_datapath::Maps;
+use quilla_plan::BackendKey;
 use quilla_plan::family::AddressFamily;
 use serde_json::{Value, json};
 
@@ -38,8 +41,9 @@ pub(super) fn rows(
 ) -> quilla_datapath::Result<(Vec<Value>, usize)> {
     let mut rows = Vec::new();
     let mut omitted = 0;
+    let wanted = filter.service.as_ref().map_or_else(BTreeSet::new, |_| names.wanted(filter));
     let mut take = |found: Found| {
-        if !passes(filter, &found, names) {
+        if !passes(filter, &found, names, &wanted) {
         } else if rows.len() < MAX_FLOWS {
             rows.push(found.row(names));
         } else {
@@ -58,6 +62,8 @@ pub(super) struct Found {
     source: SocketAddr,
     destination: SocketAddr,
     reply: bool,
+    /// It ends with its backend, although nothing here translates it: a Service led it there at the socket.
+    led: bool,
     new_source: SocketAddr,
     new_destination: SocketAddr,
     action: u8,
@@ -74,6 +80,7 @@ impl Found {
             source: end(key.src, key.sport),
             destination: end(key.dst, key.dport),
             reply: flow.flags & flag::REPLY != 0,
+            led: flow.service == 0 && flow.deps[dep::BACKEND].index >= epoch::BACKENDS_V4,
             new_source: end(flow.rewrite.src, flow.rewrite.sport),
             new_destination: end(flow.rewrite.dst, flow.rewrite.dport),
             action: flow.action,
@@ -97,6 +104,28 @@ impl Found {
         ends.into_iter().find_map(|end| Some((end, names.service(end, self.protocol)?)))
     }
 
+    /// The Services that may have led the flow: all that have its backend.
+    fn leaders(&self, names: &Names<'_>) -> BTreeSet<String> {
+        if !self.led {
+            return BTreeSet::new();
+        }
+        let backend = if self.reply { self.source } else { self.destination };
+        names.users(&BackendKey { address: backend.ip(), port: backend.port(), protocol: self.protocol })
+    }
+
+    /// The Service, or those that it is one of.
+    fn service_name(&self, names: &Names<'_>) -> Option<String> {
+        if let Some((_, name)) = self.service(names) {
+            return Some(name);
+        }
+        let leaders: Vec<_> = self.leaders(names).into_iter().collect();
+        match &leaders[..] {
+            [] => None,
+            [one] => Some(one.clone()),
+            several => Some(format!("one of {}", several.join(", "))),
+        }
+    }
+
     pub(super) fn row(&self, names: &Names<'_>) -> Value {
         json!([
             protocol(self.protocol),
@@ -111,25 +140,25 @@ impl Found {
             self.bytes,
             names.host(self.source.ip()),
             names.host(self.new_destination.ip()),
-            self.service(names).map(|(_, name)| name),
+            self.service_name(names),
         ])
     }
 }
 
-/// Whether a flow meets every condition.
-pub(super) fn passes(filter: &Filter, found: &Found, names: &Names<'_>) -> bool {
+/// Whether a flow meets every condition. `wanted` is what the Services asked for are called.
+pub(super) fn passes(filter: &Filter, found: &Found, names: &Names<'_>, wanted: &BTreeSet<String>) -> bool {
     let ends = found.ends();
     let any_of = |wanted: &Option<String>, ends: &[SocketAddr]| {
         wanted.as_deref().is_none_or(|wanted| ends.iter().any(|end| is_end(wanted, end.ip(), names)))
     };
-    let service = |wanted: &str| {
-        let (at, name) = found.service(names)?;
-        Some(is_service(wanted, Some(&name), at))
+    let service = |asked: &str| match found.service(names) {
+        Some((at, name)) => is_service(asked, Some(&name), at),
+        None => !found.leaders(names).is_disjoint(wanted),
     };
     any_of(&filter.pod, &ends)
         && any_of(&filter.from, &[found.source, found.new_source])
         && any_of(&filter.to, &[found.destination, found.new_destination])
-        && filter.service.as_deref().is_none_or(|wanted| service(wanted).unwrap_or(false))
+        && filter.service.as_deref().is_none_or(service)
         && filter.port.is_none_or(|port| ends.iter().any(|end| end.port() == port))
         && filter.takes_protocol(found.protocol)
         && filter.state.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(state_name(found.state)))

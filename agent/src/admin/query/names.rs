@@ -1,13 +1,16 @@
 //! What an address is called in the cluster. Used by the queries that show addresses.
 
-use std::collections::HashMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use quilla_abi::service::scope;
-use quilla_model::Snapshot;
-use quilla_plan::{Desired, Frontend, FrontendKey, Target};
+use quilla_model::{EndpointSlice, ObjectName, Snapshot};
+use quilla_plan::{BackendKey, Desired, Frontend, FrontendKey, Target};
 
+use super::filter::Filter;
 use crate::reconcile::View;
 
 pub(super) struct Names<'a> {
@@ -18,7 +21,13 @@ pub(super) struct Names<'a> {
     /// Behind Services, wherever they run: namespace and name.
     others: HashMap<IpAddr, (&'a str, &'a str)>,
     nodes: HashMap<IpAddr, &'a str>,
+    snapshot: &'a Snapshot,
+    /// Which Services have an endpoint, and under which port; made when it is first asked for.
+    users: OnceCell<HashMap<BackendKey, Users<'a>>>,
 }
+
+/// Services and names of their ports; these may be old ones.
+type Users<'a> = Vec<(&'a ObjectName, &'a str)>;
 
 impl<'a> Names<'a> {
     pub(super) fn new(node: &'a str, view: &'a View) -> Self {
@@ -33,7 +42,16 @@ impl<'a> Names<'a> {
             nodes.extend(tunnel.ipv4.map(|address| (IpAddr::V4(address), name.as_str())));
             nodes.extend(tunnel.ipv6.map(|address| (IpAddr::V6(address), name.as_str())));
         }
-        Self { node, desired: &view.desired, own, others: others(&view.snapshot), nodes }
+        let snapshot = &view.snapshot;
+        Self {
+            node,
+            desired: &view.desired,
+            own,
+            others: others(snapshot),
+            nodes,
+            snapshot,
+            users: OnceCell::new(),
+        }
     }
 
     /// A Pod, or a node. What shares its node's address goes by the name of the node.
@@ -84,15 +102,50 @@ impl<'a> Names<'a> {
     pub(super) fn frontends(&self) -> impl Iterator<Item = (SocketAddr, &'a Frontend)> {
         self.desired.frontends.iter().map(|(key, found)| (SocketAddr::new(key.address, key.port), found))
     }
+
+    /// The Services that list an endpoint, chosen or not, each with its port if that still has the name.
+    pub(super) fn users(&self, endpoint: &BackendKey) -> BTreeSet<String> {
+        let users = self.users.get_or_init(|| users(self.snapshot)).get(endpoint).into_iter().flatten();
+        let name = |(service, port): &(&ObjectName, &str)| {
+            let found = self.snapshot.services.get(service)?;
+            let known = !port.is_empty() && found.ports.iter().any(|served| *served.name == **port);
+            let name = format!("{}/{}", service.namespace, service.name);
+            Some(if known { format!("{name}:{port}") } else { name })
+        };
+        users.filter_map(name).collect()
+    }
+
+    /// What Services are called whose frontends are asked for: with their ports, and without.
+    pub(super) fn wanted(&self, filter: &Filter) -> BTreeSet<String> {
+        let wanted = self.frontends().filter(|(at, found)| filter.takes_service(Some(found), *at));
+        wanted.flat_map(|(_, found)| [full_name(found), owner(found)]).collect()
+    }
+}
+
+fn users(snapshot: &Snapshot) -> HashMap<BackendKey, Users<'_>> {
+    let mut found: HashMap<_, Users<'_>> = HashMap::new();
+    for slice in slices(snapshot) {
+        for port in &slice.ports {
+            for endpoint in &slice.endpoints {
+                let address = endpoint.address;
+                let key = BackendKey { address, port: port.port, protocol: port.protocol.number() };
+                found.entry(key).or_default().push((&slice.service, &port.name));
+            }
+        }
+    }
+    found
 }
 
 fn others(snapshot: &Snapshot) -> HashMap<IpAddr, (&str, &str)> {
-    let slices = snapshot.slices.values().flat_map(|slices| slices.values());
-    let named = slices.flat_map(|slice| {
+    let named = slices(snapshot).flat_map(|slice| {
         let namespace = &*slice.name.namespace;
         slice.endpoints.iter().filter_map(move |one| Some((one.address, (namespace, one.pod.as_deref()?))))
     });
     named.collect()
+}
+
+fn slices(snapshot: &Snapshot) -> impl Iterator<Item = &EndpointSlice> {
+    snapshot.slices.values().flat_map(|slices| slices.values().map(Arc::as_ref))
 }
 
 /// What a frontend belongs to: `NAMESPACE/NAME` of a Service; of anything else, with its kind.

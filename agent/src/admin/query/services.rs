@@ -7,7 +7,7 @@ use quilla_abi::backend::Backend;
 use quilla_abi::service::{Service, ServiceKey, SourceRangeKey, flag, scope};
 use quilla_datapath::{Maps, Result};
 use quilla_plan::family::AddressFamily;
-use quilla_plan::{Frontend, FrontendKey, FrontendKind, Tables};
+use quilla_plan::{BackendKey, Frontend, FrontendKey, FrontendKind, Tables};
 use serde_json::{Value, json};
 
 use super::filter::{Filter, is_end};
@@ -200,10 +200,15 @@ fn of_family<A: AddressFamily>(
             of.wanted |= wanted;
         }
     }
-    // Those that nobody selects any more are listed where no Service is asked for.
     let all = filter.service.is_none() && filter.namespace.is_none();
+    let named = if all { BTreeSet::new() } else { names.wanted(filter) };
     let value = |(id, row): (&u32, &Backend<A>)| {
-        let of = uses.remove(id).unwrap_or_default();
+        let mut of = uses.remove(id).unwrap_or_default();
+        // One that a Service does not select any more still has its connections.
+        let (address, port) = (row.addr.to_ip(), row.port.get());
+        let users = names.users(&BackendKey { address, port, protocol: row.proto });
+        of.wanted |= !users.is_disjoint(&named);
+        of.services.extend(users);
         let wanted = (all || of.wanted)
             && filter.takes_port(row.port.get())
             && filter.takes_protocol(row.proto)

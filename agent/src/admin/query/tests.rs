@@ -1,7 +1,8 @@
 //! Rows as people see them, of a small cluster.
 
 use quilla_abi::Be16;
-use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, flag, state};
+use quilla_abi::epoch::{self, Dep};
+use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, dep, flag, state};
 use quilla_abi::service::{ServiceKey, scope};
 use quilla_cni_protocol::Bandwidth;
 use quilla_model::{
@@ -243,6 +244,77 @@ fn flows_name_both_ends_and_the_service_in_both_directions() {
     assert_eq!(ends(&reply), expected);
 }
 
+/// A connection that a socket of the Pod made to the Service, and that the other Pod sees as its own; and one that asked
+/// for that Pod.
+fn direct(backend: [u8; 4], led: bool) -> [Found; 2] {
+    let (client, [sport, port]) = ([10, 244, 1, 5], [40000, 8080].map(Be16::new));
+    let key = FlowKey { src: client, dst: backend, sport, dport: port, proto: 6, ..FlowKey::default() };
+    let rewrite = Rewrite { src: client, dst: backend, sport, dport: port, ..Rewrite::default() };
+    let mut flow = Flow { deps: [Dep::NONE; 4], rewrite, ..Flow::default() };
+    if led {
+        flow.deps[dep::BACKEND] = Dep { index: epoch::BACKENDS_V4 + 1, epoch: 0 };
+    }
+    let rewrite = Rewrite { src: backend, dst: client, sport: port, dport: sport, ..Rewrite::default() };
+    let answer = Flow { flags: flag::REPLY, rewrite, ..flow };
+    [Found::new(&key, &flow), Found::new(&key.mirrored(), &answer)]
+}
+
+#[test]
+fn flows_that_were_led_at_the_socket_belong_to_the_services_of_their_backend() {
+    let mut view = view();
+    let asked = |view: &View, found: &Found, filter: Value| {
+        let (names, filter) = (Names::new("here", view), serde_json::from_value::<Filter>(filter).unwrap());
+        passes(&filter, found, &names, &names.wanted(&filter))
+    };
+    let service = |view: &View, found: &Found| found.row(&Names::new("here", view))[12].clone();
+    for found in direct([10, 244, 2, 9], true) {
+        assert_eq!(service(&view, &found), json!("shop/edge:http"));
+        for good in ["edge", "shop/edge", "shop/edge:http", "10.96.0.11", "198.51.100.1:80"] {
+            assert!(asked(&view, &found, json!({"service": good})), "{good}");
+        }
+        for bad in ["web", "10.96.0.10"] {
+            assert!(!asked(&view, &found, json!({"service": bad})), "{bad}");
+        }
+    }
+    for found in direct([10, 244, 2, 9], false) {
+        assert_eq!(service(&view, &found), json!(null));
+        assert!(!asked(&view, &found, json!({"service": "edge"})));
+    }
+    let snapshot = Arc::make_mut(&mut view.snapshot);
+    let web = Service::clone(snapshot.services.get(&ObjectName::new("shop", "web")).unwrap());
+    add(snapshot, web, &[("10.244.2.9", "there")]);
+    let [found, _] = direct([10, 244, 2, 9], true);
+    assert_eq!(service(&view, &found), json!("one of shop/edge:http, shop/web:http"));
+    assert!(asked(&view, &found, json!({"service": "web"})));
+}
+
+/// Nobody selects it any more, but its connections go on: in a rollout it is what one asks about.
+#[test]
+fn draining_backends_belong_to_the_services_that_list_them() {
+    let mut view = view();
+    let snapshot = Arc::make_mut(&mut view.snapshot);
+    let slices = snapshot.slices.or_default(ObjectName::new("shop", "web"));
+    let mut slice = EndpointSlice::clone(slices.get("slice").unwrap());
+    (slice.endpoints[0].ready, slice.endpoints[0].terminating) = (false, true);
+    slices.insert("slice".into(), Arc::new(slice));
+    let facts = NodeFacts { addresses: vec![[192, 0, 2, 1].into()], ..NodeFacts::new("here") };
+    let (ended, _) = plan(&view.snapshot, &facts);
+    view.tables = Layout::default().lay_out(&ended).0;
+    view.desired = ended;
+    let names = Names::new("here", &view);
+    let asked = |filter: Value| {
+        backends(&view.tables, &Default::default(), &names, &serde_json::from_value(filter).unwrap())
+    };
+    for filter in [json!({"service": "shop/web"}), json!({"service": "10.96.0.10"}), json!({})] {
+        let rows = asked(filter);
+        let found = rows_of(&rows, BACKENDS, "10.244.1.5:8080");
+        assert_eq!(found.len(), 1, "{rows:?}");
+        assert_eq!(*cell(BACKENDS, found[0], "services"), json!(["shop/web:http"]));
+        assert_eq!(*cell(BACKENDS, found[0], "slots"), json!(0));
+    }
+    assert_eq!(asked(json!({"service": "shop/edge"})).len(), 1);
+}
+
 #[test]
 fn flows_are_filtered_by_every_condition() {
     let view = view();
@@ -250,7 +322,7 @@ fn flows_are_filtered_by_every_condition() {
     let [original, _] = found();
     let passes = |filter: Value| {
         let filter: Filter = serde_json::from_value(filter).unwrap();
-        passes(&filter, &original, &names)
+        passes(&filter, &original, &names, &names.wanted(&filter))
     };
     for good in [
         json!({}),
