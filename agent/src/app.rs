@@ -115,6 +115,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let cni = cni_config(&options, pools, mtu);
     let (notices, noticed) = mpsc::channel(64);
     let static_addresses = StaticAddresses {
+        allowed: options.static_addresses,
         published: snapshots.clone(),
         view: view.clone(),
         client: client.clone(),

@@ -114,6 +114,9 @@ pub struct Options {
     #[arg(long, env = "QUILLA_ADDRESS_COOL_DOWN", default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub address_cool_down: u64,
+    /// Whether a Pod gets the addresses that its annotation quilla.dev/addresses asks for; else it is ignored.
+    #[arg(long, env = "QUILLA_STATIC_ADDRESSES", default_value_t = true, action = ArgAction::Set)]
+    pub static_addresses: bool,
     /// Seconds between two comparisons of the maps with the plan.
     #[arg(long, env = "QUILLA_AUDIT_INTERVAL", hide = true, default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..=3600))]

@@ -52,6 +52,8 @@ pub fn uid(pod: &Pod) -> String {
 /// Where annotations are looked up, and where their owners are told.
 #[derive(Clone)]
 pub struct StaticAddresses {
+    /// Whether Pods may ask at all.
+    pub allowed: bool,
     /// What the watches know.
     pub published: watch::Receiver<Option<Published>>,
     /// What is known while no apiserver has answered yet.
@@ -65,6 +67,9 @@ pub struct StaticAddresses {
 impl StaticAddresses {
     /// What the Pod asks for: nothing, when the cluster knows no such Pod.
     pub async fn of(&self, pod: &PodRef) -> Result<Vec<IpAddr>, AttachError> {
+        if !self.allowed {
+            return Ok(Vec::new());
+        }
         let text = match self.watched(pod) {
             Some(known) => known.wished_addresses.clone(),
             None => self.fetched(pod).await.map_err(|reason| AttachError::NotReady { reason })?,
@@ -89,12 +94,13 @@ impl StaticAddresses {
         }
     }
 
-    /// This very Pod, if it has come by the watch.
+    /// This very Pod, if it has come by the watch. Without a uid nobody knows: a Pod that was made anew has the name of
+    /// its predecessor, and the watch may be late.
     fn watched(&self, pod: &PodRef) -> Option<Arc<quilla_model::Pod>> {
         let published = self.published.borrow().as_ref().map(|published| Arc::clone(&published.snapshot));
         let snapshot = published.unwrap_or_else(|| Arc::clone(&self.view.borrow().snapshot));
         let known = snapshot.pods.get(&ObjectName::new(&*pod.namespace, &*pod.name))?;
-        is_same(pod, &known.uid).then(|| Arc::clone(known))
+        (pod.uid.as_ref() == Some(&known.uid)).then(|| Arc::clone(known))
     }
 
     /// The annotation as the apiserver has it; an error while it does not say.
@@ -219,6 +225,7 @@ mod tests {
         let published = Published { snapshot: Arc::new(snapshot), problems: Arc::default() };
         let (notices, noticed) = mpsc::channel(1);
         let addresses = StaticAddresses {
+            allowed: true,
             published: watch::channel(Some(published)).1,
             view: watch::channel(Arc::new(View::default())).1,
             client: Client::try_from(Config::new(format!("http://{apiserver}").parse().unwrap())).unwrap(),
@@ -236,7 +243,8 @@ mod tests {
             found.map(|ips| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" "))
         };
         assert_eq!(of("watched", Some("1")).await.unwrap(), "10.1.0.7 fd00::7");
-        assert_eq!(of("watched", None).await.unwrap(), "10.1.0.7 fd00::7");
+        assert_eq!(of("watched", None).await.unwrap(), "", "without a uid only the apiserver is asked");
+        assert_eq!(of("late", None).await.unwrap(), "10.1.0.8");
         assert_eq!(
             of("watched", Some("0")).await.unwrap(),
             "",
@@ -257,7 +265,14 @@ mod tests {
     #[tokio::test]
     async fn cni_33_an_apiserver_that_does_not_answer_is_waited_for() {
         let (addresses, mut noticed) = agent("127.0.0.1:1");
-        assert_eq!(addresses.of(&reference("watched", None)).await.unwrap().len(), 2, "it need not be asked");
+        let watched = addresses.of(&reference("watched", Some("1"))).await.unwrap();
+        assert_eq!(watched.len(), 2, "it need not be asked");
+        assert!(
+            addresses.of(&reference("watched", None)).await.is_err(),
+            "the watch may know its predecessor"
+        );
+        let forbidden = StaticAddresses { allowed: false, ..addresses.clone() };
+        assert!(forbidden.of(&reference("late", None)).await.unwrap().is_empty(), "nobody is asked");
         let unknown = addresses.of(&reference("late", None)).await.unwrap_err();
         assert!(matches!(unknown, AttachError::NotReady { .. }), "{unknown}");
         addresses.refused(&reference("watched", None), "address 10.1.0.7 is held");

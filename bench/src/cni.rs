@@ -1,10 +1,11 @@
 //! `cni`: how long a container runtime waits for ADD and DEL, beside the reference plugins of Debian's package
 //! `containernetworking-plugins`.
 //!
-//! Ours is asked of nodes of a whole cluster, whose agents attach programs, policy and Services before they answer, on one
-//! by tcx links, on the other by clsact filters; `ptp` and `bridge` get their addresses from `host-local`, IPv4 alone, in
-//! a namespace of their own each. Every call is a new process, timed from its start to its exit, and what must survive a
-//! reboot is on a disk. Invariant: the contenders take turns, so that what else the machine does meets all of them.
+//! Ours is asked of nodes of a whole cluster, whose agents attach programs and write the rows that bind the Pod to its
+//! addresses before they answer, on one by tcx links, on the other by clsact filters; `ptp` and `bridge` get their
+//! addresses from `host-local`, IPv4 alone, in a namespace of their own each. Every call is a new process, timed from its
+//! start to its exit, and what must survive a reboot is on a disk. Invariant: the contenders take turns, so that what else
+//! the machine does meets all of them.
 
 mod contender;
 mod disk;
@@ -71,7 +72,8 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     println!("{churn} ADDs and DELs by {pods} Pods at once; {}\n", environment::load());
     println!("{}", report(&contenders, &together));
     for (contender, times) in contenders.iter().zip(&together) {
-        println!("- all of it, {}: {:.1} s", contender.name, times.took.as_secs_f64());
+        let (name, seconds) = (contender.name, times.took.as_secs_f64());
+        println!("- all of it, {name}: {seconds:.1} s; failed ADDs: {}", times.failed_adds);
     }
     cluster.stop()
 }
@@ -115,7 +117,8 @@ fn crowd(contender: &Contender, calls: &std::ops::Range<usize>, namespaces: &[Ne
     });
     outcomes.into_iter().collect::<Result<()>>()?;
     let mut times = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    ensure!(times.adds.len() == calls.len(), "{} of {} happened", times.adds.len(), calls.len());
+    let happened = times.adds.len() + times.failed_adds;
+    ensure!(happened == calls.len(), "{happened} of {} happened", calls.len());
     times.took = start.elapsed();
     Ok(times)
 }
@@ -123,19 +126,25 @@ fn crowd(contender: &Contender, calls: &std::ops::Range<usize>, namespaces: &[Ne
 /// What one contender took.
 #[derive(Default)]
 struct Times {
+    /// Of those that succeeded.
     adds: Vec<Duration>,
+    /// A runtime would have tried them again.
+    failed_adds: usize,
     dels: Vec<Duration>,
     /// All of a crowd.
     took: Duration,
 }
 
 impl Times {
-    /// An ADD and its DEL.
+    /// An ADD and its DEL, which follows a failed one, too.
     fn cycle(&mut self, contender: &Contender, pod: &Netns, id: &str) -> Result<()> {
         let called =
             |verb| contender.call(verb, pod, id).with_context(|| format!("{} of {id}", contender.name));
-        self.adds.push(called(Verb::Add)?);
-        self.dels.push(called(Verb::Del)?);
+        match called(Verb::Add)? {
+            Some(took) => self.adds.push(took),
+            None => self.failed_adds += 1,
+        }
+        self.dels.extend(called(Verb::Del)?);
         Ok(())
     }
 
@@ -147,6 +156,7 @@ impl Times {
 
     fn append(&mut self, mut other: Self) {
         self.adds.append(&mut other.adds);
+        self.failed_adds += other.failed_adds;
         self.dels.append(&mut other.dels);
         self.took += other.took;
     }
@@ -172,8 +182,11 @@ fn report(contenders: &[Contender], all: &[Times]) -> Table {
     table
 }
 
-/// The middle, the 99th of a hundred, the last, in milliseconds.
+/// The middle, the 99th of a hundred, the last, in milliseconds; no numbers of nothing.
 fn quantiles(times: &[Duration]) -> [f64; 3] {
+    if times.is_empty() {
+        return [f64::NAN; 3];
+    }
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
     [50, 99, 100].map(|percent| sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e3)
@@ -190,5 +203,6 @@ mod tests {
         let times: Vec<_> = (0..=100).rev().map(Duration::from_secs).collect();
         assert_eq!(quantiles(&times).map(f64::round), [50e3, 99e3, 100e3]);
         assert_eq!(quantiles(&times[..1]).map(f64::round), [100e3; 3]);
+        assert!(quantiles(&[]).iter().all(|figure| figure.is_nan()));
     }
 }

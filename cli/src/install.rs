@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// The configuration's file.
     #[arg(long, default_value = "05-quilla.conflist")]
     conf_name: String,
+    /// The network's name. Runtimes that share a node need one each: GC ends what its runtime does not know of its network.
+    #[arg(long, default_value = "quilla")]
+    network: String,
     /// The agent's socket for the plugin, where it is not the default one.
     #[arg(long)]
     agent_socket: Option<PathBuf>,
@@ -162,7 +165,7 @@ fn list(options: &Options) -> Value {
     json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": "quilla",
+        "name": options.network,
         "plugins": [plugin],
     })
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Agent, Options, run};
 
@@ -59,7 +59,8 @@ fn files(folder: &Path) -> Vec<String> {
 fn installs_and_removes() {
     let folder = tempfile::tempdir().expect("folder");
     for _ in 0..2 {
-        run(&options(folder.path(), &["--agent-socket", "/a.sock"]), &IDLE).expect("installs");
+        run(&options(folder.path(), &["--agent-socket", "/a.sock", "--network", "podman"]), &IDLE)
+            .expect("installs");
     }
     assert_eq!(files(folder.path()), ["05-quilla.conflist", "quilla-cni"]);
     let mode =
@@ -67,7 +68,7 @@ fn installs_and_removes() {
     assert_eq!((mode("bin/quilla-cni"), mode("net.d/05-quilla.conflist")), (0o755, 0o600));
     let text = fs::read(folder.path().join("net.d/05-quilla.conflist")).expect("reads");
     let list: Value = serde_json::from_slice(&text).expect("parses");
-    assert_eq!(list["plugins"][0]["agentSocket"], "/a.sock");
+    assert_eq!((&list["name"], &list["plugins"][0]["agentSocket"]), (&json!("podman"), &json!("/a.sock")));
     assert_eq!(list["plugins"][0]["capabilities"]["portMappings"], true);
 
     run(&options(folder.path(), &["--remove"]), &IDLE).expect("removes");

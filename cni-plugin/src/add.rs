@@ -71,7 +71,7 @@ impl Add<'_> {
         match self.reserve(&mut agent, given)? {
             Response::Reserved(reservation) => {
                 self.wire(&mut agent, &reservation).inspect_err(|_| self.undo(agent))?;
-                Ok(self.describe(&reservation))
+                Ok(self.describe(&reservation, self.mtu(&reservation)))
             }
             // The runtime lost our answer and asks again.
             Response::Attached(reservation) => self.again(&reservation),
@@ -138,10 +138,12 @@ impl Add<'_> {
         }
     }
 
-    /// CNI-12: the identical result, if it is still true.
+    /// CNI-12: the identical result, if it is still true; with the MTU that the interface has, whatever is configured by
+    /// now.
     fn again(&self, reservation: &Reservation) -> Result<AddResult, CniError> {
         check::require_effective(&self.netns, &self.target.attachment.ifname, reservation)?;
-        Ok(self.describe(reservation))
+        let link = Netlink::open()?.link(&reservation.host_ifname)?;
+        Ok(self.describe(reservation, link.mtu.unwrap_or_else(|| self.mtu(reservation))))
     }
 
     fn wire(&self, agent: &mut Agent, reservation: &Reservation) -> Result<(), CniError> {
@@ -172,11 +174,11 @@ impl Add<'_> {
     }
 
     /// The result: both interfaces, one address per family, the default routes.
-    fn describe(&self, reservation: &Reservation) -> AddResult {
+    fn describe(&self, reservation: &Reservation, mtu: u32) -> AddResult {
         let interface = |name: &str, mac, sandbox| Interface {
             name: name.to_owned(),
             mac: Some(mac),
-            mtu: Some(self.mtu(reservation)),
+            mtu: Some(mtu),
             sandbox,
             socket_path: None,
             pci_id: None,

@@ -66,12 +66,20 @@ pub(crate) fn differences(
     Ok(differences)
 }
 
-/// Undoes what outlives the interface.
+/// Undoes the limits: one outlives our interface, both an interface that another plugin made.
 pub(crate) fn lift(netns: &Netns, ifname: &str, rates: &Bandwidth) -> Result<(), CniError> {
-    if rates.ingress_rate == 0 {
+    if rates.is_unlimited() {
         return Ok(());
     }
-    netns.run(|| Ok(policer::lift(ifname)?))
+    netns.run(|| {
+        if rates.ingress_rate != 0 {
+            policer::lift(ifname)?;
+        }
+        if rates.egress_rate != 0 {
+            Netlink::open()?.unshape(ifname)?;
+        }
+        Ok(())
+    })
 }
 
 /// A burst in bytes: what was asked, or a tenth of a second; never less than two frames, which would stop everything.

@@ -10,20 +10,23 @@ use crate::ipam::Delegate;
 use crate::log;
 use crate::netlink::Netlink;
 
-/// Detaches the Pod, and has the IPAM plugin free what it gave; the one is done even where the other fails.
+/// Detaches the Pod, over the given connection or a new one, and has the IPAM plugin free what it gave; the one is done
+/// even where the other fails.
 pub(crate) fn run(
     attachment: &Attachment,
     config: &NetworkConfig,
     ipam: Option<&Delegate<'_>>,
+    agent: Option<Agent>,
 ) -> Result<(), CniError> {
-    let detached = detach(attachment, config, None);
+    let detached = detach(attachment, config, agent);
     let freed = ipam.map_or(Ok(()), |ipam| ipam.del(attachment));
     detached.and(freed)
 }
 
 /// Deletes the pair and releases the addresses, over the given connection or a new one.
 ///
-/// The link goes first: once its address is free, nothing answers to it any more.
+/// The link goes first: once its address is free, nothing answers to it any more. So a link that the kernel keeps keeps
+/// its address too.
 pub(crate) fn detach(
     attachment: &Attachment,
     config: &NetworkConfig,

@@ -27,7 +27,7 @@ pub(crate) fn run(config: &NetworkConfig, ipam: Option<&Delegate<'_>>) -> Result
         .map(|endpoint| endpoint.attachment)
         .filter(|attachment| !valid.contains(attachment))
         .filter_map(|attachment| {
-            let error = del::run(&attachment, config, ipam).err()?;
+            let error = collect(&attachment, config, ipam).err()?;
             Some(format!("{attachment}: {error}"))
         })
         .collect();
@@ -37,4 +37,15 @@ pub(crate) fn run(config: &NetworkConfig, ipam: Option<&Delegate<'_>>) -> Result
         return Ok(());
     }
     Err(CniError::new(ErrorCode::WIRING_FAILED, "detach stale attachments", failures.join("; ")))
+}
+
+/// A DEL that waits for whoever works on the attachment: unlike a runtime's own, it may not be the newest word on it.
+fn collect(
+    attachment: &Attachment,
+    config: &NetworkConfig,
+    ipam: Option<&Delegate<'_>>,
+) -> Result<(), CniError> {
+    let mut agent = Agent::connect(config)?;
+    agent.ask_done(Request::Lock { attachment: attachment.clone() })?;
+    del::run(attachment, config, ipam, Some(agent))
 }

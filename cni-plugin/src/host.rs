@@ -45,7 +45,10 @@ pub(crate) fn create(
         mtu,
     };
     netlink.create_veth(&pair).map_err(|error| {
-        if error.is_exists() {
+        if error.is_exists() && netlink.index(&reservation.host_ifname).is_ok() {
+            let details = format!("{} exists on the host: {error}", reservation.host_ifname);
+            CniError::new(ErrorCode::WIRING_FAILED, "interface exists", details)
+        } else if error.is_exists() {
             let details = format!("{ifname} exists in the container: {error}");
             CniError::new(ErrorCode::WIRING_FAILED, "interface exists", details)
         } else {

@@ -63,7 +63,7 @@ fn run(input: &[u8]) -> Result<Option<Value>, CniError> {
     let ipam = ipam.as_ref();
     match &invocation.verb {
         Verb::Add(target) => add::run(target, &config, ipam).map(Some),
-        Verb::Del(attachment) => del::run(attachment, &config, ipam).map(|()| None),
+        Verb::Del(attachment) => del::run(attachment, &config, ipam, None).map(|()| None),
         Verb::Check(target) => check::run(target, &config, ipam).map(|()| None),
         Verb::Gc => gc::run(&config, ipam).map(|()| None),
         Verb::Status => status(&config, ipam).map(|()| None),

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use quilla_cni_protocol::{
     Bandwidth, CniError, Dns, ErrorCode, MacAddress, NetworkConfig, PortMapping, Transport,
 };
@@ -148,8 +149,9 @@ fn decapitalized(value: Value) -> Value {
 /// Addresses with or without a prefix length, which a Pod's address does not have.
 fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, CniError> {
     let parse = |text: &String| {
-        let address = text.split('/').next().unwrap_or(text);
-        address.parse().map_err(|_| invalid(format!("ips: {text:?} is not an address")))
+        let network = |_| text.parse::<IpNet>().map(|net| net.addr());
+        let address = text.parse::<IpAddr>().or_else(network);
+        address.map_err(|_| invalid(format!("ips: {text:?} is not an address")))
     };
     texts.iter().map(parse).collect()
 }
@@ -271,6 +273,7 @@ mod tests {
         }
         for (wish, complaint) in [
             (r#""ips":["x"]"#, "\"x\""),
+            (r#""ips":["192.0.2.1/x"]"#, "\"192.0.2.1/x\""),
             (r#""ips":["192.0.2.1","192.0.2.2"]"#, "more than one"),
             (r#""mac":"02""#, "\"02\""),
             (r#""mac":"01:00:5e:00:00:01""#, "01:00:5e"),

@@ -117,6 +117,8 @@ pub(crate) fn twice_is_one_address() -> Result<()> {
     let second = node.add(&pod)?;
     ensure!(first == second, "first {first}, second {second}");
     ensure!(addresses(&first) == ["10.1.7.2", "fd00:1:7::2"], "{first}");
+    let configured = node.call("ADD", &pod).with("mtu", 1300).run()?.result()?;
+    ensure!(configured == first, "what is configured by now, not what is: {configured}");
     ensure!(addresses(&node.add(&other)?) == ["10.1.7.3", "fd00:1:7::3"], "an address was lost");
 
     // Once reality is damaged the identical result would be a lie.

@@ -1,4 +1,4 @@
-//! N14, CNI-16: what a Pod sends right after ADD is served. With the whole agent, on a node of a cluster.
+//! CNI-16: what a Pod sends to a Service right after ADD is served. With the whole agent, on a node of a cluster.
 
 use std::net::{SocketAddr, TcpStream};
 

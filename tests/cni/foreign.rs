@@ -12,7 +12,7 @@ use quilla_tests::command::Run;
 use quilla_tests::require::{Need, REFERENCE_PLUGINS, skip};
 use serde_json::{Value, json};
 
-use crate::agent::Call;
+use crate::agent::{Behaviour, Call};
 use crate::node::{Node, Pod, addresses, plugin};
 
 /// Of the versions that the reference plugins of Debian 12 speak, the newest.
@@ -128,6 +128,16 @@ pub(crate) fn ours_after_another() -> Result<()> {
             node.call(verb, &pod).with("cniVersion", VERSION).with("prevResult", theirs.clone()).run()
         };
         let state = settled(&node, &pod)?;
+        // CNI-15: limits on an interface that stays go with a failed ADD.
+        node.recorder.behave(Behaviour::Refuse);
+        let limits = json!({ "bandwidth": { "egressRate": 8_000_000, "ingressRate": 8_000_000 } });
+        let add = node.call("ADD", &pod).with("cniVersion", VERSION).with("prevResult", theirs.clone());
+        add.with("runtimeConfig", limits).run()?.error(101)?;
+        node.recorder.behave(Behaviour::Obey);
+        let queues = pod.netns.command("tc").args(["qdisc"]).text()?;
+        let rules = pod.netns.command("nft").args(["list", "ruleset"]).text()?;
+        ensure!(!queues.contains("tbf") && rules.is_empty(), "{kind}: a failed ADD left {queues}{rules}");
+
         ensure!(call("ADD")?.result()? == theirs, "{kind}: the result was changed");
         call("CHECK")?.silence()?;
         ensure!(call("ADD")?.result()? == theirs, "{kind}: the second answer differs");

@@ -1,6 +1,10 @@
 //! GC and STATUS.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
 use anyhow::{Result, ensure};
+use quilla_cni_protocol::{Attachment, Request, RequestEnvelope, Response, decode, encode};
 use quilla_tests::command::Run;
 use serde_json::json;
 
@@ -43,6 +47,27 @@ pub(crate) fn namespaces_may_be_gone() -> Result<()> {
     // Its host port is free again.
     let next = node.pod("next")?;
     node.call("ADD", &next).with("runtimeConfig", mapping).run()?.result()?;
+    Ok(())
+}
+
+/// CNI-26: GC waits for whoever works on an attachment, and leaves it as it is when that takes too long.
+pub(crate) fn waits_for_its_turn() -> Result<()> {
+    let node = Node::start("gc-turn")?;
+    let stale = node.pod("stale")?;
+    node.add(&stale)?;
+    let mut worker = UnixStream::connect(node.files.path().join("cni.sock"))?;
+    let attachment = Attachment { container_id: stale.id.clone(), ifname: "eth0".into() };
+    worker.write_all(&encode(&RequestEnvelope::from(Request::Lock { attachment }))?)?;
+    let mut line = String::new();
+    BufReader::new(&worker).read_line(&mut line)?;
+    ensure!(decode::<Response>(line.as_bytes())? == Response::Done, "{line}");
+    let gc = node.call("GC", &stale).with("cni.dev/valid-attachments", json!([]));
+    let links = || node.host.command("ip").args(["-o", "link", "show", "type", "veth"]).text();
+    gc.clone().with("agentTimeoutSeconds", 1).run()?.error(100)?;
+    ensure!(links()?.lines().count() == 1 && node.record_count()? == 0, "it did not wait");
+    drop(worker);
+    quilla_tests::eventually::succeeds("collect", || gc.run()?.silence())?;
+    ensure!(links()?.is_empty(), "{}", links()?);
     Ok(())
 }
 

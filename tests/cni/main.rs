@@ -72,6 +72,7 @@ fn main() -> ExitCode {
         effective::first_packet_reaches_a_service,
         gc::keeps_what_the_runtime_knows,
         gc::namespaces_may_be_gone,
+        gc::waits_for_its_turn,
         gc::a_missing_list_is_an_error,
         gc::status_follows_the_agent,
         input::environment,

@@ -75,7 +75,7 @@ async fn write(stream: &mut BufReader<UnixStream>, response: &Response) -> std::
 /// Waits until the plugin has closed the connection; for ever if it says something instead.
 async fn hung_up(stream: &mut BufReader<UnixStream>) {
     if let Ok([_, ..]) = stream.fill_buf().await {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -63,7 +63,9 @@ fn narrow(rounds: &mut impl Rounds, mut arrivals: Vec<Wish>, error: &ReconcileEr
 
 /// A round with these; when it fails, those who come have not come.
 fn attempt(rounds: &mut impl Rounds, wishes: &[Wish]) -> Result<(), ReconcileError> {
-    wishes.iter().for_each(|wish| rounds.take(wish));
+    for wish in wishes {
+        rounds.take(wish);
+    }
     let done = rounds.round();
     if done.is_err() {
         let arrivals = wishes.iter().filter(|wish| matches!(wish, Wish::Attach(..)));
@@ -87,7 +89,9 @@ fn conclude(rounds: &mut impl Rounds, wishes: Vec<Wish>) {
 }
 
 fn refuse(wishes: Vec<Wish>, error: &ReconcileError) {
-    wishes.into_iter().for_each(|wish| wish.answer(Err(error.for_another())));
+    for wish in wishes {
+        wish.answer(Err(error.for_another()));
+    }
 }
 
 impl Wish {

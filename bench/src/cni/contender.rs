@@ -93,8 +93,8 @@ impl Contender {
         Ok(Self { name, id: name, is_ours: false, program, config, host: host_path, _host: host })
     }
 
-    /// From the start of the process to its exit; it must succeed.
-    pub(super) fn call(&self, verb: Verb, pod: &Netns, id: &str) -> Result<Duration> {
+    /// From the start of the process to its exit; `None` for an ADD that failed, which a runtime tries again.
+    pub(super) fn call(&self, verb: Verb, pod: &Netns, id: &str) -> Result<Option<Duration>> {
         let mut command = self.command(verb, pod, id);
         let input = self.config.to_string();
         let timed = move || -> Result<_> {
@@ -106,8 +106,9 @@ impl Contender {
         };
         // Started by a thread that is on the host, as a runtime is.
         let (elapsed, output) = run_inside(&self.host, timed)??;
-        ensure!(output.status.success(), "{verb:?}: {output:?}");
-        Ok(elapsed)
+        let succeeded = output.status.success();
+        ensure!(succeeded || matches!(verb, Verb::Add), "{verb:?}: {output:?}");
+        Ok(succeeded.then_some(elapsed))
     }
 
     fn command(&self, verb: Verb, pod: &Netns, id: &str) -> Command {

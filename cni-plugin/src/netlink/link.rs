@@ -39,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) mac: Option<MacAddress>,
     /// Whether it is administratively up.
     pub(crate) up: bool,
+    /// Longest packet that it takes.
+    pub(crate) mtu: Option<u32>,
     /// Index of the other side of a veth pair, in that side's namespace.
     pub(crate) peer: Option<u32>,
 }
@@ -134,6 +136,11 @@ impl From<&LinkMessage> for Link {
             LinkAttribute::Link(index) => Some(*index),
             _ => None,
         });
-        Self { index: message.header.index, mac, up: message.header.flags.contains(LinkFlags::Up), peer }
+        let mtu = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        let up = message.header.flags.contains(LinkFlags::Up);
+        Self { index: message.header.index, mac, up, mtu, peer }
     }
 }

@@ -45,6 +45,22 @@ impl Netlink {
         self.change("limit the rate of link", index, request, Existing::Replace.flags())
     }
 
+    /// Takes the filter away, if the link is there and has it.
+    pub(crate) fn unshape(&mut self, name: &str) -> Result<(), NetlinkError> {
+        let index = match self.index(name) {
+            Err(error) if error.is_missing() => return Ok(()),
+            index => index?,
+        };
+        if self.shaped(index)?.is_none() {
+            return Ok(());
+        }
+        let mut message = TcMessage::default();
+        message.header.index = index.cast_signed();
+        message.header.parent = TcHandle::ROOT;
+        let request = RouteNetlinkMessage::DelQueueDiscipline(message);
+        self.change("lift the limit of link", name, request, 0)
+    }
+
     /// What the filter of the link lets pass, in bytes per second; `None` without one.
     pub(crate) fn shaped(&mut self, index: u32) -> Result<Option<u64>, NetlinkError> {
         let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());

@@ -197,14 +197,18 @@ fn cni_30_all_who_wait_for_a_failed_sync_are_refused() {
         let first = commit(scope, &store, first);
         begins.recv_timeout(PATIENCE).expect("the disk is asked");
         let others = others.map(|endpoint| commit(scope, &store, endpoint));
-        ["b", "c"].into_iter().for_each(|id| written(&store, id));
+        for id in ["b", "c"] {
+            written(&store, id);
+        }
         word.send(false).expect("the disk waits");
         for waiter in [&first].into_iter().chain(&others) {
             assert!(matches!(outcome(waiter), Err(StoreError::Journal(_))));
         }
     });
     // What a session does then.
-    ["a", "b", "c"].into_iter().for_each(|id| store.release(&attachment(id)));
+    for id in ["a", "b", "c"] {
+        store.release(&attachment(id));
+    }
     attach(&store, "d");
     drop(store);
     assert_eq!(known(dir.path()), ["d"]);
