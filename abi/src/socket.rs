@@ -1,4 +1,7 @@
-//! `sockets_v4`, `sockets_v6`: which frontend a socket believes to talk to, for `recvmsg` and `getpeername`.
+//! `sockets_v4`, `sockets_v6`: which frontend a socket believes to talk to.
+//!
+//! For `recvmsg` and `getpeername`; for the Pod's device, which ties the socket's connection to the backend; and for the
+//! agent, which ends the node's own sockets with their backend.
 
 use crate::address::Be16;
 use crate::plain;

@@ -1,18 +1,20 @@
 //! Answers made in the data path: TCP resets, and ICMP errors about packets that are too large or that nobody wants.
 //!
 //! Called by `verdict` with a packet that was dropped and is still as it came; turns it into the answer, in its place.
-//! Answers come under the address that was asked, at most [`PER_SECOND`] of a kind from each CPU.
+//! Answers come under the address that was asked, at most [`PER_SECOND`] of a kind from each CPU. A server's packet that
+//! can no longer be delivered becomes a reset as well, but for the client.
 
 use quilla_abi::DropReason;
-use quilla_abi::flow::FlowKey;
+use quilla_abi::flow::{Flow, FlowKey, action};
 use quilla_abi::node::UnderlayAddress;
 use quilla_ebpf_core::answer::{self, Answer};
-use quilla_ebpf_core::protocol::{ETHERNET, ip};
+use quilla_ebpf_core::family::HOP_LIMIT;
+use quilla_ebpf_core::protocol::{ETHERNET, ip, tcp};
 use quilla_ebpf_core::{Frame, Headers, checksum};
 
 use crate::encap;
 use crate::helper;
-use crate::maps::{ANSWERS, Allowance, NODE_SLOTS};
+use crate::maps::{ANSWERS, Allowance, Maps, NODE_SLOTS};
 use crate::packet::Skb;
 use crate::pipeline::Pipeline;
 use crate::route;
@@ -20,6 +22,8 @@ use crate::scratch::{COPY, Memory};
 
 /// More than any client needs, less than would serve a flood (RFC 1812 4.3.2.8).
 const PER_SECOND: u32 = 1_000;
+/// Length of a reset.
+const RESET: u32 = 20;
 
 /// The way back from a hook.
 #[repr(u32)]
@@ -44,13 +48,45 @@ pub(crate) fn make<F: Pipeline>(
     back: u32,
 ) -> Result<(), DropReason> {
     let kind = answer::answer::<F>(reason, &memory.headers).ok_or(reason)?;
-    spend(kind, back).ok_or(reason)?;
+    spend(kind, back == Back::Device as u32).ok_or(reason)?;
     // From here on every helper may fail on odd packets; then there is no answer.
     skb.turn_round()?;
     match kind {
-        Answer::Reset => reset::<F>(skb, &memory.headers),
+        Answer::Reset => {
+            let headers = &memory.headers;
+            let FlowKey { src, dst, .. } = &headers.key;
+            reset::<F>(skb, headers, (dst, src), answer::reset_header)
+        }
         _ => error::<F>(skb, memory, kind),
     }
+}
+
+/// What becomes of a server's packet on a connection that ended with its backend: the first goes on to the client as a
+/// reset, so that whoever only reads hears of it. The server hears of it with its next one (S45).
+#[inline(always)]
+pub(crate) fn end<F: Maps>(
+    headers: &Headers<F::Addr>,
+    flow: &Flow<F::Addr>,
+    ends: &mut u32,
+) -> Result<(), DropReason> {
+    if !answer::ends::<F>(headers, flow.state) {
+        return Err(DropReason::BackendGone);
+    }
+    spend(Answer::Reset, flow.action == action::UPLINK).ok_or(DropReason::BackendGone)?;
+    *ends = 1;
+    Ok(())
+}
+
+/// Turns the packet into that reset, which is then translated and sent like the packet.
+#[inline(always)]
+pub(crate) fn make_end<F: Pipeline>(skb: Skb, headers: &mut Headers<F::Addr>) -> Result<(), DropReason> {
+    let FlowKey { src, dst, .. } = &headers.key;
+    reset::<F>(skb, headers, (src, dst), answer::end_header)?;
+    headers.length = F::HEADER + RESET;
+    headers.end = ETHERNET + headers.length;
+    headers.hop_limit = HOP_LIMIT;
+    headers.tcp = tcp::RST;
+    Ok(())
 }
 
 /// Sends the answer on the way that the packet came.
@@ -74,10 +110,9 @@ pub(crate) fn to_origin(skb: Skb, origin: &UnderlayAddress) -> Result<(), DropRe
 /// Takes one answer from this CPU's allowance for its kind: a flood of refused connections leaves those whose packets
 /// are too large in peace, and one from the world those of the cluster.
 #[inline(always)]
-fn spend(kind: Answer, back: u32) -> Option<()> {
-    let outside = u32::from(back == Back::Device as u32);
+fn spend(kind: Answer, outside: bool) -> Option<()> {
     let Allowance { since, spent } =
-        helper::own_row(&ANSWERS, 2 * outside + u32::from(kind == Answer::TooBig))?;
+        helper::own_row(&ANSWERS, 2 * u32::from(outside) + u32::from(kind == Answer::TooBig))?;
     let now = helper::now();
     if now.wrapping_sub(*since) >= helper::hz() {
         (*since, *spent) = (now, 0);
@@ -86,21 +121,30 @@ fn spend(kind: Answer, back: u32) -> Option<()> {
     (*spent <= PER_SECOND).then_some(())
 }
 
-/// The network header of the answer to a packet.
+/// A network header of our own; the sum that it adds to a transport checksum.
 #[inline(always)]
-fn header<F: Pipeline>(skb: Skb, key: &FlowKey<F::Addr>, proto: u8, payload: u32) -> Result<u32, DropReason> {
-    let addresses = checksum::add(F::sum(&key.src), F::sum(&key.dst));
+fn header<F: Pipeline>(
+    skb: Skb,
+    (src, dst): (&F::Addr, &F::Addr),
+    proto: u8,
+    payload: u32,
+) -> Result<u32, DropReason> {
+    let addresses = checksum::add(F::sum(src), F::sum(dst));
     skb.write(ETHERNET, F::preamble(proto, payload as u16, addresses))?;
-    skb.write_address(ETHERNET + F::SOURCE, &key.dst)?;
-    skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, &key.src)?;
+    skb.write_address(ETHERNET + F::SOURCE, src)?;
+    skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, dst)?;
     let rest = u32::from((payload as u16).to_be()) + u32::from(u16::from(proto).to_be());
     Ok(checksum::add(addresses, rest))
 }
 
 /// A segment without options in front of it becomes a reset.
 #[inline(always)]
-fn reset<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>) -> Result<(), DropReason> {
-    const LENGTH: u32 = 20;
+fn reset<F: Pipeline>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+    addresses: (&F::Addr, &F::Addr),
+    made_of: impl Fn([u8; 16], u32) -> [u8; 20],
+) -> Result<(), DropReason> {
     let at = ETHERNET + F::HEADER;
     if headers.transport != at {
         return Err(DropReason::Untranslatable);
@@ -108,9 +152,9 @@ fn reset<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>) -> Result<(), DropRe
     let fixed: [u8; 16] = skb.bytes(at)?;
     let data = u32::from(fixed[12] >> 4) * 4;
     let payload = headers.end.wrapping_sub(at).wrapping_sub(data);
-    helper::cut(skb.raw(), at + LENGTH)?;
-    let pseudo = header::<F>(skb, &headers.key, ip::TCP, LENGTH)?;
-    let mut segment = answer::reset_header(fixed, payload);
+    helper::cut(skb.raw(), at + RESET)?;
+    let pseudo = header::<F>(skb, addresses, ip::TCP, RESET)?;
+    let mut segment = made_of(fixed, payload);
     // The sum over the pseudo header alone is what the kernel wants of a packet whose checksum it still has to finish.
     let partial = checksum::fold(pseudo);
     [segment[16], segment[17]] = partial.to_ne_bytes();
@@ -141,7 +185,8 @@ fn error<F: Pipeline>(skb: Skb, memory: &mut Memory<F::Addr>, kind: Answer) -> R
     helper::cut(skb.raw(), ETHERNET + length)?;
     helper::make_room(skb.raw(), F::HEADER + 8)?;
     let payload = length + 8;
-    let pseudo = header::<F>(skb, &headers.key, F::ICMP, payload)?;
+    let FlowKey { src, dst, .. } = &headers.key;
+    let pseudo = header::<F>(skb, (dst, src), F::ICMP, payload)?;
     let icmp = answer::error_header::<F>(kind, *mtu as u16);
     let word = |at: usize| u32::from_ne_bytes([icmp[at], icmp[at + 1], icmp[at + 2], icmp[at + 3]]);
     let fields = checksum::add(word(0), word(4));

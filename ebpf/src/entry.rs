@@ -198,6 +198,12 @@ extern "C" fn claim_v4(scratch: *mut Scratch<[u8; 4]>) -> i32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn end_v4(skb: *mut __sk_buff) -> i32 {
+    pipeline::end::<V4>(Skb::new(skb)).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
 extern "C" fn answer_v4(skb: *mut __sk_buff, reason: u32, back: u32) -> i32 {
     pipeline::answer::<V4>(Skb::new(skb), reason, back).encode()
 }
@@ -214,6 +220,12 @@ extern "C" fn choose_v4(choice: *mut Choice<[u8; 4]>) -> i32 {
 extern "C" fn select_v4(scratch: *mut Scratch<[u8; 4]>, scope: u32) -> i32 {
     // SAFETY: as in `claim_v4`.
     pipeline::select::<V4>(unsafe { scratch.as_mut() }, scope).encode()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_v6(skb: *mut __sk_buff) -> i32 {
+    pipeline::end::<V6>(Skb::new(skb)).encode()
 }
 
 #[unsafe(no_mangle)]
@@ -262,6 +274,11 @@ impl Pipeline for V4 {
     }
 
     #[inline(always)]
+    fn end(skb: Skb) -> Result<(), DropReason> {
+        <()>::decode(end_v4(skb.raw()))
+    }
+
+    #[inline(always)]
     fn parse(skb: Skb) -> Result<(), DropReason> {
         <()>::decode(parse_v4(skb.raw()))
     }
@@ -296,6 +313,11 @@ impl Pipeline for V6 {
     #[inline(always)]
     fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason> {
         <()>::decode(answer_v6(skb.raw(), u32::from(reason as u8), back as u32))
+    }
+
+    #[inline(always)]
+    fn end(skb: Skb) -> Result<(), DropReason> {
+        <()>::decode(end_v6(skb.raw()))
     }
 
     #[inline(always)]

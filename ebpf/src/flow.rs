@@ -3,13 +3,14 @@
 use quilla_abi::DropReason;
 use quilla_abi::epoch::{self, Dep};
 use quilla_abi::flow::{Flow, FlowKey, dep, flag};
-use quilla_ebpf_core::connection::{self, advance, twin_key};
+use quilla_ebpf_core::connection::{self, advance, opens, twin_key};
+use quilla_ebpf_core::protocol::{ip, tcp};
 use quilla_ebpf_core::{Headers, tunnel};
 
 use crate::helper::{self, ANY, EXISTS, NEW_ONLY};
-use crate::load;
 use crate::maps::{EPOCHS, Maps};
 use crate::scratch::{Scratch, Side};
+use crate::{answer, load};
 
 /// The one lookup of an established packet.
 #[inline(always)]
@@ -129,7 +130,7 @@ fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
 /// Completes the entry of the packet's own direction.
 #[inline(never)]
 pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
-    let Scratch { flow, from, to, out, other, hash, .. } = scratch;
+    let Scratch { flow, from, to, out, other, hash, ends, .. } = scratch;
     connect(flow, from, to);
     flow.tunnel_port = tunnel::port(*hash);
     if connection::set_rewrite::<F>(&mut flow.rewrite, &headers.key, out) {
@@ -140,7 +141,8 @@ pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratc
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     flow.last_seen = helper::now();
-    let Some((state, flags)) = advance(flow.state, flow.flags, headers.tcp) else { return };
+    let tcp = if *ends != 0 { tcp::RST } else { headers.tcp };
+    let Some((state, flags)) = advance(flow.state, flow.flags, tcp) else { return };
     flow.state = state;
     flow.flags = flags;
     // An answer that took the slow path claims nothing, and its asking side is told here.
@@ -210,6 +212,17 @@ pub(crate) fn claim<F: Maps>(
     }
     let Some(holder) = lookup::<F>(&scratch.twin_key) else { return Ok(Claim::Taken) };
     let ours = connection::answers::<F>(&holder.rewrite, &headers.key);
+    if ours && is_tied::<F>(headers, holder, scratch) {
+        if holder.flags & flag::REPLY == 0 {
+            answers_tied::<F>(headers, holder, scratch)?;
+            return Ok(Claim::Done);
+        }
+        if !holds(&holder.deps[dep::BACKEND]) {
+            return Err(DropReason::BackendGone);
+        }
+        scratch.flow.deps[dep::BACKEND] = holder.deps[dep::BACKEND];
+        scratch.twin.deps[dep::BACKEND] = holder.deps[dep::BACKEND];
+    }
     if ours && (scratch.kept != 0 || scratch.choice.stray != 0) {
         remember(holder, &mut scratch.twin);
     }
@@ -224,6 +237,32 @@ pub(crate) fn claim<F: Maps>(
         helper::remove(F::flows(), &scratch.other);
     }
     Ok(Claim::Done)
+}
+
+/// Whether the other direction of a connection that was picked up in its middle says that a Service led it here.
+#[inline(always)]
+fn is_tied<F: Maps>(headers: &Headers<F::Addr>, holder: &Flow<F::Addr>, scratch: &Scratch<F::Addr>) -> bool {
+    headers.key.proto == ip::TCP
+        && !opens(headers.tcp)
+        && scratch.flow.deps[dep::BACKEND] == Dep::NONE
+        && holder.deps[dep::BACKEND] != Dep::NONE
+}
+
+/// The server speaks, whose entry was lost: it is written again, and the client's stays as it is (S45).
+#[inline(always)]
+fn answers_tied<F: Maps>(
+    headers: &Headers<F::Addr>,
+    holder: &Flow<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    scratch.kept = 1;
+    scratch.flow.flags |= flag::REPLY;
+    scratch.flow.state = holder.state;
+    scratch.flow.deps[dep::BACKEND] = holder.deps[dep::BACKEND];
+    if holds(&holder.deps[dep::BACKEND]) {
+        return Ok(());
+    }
+    answer::end::<F>(headers, &scratch.flow, &mut scratch.ends)
 }
 
 /// Whether the answers' entry knows the packet from the middle of a connection to a Service whose own entry was lost:

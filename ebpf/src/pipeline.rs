@@ -22,12 +22,14 @@ use crate::verdict::{Exit, Outcome, Verdict};
 use crate::{answer, encap, flow, fragment, helper, icmp, nat, service};
 
 /// Where the slow path leads.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Along the flow that now is in the scratch memory and in the table.
     Forward,
     /// On its way untouched and without a flow: not ours.
     Leave,
+    /// Along that flow, as a reset for the client.
+    End,
 }
 
 /// A result that crosses a function of its own as one number: 0 or more for success, a negative reason otherwise.
@@ -83,12 +85,17 @@ impl Scalar for Next {
         match self {
             Self::Forward => 0,
             Self::Leave => 1,
+            Self::End => 2,
         }
     }
 
     #[inline(always)]
     fn of_number(number: i32) -> Self {
-        if number == 0 { Self::Forward } else { Self::Leave }
+        match number {
+            0 => Self::Forward,
+            1 => Self::Leave,
+            _ => Self::End,
+        }
     }
 }
 
@@ -138,6 +145,7 @@ pub(crate) trait Stages: Hook {
 /// The stages of a family; see `entry`.
 pub(crate) trait Pipeline: Maps {
     fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason>;
+    fn end(skb: Skb) -> Result<(), DropReason>;
     fn parse(skb: Skb) -> Result<(), DropReason>;
     fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
     fn error<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
@@ -278,6 +286,9 @@ fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
         forward::<H, F>(skb, &memory.headers, entry)
     } else {
         let next = F::slow::<H>(skb)?;
+        if next == Next::End {
+            F::end(skb)?;
+        }
         follow::<H, F>(skb, memory, next)
     }?;
     fragment::remember::<F>(&memory.headers);
@@ -288,7 +299,9 @@ fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
 #[inline(always)]
 fn follow<H: Hook, F: Pipeline>(skb: Skb, memory: &Memory<F::Addr>, next: Next) -> Outcome {
     match next {
-        Next::Forward => forward::<H, F>(skb, &memory.headers, &memory.scratch.flow).map(Verdict::slow),
+        Next::Forward | Next::End => {
+            forward::<H, F>(skb, &memory.headers, &memory.scratch.flow).map(Verdict::slow)
+        }
         Next::Leave => Ok(Verdict::of(Exit::Passed).slow()),
     }
 }
@@ -336,7 +349,8 @@ pub(crate) fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
     // Before any map is read: a change from here on leaves the flow stale, never wrong.
     scratch.global = flow::depend(epoch::GLOBAL);
     let existing = flow::lookup::<F>(&headers.key);
-    H::resolve::<F>(skb, headers, origin, existing.as_deref(), scratch)
+    let next = H::resolve::<F>(skb, headers, origin, existing.as_deref(), scratch)?;
+    Ok(if next == Next::Forward && scratch.ends != 0 { Next::End } else { next })
 }
 
 /// Whether a packet that is longer than its way allows cannot be sent in pieces: segments count one by one, and IPv4
@@ -430,6 +444,12 @@ pub(crate) fn answer<F: Pipeline>(skb: Skb, reason: u32, back: u32) -> Result<()
     let reason = DropReason::from_number(reason as u8).ok_or(DropReason::Internal)?;
     answer::make::<F>(skb, memory, reason, back)?;
     if back == Back::Node as u32 { answer::to_origin(skb, &memory.origin) } else { Ok(()) }
+}
+
+/// Turns a packet that goes to the client of a backend which is gone into a reset.
+#[inline(always)]
+pub(crate) fn end<F: Pipeline>(skb: Skb) -> Result<(), DropReason> {
+    answer::make_end::<F>(skb, &mut memory::<F>()?.headers)
 }
 
 /// An ICMP error: translates what it embeds, and computes its way into this CPU's memory.

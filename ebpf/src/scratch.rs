@@ -111,6 +111,8 @@ pub(crate) struct Scratch<A> {
     pub(crate) hash: u32,
     /// Whether the entry existed and keeps its translation.
     pub(crate) kept: u32,
+    /// Whether the packet goes on as a reset, by which the client hears that its backend is gone.
+    pub(crate) ends: u32,
 }
 
 impl<A: Address> Scratch<A> {

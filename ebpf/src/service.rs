@@ -15,7 +15,7 @@ use crate::maps::{Maps, SourceRange};
 use crate::packet::Skb;
 use crate::pipeline::Pipeline;
 use crate::scratch::Scratch;
-use crate::{flow, helper, route};
+use crate::{answer, flow, helper, route};
 
 /// Takes over what an existing entry says, if the packet still belongs to it: its translation is kept, only routing
 /// is computed anew.
@@ -33,8 +33,15 @@ pub(crate) fn keep<F: Maps>(
     }
     if !flow::holds(&entry.deps[dep::BACKEND]) {
         // A datagram or a new connection finds another backend; what belongs to the old one ends here.
-        let lost = if tcp { !opening } else { entry.flags & flow_flag::REPLY != 0 };
-        return if lost { Err(DropReason::BackendGone) } else { Ok(false) };
+        let answers = entry.flags & flow_flag::REPLY != 0;
+        let lost = if tcp { !opening } else { answers };
+        if !lost {
+            return Ok(false);
+        }
+        if !answers {
+            return Err(DropReason::BackendGone);
+        }
+        answer::end::<F>(headers, entry, &mut scratch.ends)?;
     }
     scratch.flow = *entry;
     scratch.out = connection::rewritten::<F>(&headers.key, &entry.rewrite);

@@ -186,6 +186,9 @@ pub(crate) fn forward<P: Place>(name: Name) -> i32 {
     let mut choice =
         Choice { frontend: ServiceKey { addr, port, proto, scope: scope::INTERNAL }, ..Choice::default() };
     if !service::read::<P::F>(&choice.frontend, &mut choice.service) {
+        if proto == ip::TCP {
+            outlived::<P::F>(&socket_key(name.cookie(), addr, port, proto));
+        }
         return if of_node { elsewhere::<P::F>(addr) } else { ALLOW };
     }
     let flags = choice.service.flags;
@@ -236,6 +239,15 @@ fn elsewhere<F: Maps>(addr: F::Addr) -> i32 {
 fn refuse(error: i32) -> i32 {
     helper::fail_with(error);
     REFUSE
+}
+
+/// A stream socket that now asks for the backend itself was led there before, in vain: what is remembered of that is no
+/// longer true. A datagram socket may speak with the Service and with the backend at once.
+#[inline(always)]
+fn outlived<F: Maps>(key: &SocketKey<F::Addr>) {
+    if helper::find_recent(F::sockets(), key).is_some() {
+        forget::<F>(key);
+    }
 }
 
 /// Shows the Service where the socket would see the backend.

@@ -11,7 +11,7 @@ use crate::rig::{
 };
 
 /// A packet that we make.
-fn made(packet: Packet) -> Packet {
+pub(crate) fn made(packet: Packet) -> Packet {
     packet.identification(0)
 }
 

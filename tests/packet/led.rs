@@ -15,7 +15,10 @@ use rustix::net::sockopt::socket_cookie;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::answers::to_a;
-use crate::rig::{DEVICE_A, Family, Hook, Rig, TCP, Who, from_a, from_b, tell, v4, v6};
+use crate::ends::{refused, reset};
+use crate::rig::{
+    DEVICE_A, DEVICE_B, Family, HOST_MAC_B, Hook, MAC_B, Rig, TCP, Who, from_a, from_b, tell, v4, v6,
+};
 
 /// How many numbers a CPU takes at once.
 const BATCH: u64 = 4096;
@@ -23,10 +26,10 @@ const BATCH: u64 = 4096;
 const AHEAD: u64 = 512;
 
 /// Keeps the thread on its CPU.
-struct Pinned(CpuSet);
+pub(crate) struct Pinned(CpuSet);
 
 impl Pinned {
-    fn here() -> Result<Self> {
+    pub(crate) fn here() -> Result<Self> {
         let before = sched_getaffinity(None)?;
         let mut only = CpuSet::new();
         only.set(sched_getcpu());
@@ -42,8 +45,8 @@ impl Drop for Pinned {
     }
 }
 
-/// Makes the sockets of the next test runs ones that a Service led to the backend.
-fn lead(rig: &Rig, backend: SocketAddr) -> Result<()> {
+/// Makes the next sockets on this CPU ones that a Service led to the backend, those of test runs as well.
+pub(crate) fn lead(rig: &Rig, backend: SocketAddr) -> Result<()> {
     let numbers = (0..BATCH).map(|_| -> Result<u64> { Ok(socket_cookie(&UnixDatagram::unbound()?)?) });
     let enough = |number: &Result<u64>| number.as_ref().map_or(true, |last| last % BATCH + AHEAD < BATCH);
     let last = { numbers }.find(enough).context("a batch with enough numbers")??;
@@ -112,13 +115,45 @@ pub(crate) fn connections() -> Result<()> {
             let seen = rig.run(Hook::FromPodA, &from_a(from(client)));
             seen.answered(DropReason::BackendGone, DEVICE_A, &to_a(reset));
         }
-        let answer = Packet::tcp(backend, whole).payload(b"answer");
-        assert_eq!(rig.run(Hook::FromPodB, &from_b(answer)).reason, Some(DropReason::BackendGone));
+        let pushed = from_b(Packet::tcp(backend, whole).sequence(500, 1001).payload(b"an event"));
+        rig.run(Hook::FromPodB, &pushed).to_pod_a(&reset(backend, whole, 500).ttl(63));
+        let told = refused(whole, backend).macs(HOST_MAC_B, MAC_B);
+        rig.run(Hook::FromPodB, &pushed).answered(DropReason::BackendGone, DEVICE_B, &told);
         lead(rig, backend)?;
         let reset = Packet::tcp(backend, late).flags(tcp::RST | tcp::ACK).sequence(0, 10).window(0);
         let seen = rig.run(Hook::FromPodA, &from_a(from(late).flags(tcp::SYN)));
         seen.answered(DropReason::NoBackend, DEVICE_A, &to_a(reset));
         goes(rig, from(plain));
+        Ok(())
+    })
+}
+
+/// S45, E12: one of the two entries was lost, the backend is gone, and the other entry tells: no entry that forgets the
+/// backend is written over it. Whoever only reads hears of the end as well.
+pub(crate) fn lost_entries() -> Result<()> {
+    tell("led-lost", |rig, family| {
+        let _pinned = Pinned::here()?;
+        let backend = family.at(Who::PodB, 8080);
+        let [reads, speaks] = [40_000, 40_001].map(|port| family.at(Who::PodA, port));
+        let from = |client| Packet::tcp(client, backend).sequence(9, 1000);
+        for client in [reads, speaks] {
+            lead(rig, backend)?;
+            let opening = from(client).flags(tcp::SYN);
+            rig.run(Hook::FromPodA, &from_a(opening.clone())).to_pod_b(&opening.ttl(63));
+        }
+        end(rig, family, backend)?;
+        rig.evict(TCP, backend, reads)?;
+        let pushed = from_b(Packet::tcp(backend, reads).sequence(500, 1001).payload(b"an event"));
+        rig.run(Hook::FromPodB, &pushed).to_pod_a(&reset(backend, reads, 500).ttl(63));
+        let told = refused(reads, backend).macs(HOST_MAC_B, MAC_B);
+        rig.run(Hook::FromPodB, &pushed).answered(DropReason::BackendGone, DEVICE_B, &told);
+        // This one's socket has lost its row, too.
+        rig.evict(TCP, speaks, backend)?;
+        for client in [reads, speaks] {
+            let reset = Packet::tcp(backend, client).flags(tcp::RST).sequence(1000, 0).window(0);
+            let seen = rig.run(Hook::FromPodA, &from_a(from(client)));
+            seen.answered(DropReason::BackendGone, DEVICE_A, &to_a(reset));
+        }
         Ok(())
     })
 }

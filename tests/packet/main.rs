@@ -12,6 +12,7 @@ mod answers;
 mod choice;
 mod cost;
 mod edges;
+mod ends;
 mod headers;
 mod led;
 mod life;
@@ -48,11 +49,15 @@ fn main() -> std::process::ExitCode {
         edges::fragments,
         edges::errors_from_backends,
         edges::errors_about_answers,
+        ends::inside,
+        ends::by_any_packet,
+        ends::outside_and_host,
         headers::lies_are_dropped,
         headers::truncation_at_every_byte,
         headers::options_and_extensions,
         headers::fragments,
         led::connections,
+        led::lost_entries,
         life::hop_limits,
         life::two_frontends,
         life::port_reuse,
@@ -102,6 +107,7 @@ fn main() -> std::process::ExitCode {
         silence::downloads,
         sockets::connect,
         sockets::policies,
+        sockets::led_before,
         spoof::sources,
         spoof::neighbours,
         spoof::overlay,

@@ -11,6 +11,7 @@ use quilla_abi::service::{Service, flag, scope};
 use quilla_tests::cgroup::Cgroup;
 use quilla_tests::sandbox::Sandbox;
 
+use crate::led::{Pinned, lead};
 use crate::rig::{Family, Rig, TCP, UDP, Who, namespace};
 
 /// The kernel has no test run for these programs: real sockets of a process in a cgroup of its own.
@@ -144,10 +145,19 @@ fn counted(rig: &mut Rig, cgroup: &Cgroup, vip: SocketAddr, backend: SocketAddr)
     let row = Service { id: 6, flags: flag::LEAST_CONNECTIONS, ..Service::default() };
     rig.serve((vip, TCP), scope::INTERNAL, row, &[backend])?;
     ensure!(rig.load_of((backend, TCP))?.connections == 0, "what came before is released");
+    let open = while_connected(cgroup, vip, || Ok(rig.load_of((backend, TCP))?.connections))?;
+    ensure!(open == 1, "{open}");
+    ensure!(rig.load_of((backend, TCP))?.connections == 0, "released");
+    Ok(())
+}
+
+/// Looks at something while a process in the cgroup has a connection.
+fn while_connected<T>(cgroup: &Cgroup, to: SocketAddr, look: impl FnOnce() -> Result<T>) -> Result<T> {
     let script = format!(
-        "echo $$ > {} && exec 3<>/dev/tcp/{}/80 && echo connected && read",
+        "echo $$ > {} && exec 3<>/dev/tcp/{}/{} && echo connected && read",
         cgroup.path().join("cgroup.procs").display(),
-        vip.ip()
+        to.ip(),
+        to.port()
     );
     let mut child = Command::new("bash")
         .args(["-c", &script])
@@ -157,12 +167,40 @@ fn counted(rig: &mut Rig, cgroup: &Cgroup, vip: SocketAddr, backend: SocketAddr)
         .context("run bash")?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
-    let open = rig.load_of((backend, TCP))?.connections;
+    let seen = look();
     drop(child.stdin.take());
     child.wait()?;
-    ensure!((line.trim(), open) == ("connected", 1), "{line} {open}");
-    ensure!(rig.load_of((backend, TCP))?.connections == 0, "released");
-    Ok(())
+    ensure!(line.trim() == "connected", "{to}: {line}");
+    seen
+}
+
+/// S45: a socket that a Service led to a backend in vain, and that then asks for the backend itself, is not the Service's
+/// any more.
+pub(crate) fn led_before() -> Result<()> {
+    let netns = namespace("led-before")?;
+    for family in Family::BOTH {
+        netns.ip(&format!("addr add {} dev lo", family.ip(Who::Vip(1))))?;
+    }
+    let cgroup = Cgroup::create(&Sandbox::current()?.cgroup().join("led-before"))?;
+    netns.run(|| {
+        let rig = Rig::load("led-before", false)?;
+        rig.datapath.attach_sockets(cgroup.path())?;
+        let _pinned = Pinned::here()?;
+        for family in Family::BOTH {
+            let backend = family.at(Who::Vip(1), 80);
+            let _listener = TcpListener::bind(backend)?;
+            lead(&rig, backend)?;
+            let rows = || -> Result<usize> {
+                let maps = rig.datapath.maps();
+                Ok(maps.sockets_v4.entries()?.len() + maps.sockets_v6.entries()?.len())
+            };
+            let before = rows()?;
+            let left = while_connected(&cgroup, backend, rows)?;
+            ensure!(left + 1 == before, "{family:?}: {left} of {before} rows are left");
+        }
+        rig.datapath.detach_sockets()?;
+        Ok(())
+    })?
 }
 
 /// S45, E18: a Pod's datagrams are left to its device; the node's are translated.

@@ -6,7 +6,8 @@ use quilla_abi::DropReason;
 
 use crate::model::Hook;
 use crate::wire::{
-    ACK, FIN, Frame, Headers, Part, RST, SYN, TCP, UDP, ip_checksum_error, read, transport_checksum_error,
+    ACK, FIN, Frame, Headers, Part, RST, SYN, TCP, Tuple, UDP, ip_checksum_error, read,
+    transport_checksum_error,
 };
 
 /// What the sender of a dropped packet may be told.
@@ -44,6 +45,43 @@ pub(crate) fn due(hook: Hook, frame: &[u8], reason: DropReason) -> Option<Answer
         }
         _ => None,
     }
+}
+
+/// Whether a server's packet can become the reset by which a client hears that its backend is gone (S45).
+pub(crate) fn ends(headers: &Headers, frame: &[u8]) -> bool {
+    let plain = if headers.tuple.src.is_ipv4() { 14 + 20 } else { 14 + 40 };
+    headers.tuple.proto == TCP
+        && headers.part == Part::Whole
+        && headers.tcp_flags & SYN == 0
+        && headers.l4 == plain
+        && frame[headers.ttl_at] > 1
+}
+
+/// Whether `after` is that reset, with this tuple. The client believes its number, or asks again with the right one.
+pub(crate) fn check_end(tuple: Tuple, decrement: bool, before: &[u8], after: &[u8]) -> Result<(), String> {
+    let (Frame::Ip(sent), Frame::Ip(told)) = (read(before), read(after)) else {
+        return Err("the reset is malformed".into());
+    };
+    let word =
+        |frame: &[u8], at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
+    let header = usize::from(before[sent.l4 + 12] >> 4) * 4;
+    let empty = sent.l4_len == header && sent.tcp_flags & (FIN | RST) == 0;
+    let kept = sent.tcp_flags & ACK;
+    let expected = (
+        tuple,
+        20,
+        RST | kept,
+        word(before, sent.l4 + 4).wrapping_add(u32::from(empty)),
+        if kept == 0 { 0 } else { word(before, sent.l4 + 8) },
+        64 - u8::from(decrement),
+    );
+    let (sequence, acknowledged) = (word(after, told.l4 + 4), word(after, told.l4 + 8));
+    let seen = (told.tuple, told.l4_len, told.tcp_flags, sequence, acknowledged, after[told.ttl_at]);
+    let sums = (ip_checksum_error(after), transport_checksum_error(after, &told));
+    if seen == expected && sums.1 == Some(0) && (tuple.src.is_ipv6() || sums.0 == 0) {
+        return Ok(());
+    }
+    Err(format!("a wrong reset, {seen:?} for {expected:?}:\nbefore {before:02x?}\nafter {after:02x?}"))
 }
 
 /// Whether `after` is the answer to the packet.

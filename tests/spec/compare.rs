@@ -50,7 +50,7 @@ impl Tally {
         let (rows, row) = match expect {
             Expect::Drop(reason) => (&mut self.drops, *reason as u32),
             Expect::Pass => (&mut self.forwards, path::PASSED),
-            Expect::Deliver { target, .. } | Expect::Report { target, .. } => {
+            Expect::Deliver { target, .. } | Expect::End { target, .. } | Expect::Report { target, .. } => {
                 (&mut self.forwards, target.path())
             }
         };
@@ -83,7 +83,7 @@ pub(crate) fn judge(
         frame,
         Seen { packet: seen.packet, dropped: reason, passed: seen.verdict == NEXT },
     )?;
-    tally.count(&expect, frame);
+    tally.count(&expect, if matches!(expect, Expect::End { .. }) { seen.packet } else { frame });
     meet(&mut model.coverage, *hook, frame, &expect);
     let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
     match &expect {
@@ -114,7 +114,7 @@ pub(crate) fn judge(
             }
             Ok(Vec::new())
         }
-        Expect::Deliver { target, .. } | Expect::Report { target, .. }
+        Expect::Deliver { target, .. } | Expect::End { target, .. } | Expect::Report { target, .. }
             if seen.verdict != verdict(*target)
                 || seen.cb[..4] != said(&model.world, slots, *target, seen.cb[trace::VERDICT]) =>
         {
@@ -123,6 +123,16 @@ pub(crate) fn judge(
         Expect::Report { .. } => {
             report(&model.world, &expect, frame, seen.packet)?;
             Ok(Vec::new())
+        }
+        Expect::End { target, tuple, decrement } => {
+            let mut addressed_frame = seen.packet.to_vec();
+            addressed(&model.world, &mut addressed_frame, *target, tuple.src, tuple.dst);
+            if addressed_frame != seen.packet {
+                return differs("the reset is for somebody else");
+            }
+            answer::check_end(*tuple, *decrement, frame, seen.packet)?;
+            model.coverage.meet(["answer", "reset of the client", coverage::family(tuple.src), ""]);
+            Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
         Expect::Deliver { target, tuple, decrement } => {
             bytes(&model.world, *target, *tuple, *decrement, frame, seen.packet)?;
@@ -148,7 +158,9 @@ fn meet(coverage: &mut Coverage, hook: Hook, frame: &[u8], expect: &Expect) {
     coverage.meet(match expect {
         Expect::Drop(reason) => ["drop", reason.label(), "", ""],
         Expect::Pass => ["way", "passed", "", ""],
-        Expect::Deliver { target, .. } | Expect::Report { target, .. } => ["way", way(*target), "", ""],
+        Expect::Deliver { target, .. } | Expect::End { target, .. } | Expect::Report { target, .. } => {
+            ["way", way(*target), "", ""]
+        }
     });
 }
 

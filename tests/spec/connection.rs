@@ -104,6 +104,11 @@ impl Life {
         self.reset |= tcp_flags & RST != 0;
     }
 
+    /// Somebody was told that it is over.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.reset
+    }
+
     /// A SYN may take the tuple over (E10).
     pub(crate) fn is_over(&self) -> bool {
         self.reset || self.fin[0] || self.fin[1]

@@ -66,7 +66,7 @@ const KINDS: &[(&str, &[&[&str]])] = &[
     ("connection", &[&["met in its middle", "begun after its end"], &["TCP"]]),
     ("connection", &[&["led elsewhere", "to itself", "under another port"], &["TCP", "UDP"]]),
     ("error", &[&["of a connection", "of nothing known"], FAMILIES]),
-    ("answer", &[&["reset", "port unreachable"], FAMILIES]),
+    ("answer", &[&["reset", "reset of the client", "port unreachable"], FAMILIES]),
     ("way", &[&["local Pod", "overlay", "stack", "uplink", "host to overlay", "passed"]]),
     (
         "drop",

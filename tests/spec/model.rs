@@ -12,10 +12,11 @@ use quilla_abi::counter::path;
 use quilla_abi::flow::action;
 
 use crate::affinity::Affinity;
+use crate::answer;
 use crate::connection::{Connection, Direction, Scope};
 use crate::coverage::{Coverage, protocol};
 use crate::service::{SetId, Side};
-use crate::wire::{Echo, Frame, Headers, ICMP, ICMPV6, Part, TCP, Tuple, UDP, read};
+use crate::wire::{Echo, Frame, Headers, ICMP, ICMPV6, Part, RST, TCP, Tuple, UDP, read};
 use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, World, family};
 
 /// Where a packet meets the data path.
@@ -99,6 +100,12 @@ pub(crate) enum Expect {
     /// Not ours: untouched.
     Pass,
     Deliver {
+        target: Target,
+        tuple: Tuple,
+        decrement: bool,
+    },
+    /// In its place a reset goes there, for a client whose backend is gone.
+    End {
         target: Target,
         tuple: Tuple,
         decrement: bool,
@@ -327,7 +334,7 @@ impl Model {
                 || (tuple.proto != TCP && connection.life.is_silent(tuple.proto, self.now));
             let reselects = connection.backend_gone && tuple.proto != TCP && direction == Direction::Original;
             if connection.backend_gone && !reopens && !reselects {
-                return Ok(Expect::Drop(DropReason::BackendGone));
+                return Ok(self.ended(id, direction, hook, headers, frame, seen));
             }
             // Whatever was spoken to past all Services belongs to one now; the connection ends when the data path looks
             // at it again, which the Service alone is no reason to do.
@@ -430,6 +437,30 @@ impl Model {
             return Expect::Deliver { target: Target::Stack, tuple: headers.tuple, decrement: false };
         }
         Expect::Deliver { target, tuple, decrement: routed }
+    }
+
+    /// A packet of a connection whose backend is gone. The client hears of it with the first one of the server, unless it is
+    /// only connecting, and the server with its next one. As all answers that one may be missing.
+    fn ended(
+        &mut self,
+        id: usize,
+        direction: Direction,
+        hook: Hook,
+        headers: &Headers,
+        frame: &[u8],
+        seen: Seen<'_>,
+    ) -> Expect {
+        let connection = self.connections[id].as_mut().expect("only forgotten connections are None");
+        let due = direction == Direction::Answer
+            && !connection.life.is_reset()
+            && answer::ends(headers, frame)
+            && seen.dropped != Some(DropReason::BackendGone);
+        if !due {
+            return Expect::Drop(DropReason::BackendGone);
+        }
+        connection.life.hear(self.now, direction, RST);
+        let (target, tuple) = connection.translated(direction);
+        Expect::End { target, tuple, decrement: !hook.is_egress() && target.is_routed() }
     }
 
     /// Another connection has the tuple, and was heard of not too long ago.

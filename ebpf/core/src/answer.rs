@@ -4,11 +4,12 @@
 //! fragments, nor resets (RFC 1122 3.2.2, RFC 4443 2.4, RFC 9293 3.5.2).
 
 use quilla_abi::DropReason;
+use quilla_abi::flow::state;
 
 use crate::connection::opens;
 use crate::family::Family;
 use crate::headers::{Headers, Message, Part};
-use crate::protocol::{ip, tcp};
+use crate::protocol::{ETHERNET, ip, tcp};
 
 /// The kinds of answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,33 @@ pub fn reset_header(fixed: [u8; 16], payload: u32) -> [u8; 20] {
     [d0, d1, s0, s1, 0, 0, 0, 0, k0, k1, k2, k3, 5 << 4, tcp::RST | tcp::ACK, 0, 0, 0, 0, 0, 0]
 }
 
+/// Whether a server's packet on a connection whose backend is gone becomes the reset by which the client hears of it.
+/// The first one does; whoever is only connecting tries again and finds another backend (S45).
+#[inline(always)]
+pub fn ends<F: Family>(headers: &Headers<F::Addr>, life: u8) -> bool {
+    headers.key.proto == ip::TCP
+        && headers.tcp & tcp::SYN == 0
+        && headers.part == Part::Whole
+        && headers.transport == ETHERNET + F::HEADER
+        && headers.hop_limit > 1
+        && life != state::RESET
+}
+
+/// The fixed TCP header of a reset in place of a segment, from the same sender; the checksum is 0.
+///
+/// A client believes it at the number that it expects next, and answers one ahead of it with that number, which is then
+/// reset (RFC 5961 3.2). One that is behind it ignores, and keep-alive probes are one behind (RFC 9293 3.8.4): whatever
+/// carries nothing counts as one. `fixed` and `payload` are as for [`reset_header`].
+#[inline(always)]
+pub fn end_header(fixed: [u8; 16], payload: u32) -> [u8; 20] {
+    let [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, _, flags, _, _] = fixed;
+    let ahead = u32::from(payload == 0 && flags & (tcp::FIN | tcp::RST) == 0);
+    let [q0, q1, q2, q3] = u32::from_be_bytes([q0, q1, q2, q3]).wrapping_add(ahead).to_be_bytes();
+    let kept = flags & tcp::ACK;
+    let [a0, a1, a2, a3] = if kept == 0 { [0; 4] } else { [a0, a1, a2, a3] };
+    [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, 5 << 4, tcp::RST | kept, 0, 0, 0, 0, 0, 0]
+}
+
 /// The ICMP header of an error; the checksum is 0. `mtu` counts for [`Answer::TooBig`] only.
 #[inline(always)]
 pub fn error_header<F: Family>(answer: Answer, mtu: u16) -> [u8; 8] {
@@ -105,6 +133,38 @@ mod tests {
         assert_eq!(words(reset_header(segment(tcp::SYN), 0)), (0, 0, tcp::RST | tcp::ACK));
         assert_eq!(words(reset_header(segment(tcp::SYN | tcp::FIN), 3)), (0, 4, tcp::RST | tcp::ACK));
         assert_eq!(words(reset_header(segment(tcp::ACK), 100)), (7, 0, tcp::RST));
+    }
+
+    #[test]
+    fn a_reset_in_place_of_a_segment_is_believed_by_its_receiver() {
+        let of = |flags, payload| {
+            let header = end_header(segment(flags), payload);
+            assert_eq!(header[..4], segment(flags)[..4], "ports stay");
+            let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
+            (word(4), word(8), header[13])
+        };
+        assert_eq!(of(tcp::ACK, 100), (u32::MAX, 7, tcp::RST | tcp::ACK));
+        assert_eq!(of(tcp::FIN | tcp::ACK, 0), (u32::MAX, 7, tcp::RST | tcp::ACK));
+        assert_eq!(of(tcp::RST, 0), (u32::MAX, 0, tcp::RST));
+        assert_eq!(of(tcp::ACK, 0), (0, 7, tcp::RST | tcp::ACK), "perhaps a keep-alive");
+    }
+
+    /// S45: a client is told once, by what is certainly its connection's.
+    #[test]
+    fn which_packets_end_a_connection() {
+        let usual = Headers { transport: 34, hop_limit: 64, ..headers(ip::TCP, tcp::ACK) };
+        let ends = |headers: &Headers<[u8; 4]>, life| ends::<V4>(headers, life);
+        assert!(ends(&usual, state::ESTABLISHED) && ends(&usual, state::FIN));
+        assert!(!ends(&usual, state::RESET));
+        for other in [
+            Headers { tcp: tcp::SYN | tcp::ACK, ..usual },
+            Headers { part: Part::First, ..usual },
+            Headers { transport: 38, ..usual },
+            Headers { hop_limit: 1, ..usual },
+            Headers { transport: 34, hop_limit: 64, ..headers(ip::UDP, 0) },
+        ] {
+            assert!(!ends(&other, state::ESTABLISHED), "{other:?}");
+        }
     }
 
     fn headers(proto: u8, tcp: u8) -> Headers<[u8; 4]> {

@@ -16,7 +16,7 @@ use crate::protocol::{ethertype, ip};
 use crate::{checksum, ipv4, ipv6};
 
 /// TTL and hop limit of packets that we make (RFC 1700).
-pub(crate) const HOP_LIMIT: u8 = 64;
+pub const HOP_LIMIT: u8 = 64;
 
 /// An IP version.
 pub trait Family: Copy + 'static {

@@ -48,6 +48,18 @@ const MUTANTS: &[Mutant] = &[
         to: "if !flow::holds(&entry.deps[dep::BACKEND]) && entry.packets == u64::MAX {",
     },
     Mutant {
+        name: "nobody notes that a client was told of its backend's end",
+        file: "ebpf/src/flow.rs",
+        from: "let tcp = if *ends != 0 { tcp::RST } else { headers.tcp };",
+        to: "let tcp = headers.tcp;",
+    },
+    Mutant {
+        name: "a client is told of its backend's end with another number",
+        file: "ebpf/core/src/answer.rs",
+        from: "let ahead = u32::from(payload == 0 &&",
+        to: "let ahead = u32::from(payload != 0 &&",
+    },
+    Mutant {
         name: "a Pod may answer itself past us",
         file: "ebpf/src/nat.rs",
         from: "scratch.flow.backend != 0 && scratch.out.dst == headers.key.src",
