@@ -168,10 +168,13 @@ impl State {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use quilla_model::{EndpointSlice, Family, Namespace, ObjectName, ObjectRef, Problem, Reason};
+    use tokio::sync::{mpsc, watch};
+    use tokio_util::sync::CancellationToken;
 
-    use super::State;
+    use super::{State, own};
     use crate::watch::{Kind, Known, Update, Value};
 
     fn namespace(name: &str) -> Known {
@@ -234,5 +237,32 @@ mod tests {
         state.take(Update::Changed(Kind::Namespace, bad));
         state.take(Update::Deleted(Kind::Namespace, ObjectName::new("", "n")));
         assert_eq!(state.publish().unwrap().problems.len(), 0);
+    }
+
+    /// Something flaps 100 times a second (bad input): at most 50 snapshots a second come of it, and the last one says
+    /// all.
+    #[tokio::test(start_paused = true)]
+    async fn changes_without_end_are_published_together() {
+        let (sender, updates) = mpsc::channel(100);
+        let (published, mut seen) = watch::channel(None);
+        let owner = tokio::spawn(own(updates, published, CancellationToken::new()));
+        let flapping = tokio::spawn(async move {
+            for kind in Kind::ALL {
+                sender.send(Update::Listed(kind, vec![])).await.unwrap();
+            }
+            for number in 0..300 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let name = format!("n{number}");
+                sender.send(Update::Changed(Kind::Namespace, namespace(&name))).await.unwrap();
+            }
+        });
+        let mut count = 0;
+        while seen.changed().await.is_ok() {
+            count += 1;
+        }
+        flapping.await.unwrap();
+        owner.await.unwrap();
+        assert!((100..=152).contains(&count), "{count} snapshots in three seconds");
+        assert_eq!(seen.borrow().as_ref().unwrap().snapshot.namespaces.len(), 300);
     }
 }
