@@ -40,6 +40,7 @@ fn main() -> std::process::ExitCode {
         external::a_weight_of_zero_drains_a_pod,
         node::connected_sockets_end_with_their_backend,
         node::the_node_s_own_packets_for_services_go_nowhere,
+        node::connections_led_at_the_socket_have_a_service,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
         led::connections_end_with_their_backend,
         overlay::pods_of_two_nodes_need_no_device,

@@ -20,6 +20,7 @@ spec:
   selector: {app: names}
   ports:
   - {name: udp, port: 53, targetPort: 8080, protocol: UDP}
+  - {name: web, port: 80, targetPort: 8080, protocol: TCP}
 ";
 
 /// A process of the node with one connected datagram socket, on which it waits; it says why it ends.
@@ -101,6 +102,38 @@ pub(crate) fn the_node_s_own_packets_for_services_go_nowhere() -> Result<()> {
         ensure!(!way.status.success() && said.contains("unreachable"), "{ip}: {way:?}");
         let outside = if own.is_ipv4() { OUTSIDE[0] } else { OUTSIDE[1] };
         node.command("ip").args(["route", "get", outside]).text()?;
+    }
+    cluster.stop()
+}
+
+/// A Pod's connection that a Service led to its backend at the socket shows the backend's address only: it is found by
+/// the Service all the same, in both directions, and one to the Pod itself is not.
+pub(crate) fn connections_led_at_the_socket_have_a_service() -> Result<()> {
+    let cluster = Cluster::builder("of-service").nodes(1).start()?;
+    let node = cluster.node("node-a");
+    let server = cluster.pod("node-a", "server").label("app", "names").start()?;
+    let [client, direct] = ["client", "direct"].map(|name| cluster.pod("node-a", name).start());
+    let (client, direct) = (client?, direct?);
+    cluster.apply(SERVICE)?;
+    let ips = cluster.wait_service("names", 1)?;
+    for (ip, own) in ips.iter().zip([false, true].map(|v6| server.address(v6))) {
+        let (service, backend) = (SocketAddr::new(ip.parse()?, 80), SocketAddr::new(own, 8080));
+        eventually::succeeds("the Service answers", || {
+            ask(|program| client.command(program), service, By::Http, 1)
+        })?;
+        ask(|program| direct.command(program), backend, By::Http, 1)?;
+        let found = node.quilla(&["flows", "--service", "names", "--proto", "tcp", "-o", "json"])?;
+        let found: Vec<serde_json::Value> = serde_json::from_str(&found)?;
+        let ends = |row: &serde_json::Value| {
+            let ends = ["source", "destination"].map(|end| row[end].as_str().unwrap_or_default().to_owned());
+            (row["service"] == "default/names:web").then_some(ends)
+        };
+        let ends: Vec<_> = found.iter().filter_map(ends).collect();
+        let backend = backend.to_string();
+        ensure!(ends.iter().any(|[_, to]| *to == backend), "no led flow to {backend}: {found:?}");
+        ensure!(ends.iter().any(|[from, _]| *from == backend), "no answers from {backend}: {found:?}");
+        let stranger = direct.address(own.is_ipv6()).to_string();
+        ensure!(!ends.iter().flatten().any(|end| end.contains(&stranger)), "{stranger}: {found:?}");
     }
     cluster.stop()
 }
