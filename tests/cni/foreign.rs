@@ -127,8 +127,8 @@ pub(crate) fn ours_after_another() -> Result<()> {
         let call = |verb: &str| {
             node.call(verb, &pod).with("cniVersion", VERSION).with("prevResult", theirs.clone()).run()
         };
-        let state = settled(&node, &pod)?;
-        // CNI-15: limits on an interface that stays go with a failed ADD.
+        // CNI-15: limits on an interface that stays go with a failed ADD. What the kernel keeps of them is the length that a
+        // queue would have.
         node.recorder.behave(Behaviour::Refuse);
         let limits = json!({ "bandwidth": { "egressRate": 8_000_000, "ingressRate": 8_000_000 } });
         let add = node.call("ADD", &pod).with("cniVersion", VERSION).with("prevResult", theirs.clone());
@@ -138,6 +138,7 @@ pub(crate) fn ours_after_another() -> Result<()> {
         let rules = pod.netns.command("nft").args(["list", "ruleset"]).text()?;
         ensure!(!queues.contains("tbf") && rules.is_empty(), "{kind}: a failed ADD left {queues}{rules}");
 
+        let state = settled(&node, &pod)?;
         ensure!(call("ADD")?.result()? == theirs, "{kind}: the result was changed");
         call("CHECK")?.silence()?;
         ensure!(call("ADD")?.result()? == theirs, "{kind}: the second answer differs");
