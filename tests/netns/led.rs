@@ -1,12 +1,14 @@
-//! Connections that a Service led to their backend when the socket was connected: they end with it, and no others do.
+//! Connections to a backend that leaves its Service: they end with it, wherever they were translated, and no others do.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use quilla_tests::cluster::Cluster;
+use quilla_tests::command::Run;
 use quilla_tests::eventually;
+use quilla_tests::netns::run_inside;
 use quilla_tests::pod::Pod;
 
 const SERVICE: &str = "
@@ -18,6 +20,7 @@ spec:
   selector: {app: led}
   ports:
   - {name: tcp, port: 80, targetPort: 8080, protocol: TCP}
+  - {name: push, port: 81, targetPort: 7070, protocol: TCP}
 ";
 
 /// A process of a Pod with one connection, on which it sends for each line that it is told.
@@ -66,21 +69,88 @@ impl Drop for Speaker {
     }
 }
 
+/// A process with one connection from which it only reads.
+struct Reader {
+    child: Child,
+    complaints: ChildStderr,
+}
+
+impl Reader {
+    fn start(mut command: Command, to: SocketAddr) -> Result<Self> {
+        let script = "exec 3<>/dev/tcp/$0/$1 && echo connected && exec cat <&3 >/dev/null";
+        command.args(["-c", script, &to.ip().to_string(), &to.port().to_string()]);
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start bash")?;
+        let complaints = child.stderr.take().context("standard error")?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("standard output")?).read_line(&mut line)?;
+        let reader = Self { child, complaints };
+        ensure!(line.trim() == "connected", "{to}");
+        Ok(reader)
+    }
+
+    /// Waits until its read has failed, and says how.
+    fn end(&mut self) -> Result<String> {
+        eventually::succeeds("the read ends", || self.child.try_wait()?.context("still reading"))?;
+        let mut said = String::new();
+        self.complaints.read_to_string(&mut said)?;
+        Ok(said)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// How many connections a Pod's sockets have with this peer, as they know it themselves.
+fn peers(pod: &Pod, peer: SocketAddr) -> Result<usize> {
+    let mut command = pod.command("ss");
+    command.args(["--no-header", "--numeric", "--tcp", "state", "established", "dst", &peer.to_string()]);
+    Ok(command.text()?.lines().count())
+}
+
 /// S45: when an endpoint leaves its Service for good, connections of Pods that the Service led there at `connect` are
 /// reset, on this node and on another. One that asked for the Pod itself goes on.
+///
+/// Whoever only reads hears of it when the server sends something, and so does the server; led at the socket and per
+/// packet, on one node.
 pub(crate) fn connections_end_with_their_backend() -> Result<()> {
     let cluster = Cluster::builder("led").nodes(2).start()?;
     let server = cluster.pod("node-a", "server").label("app", "led").start()?;
     let clients = [cluster.pod("node-a", "near").start()?, cluster.pod("node-b", "far").start()?];
+    let listener = run_inside(server.netns(), || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 7070)))??;
     cluster.apply(SERVICE)?;
     let ips = cluster.wait_service("led", 1)?;
     let (mut led, mut plain) = (Vec::new(), Vec::new());
+    let (mut readers, mut told, mut others, mut others_accepted) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for client in &clients {
         for ip in &ips {
-            let to = SocketAddr::new(ip.parse()?, 80);
+            let ip = ip.parse()?;
+            let [to, pushes] = [80, 81].map(|port| SocketAddr::new(ip, port));
             led.push(eventually::succeeds("the Service connects", || Speaker::start(client, to))?);
-            let own = server.address(to.is_ipv6());
-            plain.push(Speaker::start(client, SocketAddr::new(own, 8080))?);
+            led.push(Speaker::start(client, pushes)?);
+            others_accepted.push(listener.accept().context("accept")?.0);
+            let own = |port| SocketAddr::new(server.address(to.is_ipv6()), port);
+            plain.push(Speaker::start(client, own(8080))?);
+            for command in [client.command("bash"), client.command_without_hooks("bash")] {
+                let reader = Reader::start(command, pushes)?;
+                let connection = listener.accept().context("accept")?.0;
+                // What is cut short in a tunnel is another matter: the kernel may refuse that to the programs.
+                if client.name() == "near" {
+                    told.push(connection);
+                    readers.push(reader);
+                } else {
+                    others.push((reader, connection));
+                }
+            }
+            let seen = [own(8080), own(7070), to, pushes].map(|peer| peers(client, peer));
+            let [eighty, led_there, none, per_packet] = seen;
+            let seen = [eighty?, led_there?, none?, per_packet?];
+            ensure!(seen == [2, 2, 0, 1], "led at the socket, or per packet: {seen:?}");
         }
     }
     for speaker in led.iter_mut().chain(&mut plain) {
@@ -94,10 +164,29 @@ pub(crate) fn connections_end_with_their_backend() -> Result<()> {
             Ok(())
         })?;
     }
+    push(&mut told, &mut readers)?;
     for speaker in &mut plain {
         for _ in 0..2 {
             ensure!(speaker.send()? == "sent", "it asked for the Pod itself");
         }
     }
     cluster.stop()
+}
+
+/// The server says something once, on connections of which their clients only read.
+fn push(connections: &mut [TcpStream], readers: &mut [Reader]) -> Result<()> {
+    for connection in &mut *connections {
+        connection.write_all(b"an event\n").context("push")?;
+    }
+    for reader in readers {
+        let said = reader.end()?;
+        ensure!(said.contains("reset"), "it ended otherwise: {said}");
+    }
+    for connection in connections {
+        eventually::succeeds("the server is told", || {
+            ensure!(connection.write_all(b"more\n").is_err(), "still there");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
