@@ -46,17 +46,21 @@ pub(crate) fn inside() -> Result<()> {
             let asks = Packet::tcp(client, frontend).sequence(9, 1000);
             rig.run(Hook::FromPodA, &from_a(asks.clone().flags(tcp::SYN)));
             let local = number == 10;
-            let speaks = |packet: Packet| match local {
-                true => (Hook::FromPodB, from_b(packet)),
-                false => (FROM_OTHER_NODE, packet.macs(OTHER_VTEP, VTEP)),
+            let speaks = |packet: Packet| {
+                if local {
+                    (Hook::FromPodB, from_b(packet))
+                } else {
+                    (FROM_OTHER_NODE, packet.macs(OTHER_VTEP, VTEP))
+                }
             };
             let (hook, pushed) = speaks(push(backend, client));
             rig.run(hook, &pushed).to_pod_a(&push(frontend, client).ttl(63));
             end(rig, family, backend)?;
             rig.run(hook, &pushed).to_pod_a(&reset(frontend, client, 500).ttl(63));
-            let (device, told) = match local {
-                true => (DEVICE_B, refused(client, backend).macs(HOST_MAC_B, MAC_B)),
-                false => (OVERLAY, refused(client, backend).macs(VTEP, OTHER_VTEP)),
+            let (device, told) = if local {
+                (DEVICE_B, refused(client, backend).macs(HOST_MAC_B, MAC_B))
+            } else {
+                (OVERLAY, refused(client, backend).macs(VTEP, OTHER_VTEP))
             };
             for _ in 0..2 {
                 rig.run(hook, &pushed).answered(DropReason::BackendGone, device, &told);
