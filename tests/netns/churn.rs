@@ -31,6 +31,8 @@ const PORT: u16 = 80;
 const TARGET: u16 = 8080;
 /// How long, if nobody says otherwise.
 const SECONDS: u64 = 60;
+/// Changes of a type that flaps.
+const FLAPS: usize = 1000;
 
 /// What happens to a Pod's endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,25 +94,8 @@ pub(crate) fn endpoints_come_and_go_under_load() -> Result<()> {
     let cluster = Cluster::builder("churn").nodes(2).start()?;
     let endpoints = pods(&cluster)?;
     let frontends = services(&cluster, &endpoints)?;
-    let observer = observe::Observer::start(cluster.node("node-a").bpffs(), &frontends)?;
-    let stable = endpoints.iter().filter(|one| one.life != Life::Leaving).count();
-    eventually::becomes(
-        "the first endpoints are published",
-        || observer.members(),
-        |found| *found == 2 * stable,
-    )?;
-
-    let hooked = cluster.pod("node-a", "hooked").start()?;
-    let packets = cluster.pod("node-a", "packets").start()?;
-    let outside = cluster.outside();
-    let (inside, external) = frontends.split_at(4);
-    let node_ports = node_ports(&cluster)?;
-    let loads = [
-        Load::start("hooked", |program| hooked.command(program), inside, &[])?,
-        Load::start("packets", |program| packets.command_without_hooks(program), inside, &[])?,
-        Load::start("outside", |program| outside.command(program), external, &node_ports)?,
-    ];
-    loads.iter().try_for_each(Load::established)?;
+    let observer = observed(&cluster, &endpoints, &frontends)?;
+    let loads = loads(&cluster, &frontends)?;
     let changes = write::churn(&cluster, &endpoints, seconds)?;
     let sent_again = loads.iter().map(Load::sent_again).sum::<Result<u64>>()?;
     let (mut connections, mut messages) = (Vec::new(), 0);
@@ -137,6 +122,49 @@ pub(crate) fn endpoints_come_and_go_under_load() -> Result<()> {
     changes.ensure_made(seconds)?;
     load::ensure_generated(connections.len(), messages, seconds)?;
     cluster.stop()
+}
+
+/// S17, S50: a Service whose type flaps 100 times a second breaks no long flow and loses no connection (bad input).
+pub(crate) fn a_type_that_flaps_breaks_no_flow() -> Result<()> {
+    let cluster = Cluster::builder("flap").nodes(2).start()?;
+    let endpoints = pods(&cluster)?;
+    let frontends = services(&cluster, &endpoints)?;
+    drop(observed(&cluster, &endpoints, &frontends)?.stop()?);
+    let loads = loads(&cluster, &frontends)?;
+    write::flap(&cluster, FLAPS)?;
+    for load in loads {
+        let told = load.stop()?;
+        ensure!(told.messages > 0 && !told.connections.is_empty(), "{} messages", told.messages);
+    }
+    cluster.stop()
+}
+
+/// Who may get new connections, once the first endpoints are published.
+fn observed(cluster: &Cluster, endpoints: &[Endpoint], frontends: &[Frontend]) -> Result<observe::Observer> {
+    let observer = observe::Observer::start(cluster.node("node-a").bpffs(), frontends)?;
+    let stable = endpoints.iter().filter(|one| one.life != Life::Leaving).count();
+    eventually::becomes(
+        "the first endpoints are published",
+        || observer.members(),
+        |found| *found == 2 * stable,
+    )?;
+    Ok(observer)
+}
+
+/// The clients, once their long flows stand.
+fn loads(cluster: &Cluster, frontends: &[Frontend]) -> Result<[Load; 3]> {
+    let hooked = cluster.pod("node-a", "hooked").start()?;
+    let packets = cluster.pod("node-a", "packets").start()?;
+    let outside = cluster.outside();
+    let (inside, external) = frontends.split_at(4);
+    let node_ports = node_ports(cluster)?;
+    let loads = [
+        Load::start("hooked", |program| hooked.command(program), inside, &[])?,
+        Load::start("packets", |program| packets.command_without_hooks(program), inside, &[])?,
+        Load::start("outside", |program| outside.command(program), external, &node_ports)?,
+    ];
+    loads.iter().try_for_each(Load::established)?;
+    Ok(loads)
 }
 
 /// Two Pods that stay, four that flap, six that leave, over both nodes; each with an endpoint of each family in each

@@ -48,6 +48,7 @@ fn main() -> std::process::ExitCode {
         overlay::a_plain_vxlan_device_is_a_node,
         overlay::the_agent_finds_out,
         uplinks::each_uplink_answers_its_own_clients,
+        churn::a_type_that_flaps_breaks_no_flow,
         churn::endpoints_come_and_go_under_load,
         restart::a_killed_agent_loses_nothing,
         restart::the_kernel_needs_no_agent,

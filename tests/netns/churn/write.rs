@@ -97,12 +97,29 @@ impl Step {
 
 /// Changes endpoints in turn, and the Service's type, for so long.
 pub(super) fn churn(cluster: &Cluster, endpoints: &[Endpoint], seconds: u64) -> Result<Changes> {
+    with_client(cluster, async |client| Writer::new(client, endpoints).run(seconds).await)
+}
+
+/// Changes the Service's type so many times, 100 times a second if the apiserver takes it.
+pub(super) fn flap(cluster: &Cluster, times: usize) -> Result<()> {
+    with_client(cluster, async |client| {
+        let mut writer = Writer::new(client, &[]);
+        let mut tick = interval(Duration::from_secs(1) / u32::try_from(RATE)?);
+        for number in 0..times {
+            tick.tick().await;
+            writer.change_type(TYPES[number % TYPES.len()]).await?;
+        }
+        Ok(())
+    })
+}
+
+fn with_client<T: Send>(cluster: &Cluster, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
     let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).context("read the kubeconfig")?;
     cluster.fabric().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.context("start a runtime")?.block_on(async {
             let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-            Writer::new(Client::try_from(config)?, endpoints).run(seconds).await
+            work(Client::try_from(config)?).await
         })
     })?
 }
