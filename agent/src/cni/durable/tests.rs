@@ -119,7 +119,7 @@ impl Disk for Slow {
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((begun, words)) = gate {
             begun.send(()).expect("the test listens");
-            if !words.recv().expect("the test decides") {
+            if !words.recv_timeout(PATIENCE).expect("the test decides") {
                 return Err(io::Error::other("on purpose"));
             }
         }
