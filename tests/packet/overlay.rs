@@ -47,11 +47,11 @@ impl Under {
     fn frame(self, inner: &Packet) -> Packet {
         let (here, there) = self.ends();
         let inner = inner.clone().macs(OTHER_VTEP, VTEP);
-        self.outer(&Packet::vxlan((there, OUTER), (here, PORT), VNI, &inner))
+        Self::outer(&Packet::vxlan((there, OUTER), (here, PORT), VNI, &inner))
     }
 
     /// As a tunnel writes it.
-    fn outer(self, packet: &Packet) -> Packet {
+    fn outer(packet: &Packet) -> Packet {
         packet.clone().macs(NEXT_HOP, OWN_MAC).identification(0).fault(Fault::NoUdpChecksum)
     }
 
@@ -64,7 +64,7 @@ impl Under {
         let (here, there) = self.ends();
         let inner = inner.clone().macs(VTEP, OTHER_VTEP);
         let outer = Packet::vxlan((here, port), (there, PORT), VNI, &inner);
-        let outer = self.outer(&outer).macs(OWN_MAC, NEXT_HOP);
+        let outer = Self::outer(&outer).macs(OWN_MAC, NEXT_HOP);
         seen.went(path::OVERLAY, REDIRECT, UPLINK, &outer);
         port
     }

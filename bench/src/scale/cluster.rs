@@ -139,13 +139,14 @@ fn pod_ip(family: Family, number: u32) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     use super::{Cluster, Shape};
 
     #[test]
     fn it_has_as_many_endpoints_as_asked_for_all_different() {
         let cluster = Cluster::new(Shape { services: 50, endpoints: 1_000, largest: 250 });
-        let slices = cluster.snapshot().slices.values().flat_map(|slices| slices.values());
+        let slices = cluster.snapshot().slices.values().flat_map(|slices| slices.values().map(Arc::as_ref));
         let addresses: Vec<_> =
             slices.flat_map(|slice| slice.endpoints.iter().map(|endpoint| endpoint.address)).collect();
         assert_eq!((addresses.len(), addresses.iter().collect::<BTreeSet<_>>().len()), (1_000, 1_000));

@@ -1,5 +1,7 @@
 //! The cluster as objects of the API, for a real controller and a real agent. Used by `scale`.
 
+use std::sync::Arc;
+
 use quilla_model::{Endpoint, EndpointSlice, Family, Service, Snapshot};
 use serde_json::{Value, json};
 
@@ -9,12 +11,12 @@ use crate::memory::Intent;
 const ROWS: usize = 3;
 
 pub(super) fn intent(snapshot: &Snapshot) -> Intent {
-    let slices = || snapshot.slices.values().flat_map(|slices| slices.values());
+    let slices = || snapshot.slices.values().flat_map(|slices| slices.values().map(Arc::as_ref));
     let v4 = slices().filter(|slice| slice.family == Family::V4);
     Intent {
         lists: [
             list(snapshot.services.values().map(|service| self::service(service))),
-            list(slices().map(|slice| self::slice(slice))),
+            list(slices().map(slice)),
         ],
         services: ROWS * snapshot.services.len(),
         backends: v4.map(|slice| slice.endpoints.len() * slice.ports.len()).sum(),

@@ -23,7 +23,7 @@ pub(crate) fn from_nobody() -> Result<()> {
             let inner = inner.clone().macs(OTHER_VTEP, VTEP);
             let (here, _) = under.ends();
             let from = (under.family.ip(Who::World), OUTER);
-            under.outer(&Packet::vxlan(from, (here, PORT), VNI, &inner))
+            Under::outer(&Packet::vxlan(from, (here, PORT), VNI, &inner))
         };
         lost(&rig.run(Hook::FromUplink, &stranger(&honest)), DropReason::UnknownTunnelSource);
         for who in [Who::PodA, Who::World, Who::Service(10), Who::Host] {
@@ -82,14 +82,14 @@ pub(crate) fn malformed() -> Result<()> {
 pub(crate) fn not_ours() -> Result<()> {
     tell("not-ours", false, |rig, family, under| {
         let honest = Packet::udp(at(family, Who::Remote), family.at(Who::PodA, 80));
-        let tunnel = |under: Under, from, to, port| {
+        let tunnel = |from, to, port| {
             let inner = honest.clone().macs(OTHER_VTEP, VTEP);
-            under.outer(&Packet::vxlan((from, OUTER), (to, port), VNI, &inner))
+            Under::outer(&Packet::vxlan((from, OUTER), (to, port), VNI, &inner))
         };
         let (here, there) = under.ends();
         let others = [
-            tunnel(under, there, under.family.ip(Who::World), PORT),
-            tunnel(under, there, here, PORT + 1),
+            tunnel(there, under.family.ip(Who::World), PORT),
+            tunnel(there, here, PORT + 1),
             // A piece, options, and a checksum that nobody has verified.
             under.frame(&honest).fragment(7, 0, true),
             under.frame(&honest).ip_options(&[1, 1, 1, 1]),
