@@ -191,13 +191,13 @@ fn the_addresses_of_all_devices_are_found() {
 fn a_change_of_a_device_is_told() {
     let namespace = Namespace::new();
     let mut changes = namespace.run(DeviceChanges::open).expect("listen");
-    let ignored = |name: &str| name == "pod";
+    let ignored = |name: &str| name.starts_with("pod");
     assert!(!changes.wait(Duration::ZERO, ignored));
     namespace.ip("link set lo mtu 1400");
     assert!(changes.wait(Duration::from_secs(10), ignored));
     namespace.ip("addr add 10.9.9.9/32 dev lo");
     assert!(changes.wait(Duration::from_secs(10), ignored));
-    namespace.ip("link add pod type dummy");
+    namespace.ip("link add pod type veth peer name pod-end");
     namespace.ip("link set pod mtu 1400");
     namespace.ip("link del pod");
     assert!(!changes.wait(Duration::from_millis(100), ignored));
