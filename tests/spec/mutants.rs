@@ -23,8 +23,10 @@ struct Mutant {
     to: &'static str,
 }
 
-/// Enough for every mutant to be noticed many times over.
-const PACKETS: u64 = 200_000;
+/// Of programs that should agree, to show that they do.
+const CONTROL_PACKETS: u64 = 200_000;
+/// Enough for every mutant to be noticed: most are within some thousands, the rarest within a million.
+const PACKETS: u64 = 3_000_000;
 
 /// A part of the tree, as a workspace of its own.
 struct Sources {
@@ -66,20 +68,22 @@ impl Sources {
         self.copy.path()
     }
 
-    /// Tries all of them. `disagrees` builds what is in the copy, and runs it under a name.
+    /// Tries all of them. `disagrees` builds what is in the copy, and runs it under a name for so
+    /// many packets.
     fn each_is_caught(
         &self,
         mutants: &[Mutant],
-        disagrees: impl Fn(&Self, &str) -> Result<Option<String>>,
+        disagrees: impl Fn(&Self, &str, u64) -> Result<Option<String>>,
     ) -> Result<()> {
         // The same recipe without a change must agree: it is the change that is caught, and not the recipe.
-        if let Some(story) = disagrees(self, "control").context("control")? {
+        if let Some(story) = disagrees(self, "control", CONTROL_PACKETS).context("control")? {
             bail!("the control disagrees: {story}");
         }
         let mut survivors = Vec::new();
         for (number, mutant) in mutants.iter().enumerate() {
             let original = self.mutate(mutant)?;
-            let story = disagrees(self, &format!("mutant-{number}")).with_context(|| mutant.name)?;
+            let name = format!("mutant-{number}");
+            let story = disagrees(self, &name, PACKETS).with_context(|| mutant.name)?;
             fs::write(self.folder().join(mutant.file), original).context("restore the source")?;
             match story {
                 Some(story) => println!("caught: {}: {story}", mutant.name),

@@ -1,12 +1,14 @@
 //! Who may get new connections, as the pinned maps of a node say it. A thread reads them every millisecond and notes
-//! each change. Invariant: what an observation tells was so at its time, not only before it.
+//! each change. Invariant: what an observation tells was so at its time, not only before it. A row that is the same before
+//! and after its slots are read may have been another one in between, and its slots somebody else's: slots that say the
+//! same twice within [`SOON`] are its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aya::Pod;
@@ -18,6 +20,8 @@ use quilla_abi::{Be16, map};
 use super::Frontend;
 
 const PERIOD: Duration = Duration::from_millis(1);
+/// Less than the agent leaves between two changes.
+const SOON: Duration = Duration::from_millis(15);
 const TCP: u8 = 6;
 
 /// The endpoints of a frontend, from a time on.
@@ -143,6 +147,19 @@ where
             row => row.context("read a Service"),
         }
     }
+
+    /// Where the slots of the row lead.
+    fn members(&self, row: &Service) -> Result<BTreeSet<IpAddr>>
+    where
+        A: Copy,
+        IpAddr: From<A>,
+    {
+        let member = |slot| {
+            let id = self.slots.get(&slot, 0).context("read a slot")?;
+            Ok(self.backends.get(&id, 0).context("read a backend")?.addr.into())
+        };
+        (row.slot_base..row.slot_base + row.slot_count).map(member).collect()
+    }
 }
 
 impl<A: Copy> Row for Maps<A>
@@ -152,17 +169,14 @@ where
     IpAddr: From<A>,
 {
     fn changed(&mut self) -> Result<Option<BTreeSet<IpAddr>>> {
+        let begun = Instant::now();
         let row = self.row()?;
         if self.last == Some(row) {
             return Ok(None);
         }
-        let mut members = BTreeSet::new();
-        for slot in row.slot_base..row.slot_base + row.slot_count {
-            let id = self.slots.get(&slot, 0).context("read a slot")?;
-            members.insert(self.backends.get(&id, 0).context("read a backend")?.addr.into());
-        }
+        let members = self.members(&row)?;
         // The slots that were read may be another's by now; next time they will be this row's.
-        if self.row()? != row {
+        if self.members(&row)? != members || self.row()? != row || begun.elapsed() >= SOON {
             return Ok(None);
         }
         self.last = Some(row);

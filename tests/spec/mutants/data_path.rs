@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use quilla_datapath::Object;
 
-use super::{Mutant, PACKETS, Sources, told};
+use super::{Mutant, Sources, told};
 use crate::explore::explore;
 use crate::{files, namespace};
 
@@ -143,9 +143,9 @@ const MUTANTS: &[Mutant] = &[
 pub(crate) fn each_is_caught() -> Result<()> {
     let members = ["abi", "ebpf", "ebpf/core"];
     let sources = Sources::copy(&["abi", "ebpf"], &members)?;
-    sources.each_is_caught(MUTANTS, |sources, name| {
+    sources.each_is_caught(MUTANTS, |sources, name, packets| {
         let object = compile(sources)?;
-        told(namespace(name)?.run(|| explore(&files(name), &Object::from_bytes(&object), 1, PACKETS))?)
+        told(namespace(name)?.run(|| explore(&files(name), &Object::from_bytes(&object), 1, packets))?)
     })
 }
 

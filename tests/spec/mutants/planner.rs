@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Mutant, PACKETS, Sources};
+use super::{Mutant, Sources};
 use crate::{files, namespace};
 
 const MUTANTS: &[Mutant] = &[
@@ -137,23 +137,23 @@ pub(crate) fn each_is_caught() -> Result<()> {
     let members = ["abi", "model", "agent/plan", "agent/datapath", "tests/spec"];
     let sources = Sources::copy(&parts, &members)?;
     fs::write(sources.folder().join("tests/spec/Cargo.toml"), MANIFEST).context("write the manifest")?;
-    sources.each_is_caught(MUTANTS, |sources, name| {
+    sources.each_is_caught(MUTANTS, |sources, name, packets| {
         let mut cargo = Command::new("cargo");
         cargo.args(["build", "--quiet", "--package", "alone"]).env("RUSTFLAGS", "-Awarnings");
         let program = sources.build(cargo, Path::new("debug/alone"))?;
-        namespace(&format!("planner-{name}"))?.run(|| run(&program, name))?
+        namespace(&format!("planner-{name}"))?.run(|| run(&program, name, packets))?
     })
 }
 
 /// The first line of the disagreement, if there is one.
-fn run(program: &Path, name: &str) -> Result<Option<String>> {
+fn run(program: &Path, name: &str, packets: u64) -> Result<Option<String>> {
     let place = files(&format!("planner-{name}"));
     fs::create_dir_all(&place).context("make a place for pins")?;
     let object = Sources::root().join("ebpf/objects/quilla.bpf.o");
     let output = Command::new(program)
         .arg(place)
         .arg(object)
-        .args(["1".to_owned(), PACKETS.to_string()])
+        .args(["1".to_owned(), packets.to_string()])
         .output()
         .context("start the mutant")?;
     let line = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();

@@ -64,8 +64,14 @@ fn log() -> Result<PathBuf> {
     Ok(binary::folder()?.join("quilla-dev.log"))
 }
 
-fn up() -> Result<()> {
+/// One record tells of one cluster: a second would leave the first without a way to end it.
+pub(crate) fn is_only_one() -> Result<()> {
     ensure!(find()?.is_none(), "a cluster is up already: `cargo xtask dev down` ends it");
+    Ok(())
+}
+
+fn up() -> Result<()> {
+    is_only_one()?;
     let log = log()?;
     let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
     let program = std::env::current_exe().context("find this program")?;

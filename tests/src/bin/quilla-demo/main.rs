@@ -59,6 +59,9 @@ fn main() -> ExitCode {
 }
 
 fn demo(keep: bool) -> Result<()> {
+    if keep {
+        dev::is_only_one()?;
+    }
     sandbox::enter_recorded(keep.then_some(record()?.as_path()))?;
     let cluster = scenes::play()?;
     if keep {
