@@ -23,7 +23,7 @@ use crate::rig::{
 /// How many numbers a CPU takes at once.
 const BATCH: u64 = 4096;
 /// How many sockets others may make on this CPU before the test run does.
-const AHEAD: u64 = 3072;
+const AHEAD: u64 = 512;
 
 /// Keeps the thread on its CPU.
 pub(crate) struct Pinned(CpuSet);
