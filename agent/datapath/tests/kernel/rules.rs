@@ -7,15 +7,21 @@ use quilla_datapath::{Netlink, sysctl};
 
 use crate::support::Namespace;
 
-/// E8: what the host itself sends to a range of nobody's ends at once; what it forwards is routed as before.
-#[test]
-fn e8_ranges_are_refused_to_the_host_alone_and_other_rules_are_left_alone() {
+/// A host with an address of each family on the device `under`.
+fn on_a_link() -> Namespace {
     let namespace = Namespace::new();
     namespace.ip("link add under type veth peer name other");
     namespace.ip("addr add 192.0.2.1/24 dev under");
     namespace.ip("addr add 2001:db8::1/64 dev under nodad");
     namespace.ip("link set under up");
     namespace.ip("link set other up");
+    namespace
+}
+
+/// E8: what the host itself sends to a range of nobody's ends at once; what it forwards is routed as before.
+#[test]
+fn e8_ranges_are_refused_to_the_host_alone_and_other_rules_are_left_alone() {
+    let namespace = on_a_link();
     namespace.run(|| sysctl::enable_forwarding("under")).expect("forwarding");
     namespace.ip("route add default via 192.0.2.9");
     namespace.ip("-6 route add default via 2001:db8::9");
@@ -75,12 +81,7 @@ fn e8_equal_rules_of_others_are_left_alone() {
 /// E8: what the host must go on reaching is seen in its routes, however they are written.
 #[test]
 fn e8_gateways_and_networks_are_read_off_the_routes() {
-    let namespace = Namespace::new();
-    namespace.ip("link add under type veth peer name other");
-    namespace.ip("addr add 192.0.2.1/24 dev under");
-    namespace.ip("addr add 2001:db8::1/64 dev under nodad");
-    namespace.ip("link set under up");
-    namespace.ip("link set other up");
+    let namespace = on_a_link();
     namespace.ip("route add default via 192.0.2.9");
     namespace.ip("-6 route add default via 2001:db8::9");
     namespace.ip("route add 198.51.100.0/24 nexthop via 192.0.2.7 nexthop via 192.0.2.8");
