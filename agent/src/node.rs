@@ -11,14 +11,15 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use quilla_abi::config::OVERLAY_PORT;
 use quilla_datapath::{DatapathError, Device, Netlink, Overlay, PodRoute, Surroundings, netns, sysctl};
 use quilla_model::{ObjectRef, Problem, Reason, Snapshot};
-use quilla_plan::facts::NodePortAddresses;
+use quilla_plan::facts::{DEFAULT_VNI, NodePortAddresses};
 use quilla_plan::{Desired, LocalEndpoint, NodeFacts};
 use tokio::sync::watch;
 
 use crate::apiserver::Servers;
-use crate::overlay::Encapsulation;
+use crate::overlay::{Encapsulation, Mode};
 
 use refusal::{Ranges, Refusals};
 
@@ -47,6 +48,25 @@ pub struct NodeSettings {
     pub encapsulation: watch::Receiver<Encapsulation>,
     /// Who wants to know the Pods' MTU.
     pub mtu: watch::Sender<u32>,
+}
+
+impl NodeSettings {
+    /// What holds where the operator chose nothing and nobody was asked yet.
+    pub fn new(name: &str, uplinks: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            uplinks: uplinks.iter().map(|&uplink| uplink.to_owned()).collect(),
+            vni: DEFAULT_VNI,
+            overlay_port: OVERLAY_PORT,
+            masquerade: true,
+            native: Vec::new(),
+            node_port_addresses: NodePortAddresses::Primary,
+            reject_without_local: false,
+            servers: watch::channel(Some(BTreeSet::new())).1,
+            encapsulation: watch::channel(Encapsulation::new(Mode::Auto, false, false)).1,
+            mtu: watch::channel(0).0,
+        }
+    }
 }
 
 /// The node.

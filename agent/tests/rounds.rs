@@ -15,7 +15,6 @@ use std::time::Duration;
 use quilla_agent::cni::{AttachedEndpoint, Origin};
 use quilla_agent::metrics::Metrics;
 use quilla_agent::node::NodeSettings;
-use quilla_agent::overlay::{Encapsulation, Mode};
 use quilla_agent::reconcile::{Command as Order, Handle, Parts, Reconciler, View, channel};
 use quilla_agent::snapshot::Published;
 use quilla_cni_protocol::Bandwidth;
@@ -23,7 +22,7 @@ use quilla_datapath::Datapath;
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
-use quilla_plan::{BackendKey, NodePortAddresses};
+use quilla_plan::BackendKey;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -68,22 +67,6 @@ impl Drop for Machine {
         drop(self.holder.kill());
         drop(self.holder.wait());
         fs::remove_dir(&self.cgroup).expect("remove the control group");
-    }
-}
-
-fn settings() -> NodeSettings {
-    NodeSettings {
-        name: "here".into(),
-        uplinks: vec!["eth0".into()],
-        vni: 1,
-        overlay_port: 8472,
-        masquerade: true,
-        native: Vec::new(),
-        node_port_addresses: NodePortAddresses::Primary,
-        reject_without_local: false,
-        servers: watch::channel(Some([].into())).1,
-        encapsulation: watch::channel(Encapsulation::new(Mode::Device, false, false)).1,
-        mtu: watch::channel(1500).0,
     }
 }
 
@@ -173,7 +156,7 @@ impl Agent {
         let (metrics, (handle, orders)) = (Arc::new(Metrics::new()), channel());
         let parts = Parts {
             datapath: Arc::clone(&datapath),
-            node: settings(),
+            node: NodeSettings::new("here", &["eth0"]),
             cgroup: machine.cgroup.clone(),
             metrics: Arc::clone(&metrics),
             published,

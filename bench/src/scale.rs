@@ -16,13 +16,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use quilla_agent::metrics::Metrics;
 use quilla_agent::node::NodeSettings;
-use quilla_agent::overlay::{Encapsulation, Mode};
 use quilla_agent::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use quilla_agent::snapshot::Published;
 use quilla_agent::table;
 use quilla_datapath::{Datapath, bpffs};
 use quilla_model::Snapshot;
-use quilla_plan::{NodePortAddresses, Step, Tables, diff};
+use quilla_plan::{Step, Tables, diff};
 use quilla_tests::netns::Netns;
 use quilla_tests::sandbox::{self, Sandbox};
 use tokio::sync::{mpsc, watch};
@@ -172,7 +171,7 @@ impl Agent {
         let (handle, commands) = channel();
         let parts = Parts {
             datapath: Arc::clone(&datapath),
-            node: settings(),
+            node: NodeSettings::new("here", &[UPLINK]),
             cgroup: Sandbox::current()?.cgroup().to_owned(),
             metrics: Arc::new(Metrics::new()),
             published: snapshots,
@@ -210,21 +209,5 @@ impl Agent {
 
     fn tables(&self) -> Arc<Tables> {
         Arc::clone(&self.view.borrow().tables)
-    }
-}
-
-fn settings() -> NodeSettings {
-    NodeSettings {
-        name: "here".into(),
-        uplinks: vec![UPLINK.into()],
-        vni: 1,
-        overlay_port: 8472,
-        masquerade: true,
-        native: Vec::new(),
-        node_port_addresses: NodePortAddresses::Primary,
-        reject_without_local: false,
-        servers: watch::channel(Some([].into())).1,
-        encapsulation: watch::channel(Encapsulation::new(Mode::Device, false, false)).1,
-        mtu: watch::channel(1500).0,
     }
 }

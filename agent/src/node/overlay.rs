@@ -58,13 +58,10 @@ mod tests {
 
     use quilla_datapath::Device;
     use quilla_model::{Node as ModelNode, Snapshot};
-    use quilla_plan::facts::NodePortAddresses;
     use quilla_plan::{NodeFacts, plan};
-    use tokio::sync::watch;
 
     use super::{routes, wanted};
     use crate::node::NodeSettings;
-    use crate::overlay::{Encapsulation, Mode};
 
     fn snapshot(there: &str) -> Snapshot {
         let node = |name: &str, address: &str, cidrs: [&str; 2]| ModelNode {
@@ -82,19 +79,7 @@ mod tests {
 
     #[test]
     fn e5_pods_get_what_the_tunnel_leaves_of_the_uplink() {
-        let settings = NodeSettings {
-            name: "here".into(),
-            uplinks: vec!["eth0".into(), "eth1".into()],
-            vni: 1,
-            overlay_port: 8472,
-            masquerade: true,
-            native: vec![],
-            node_port_addresses: NodePortAddresses::Primary,
-            reject_without_local: false,
-            servers: watch::channel(Some([].into())).1,
-            encapsulation: watch::channel(Encapsulation::new(Mode::Device, false, false)).1,
-            mtu: watch::channel(0).0,
-        };
+        let settings = NodeSettings::new("here", &["eth0", "eth1"]);
         let uplinks = [9000, 1500].map(|mtu| Device { mtu, ..Device::default() });
         let over_ipv4 = wanted(&settings, &uplinks, &snapshot("192.0.2.2"));
         assert_eq!(over_ipv4.mtu, 1450);
