@@ -24,7 +24,8 @@ const PERIOD: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_millis(15);
 const TCP: u8 = 6;
 
-/// The endpoints of a frontend, from a time on.
+/// The endpoints of a frontend, from a time on. A frontend that is absent, as between two types of its Service, has none:
+/// it says nothing of the endpoints, which it may have again before their changes have come.
 #[derive(Clone, Debug)]
 pub(super) struct Observation {
     pub(super) at: u64,
@@ -101,7 +102,7 @@ impl Observer {
 
 /// A frontend in either family.
 trait Row {
-    /// The members, if the row is another than last time.
+    /// The members, if there is a row, another than last time.
     fn changed(&mut self) -> Result<Option<BTreeSet<IpAddr>>>;
 }
 
@@ -140,11 +141,10 @@ where
         })
     }
 
-    /// Absent is as empty: nobody gets a connection.
-    fn row(&self) -> Result<Service> {
+    fn row(&self) -> Result<Option<Service>> {
         match self.services.get(&self.key, 0) {
-            Err(MapError::KeyNotFound) => Ok(Service::default()),
-            row => row.context("read a Service"),
+            Err(MapError::KeyNotFound) => Ok(None),
+            row => row.map(Some).context("read a Service"),
         }
     }
 
@@ -170,13 +170,16 @@ where
 {
     fn changed(&mut self) -> Result<Option<BTreeSet<IpAddr>>> {
         let begun = Instant::now();
-        let row = self.row()?;
+        let Some(row) = self.row()? else {
+            self.last = None;
+            return Ok(None);
+        };
         if self.last == Some(row) {
             return Ok(None);
         }
         let members = self.members(&row)?;
         // The slots that were read may be another's by now; next time they will be this row's.
-        if self.members(&row)? != members || self.row()? != row || begun.elapsed() >= SOON {
+        if self.members(&row)? != members || self.row()? != Some(row) || begun.elapsed() >= SOON {
             return Ok(None);
         }
         self.last = Some(row);
