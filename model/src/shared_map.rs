@@ -157,6 +157,28 @@ fn add<K, V>(part: &mut Part<K, V>, position: usize, row: (K, V)) {
     part.insert(position, row);
 }
 
+/// The part with these changes, which are sorted by key.
+fn merge<K: Ord, V, T>(
+    part: Part<K, V>,
+    changes: impl Iterator<Item = (K, T)>,
+    change: impl Fn(Option<V>, T) -> Option<V>,
+) -> Part<K, V> {
+    let mut merged = Part::with_capacity(part.len() + changes.size_hint().0);
+    let mut rows = part.into_iter().peekable();
+    for (key, value) in changes {
+        while let Some(row) = rows.next_if(|(other, _)| *other < key) {
+            merged.push(row);
+        }
+        let same = |(other, _): &(K, V)| *other == key;
+        let before = rows.next_if(same).or_else(|| merged.pop_if(|row| same(row)));
+        if let Some(value) = change(before.map(|(_, value)| value), value) {
+            merged.push((key, value));
+        }
+    }
+    merged.extend(rows);
+    merged
+}
+
 impl<K: Ord + Hash, V> SharedMap<K, V> {
     fn part<Q: Hash + ?Sized>(&self, key: &Q) -> &Part<K, V> {
         let (branch, part) = place(key);
@@ -229,6 +251,27 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
         find(part, key).ok().map(|position| &mut part[position].1)
     }
 
+    /// Changes many entries, in whatever order, and copies each part once: `change` makes the value that a key has then from
+    /// the one that it has, if any. Of one key the changes follow each other.
+    pub fn update<T>(
+        &mut self,
+        changes: impl IntoIterator<Item = (K, T)>,
+        change: impl Fn(Option<V>, T) -> Option<V>,
+    ) {
+        let mut sorted: Vec<_> = changes.into_iter().map(|(key, value)| (place(&key), key, value)).collect();
+        sorted.sort_by(|(place, key, _), (other_place, other, _)| (place, key).cmp(&(other_place, other)));
+        let mut sorted = sorted.into_iter();
+        while let Some(&((branch, position), ..)) = sorted.as_slice().first() {
+            let count = sorted.as_slice().partition_point(|(place, ..)| *place == (branch, position));
+            let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);
+            let part = Arc::make_mut(&mut branch[position]);
+            let before = part.len();
+            let changes = sorted.by_ref().take(count).map(|(_, key, value)| (key, value));
+            *part = merge(std::mem::take(part), changes, &change);
+            self.len = self.len + part.len() - before;
+        }
+    }
+
     /// The value of a key, made first if there is none.
     pub fn or_default(&mut self, key: K) -> &mut V
     where
@@ -288,9 +331,7 @@ where
 
 impl<K: Ord + Hash + Clone, V: Clone> Extend<(K, V)> for SharedMap<K, V> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
-        for (key, value) in entries {
-            self.insert(key, value);
-        }
+        self.update(entries, |_, value| Some(value));
     }
 }
 
@@ -354,6 +395,26 @@ mod tests {
 
     fn numbers(count: u32) -> SharedMap<u32, u32> {
         (0..count).map(|number| (number, number)).collect()
+    }
+
+    /// Against one change after the other: keys that come, go, stay and come several times.
+    #[test]
+    fn many_changes_at_once_are_as_one_after_the_other() {
+        let (mut at_once, mut plain) = (numbers(500), BTreeMap::new());
+        plain.extend((0..500).map(|number| (number, number)));
+        let copy = at_once.clone();
+        let changes: Vec<(u32, u32)> =
+            (0..3_000_u32).map(|step| (step.wrapping_mul(2_654_435_761) % 900, step)).collect();
+        let change =
+            |before: Option<u32>, step: u32| (!step.is_multiple_of(3)).then(|| before.unwrap_or(0) + step);
+        for &(key, step) in &changes {
+            if let Some(value) = change(plain.remove(&key), step) {
+                plain.insert(key, value);
+            }
+        }
+        at_once.update(changes, change);
+        assert_eq!(at_once.sorted(), plain.iter().collect::<Vec<_>>());
+        assert_eq!((at_once.len(), copy), (plain.len(), numbers(500)));
     }
 
     /// Against a plain map, over a history of changes with a copy kept at each step.

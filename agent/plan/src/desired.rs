@@ -2,7 +2,9 @@
 
 mod recover;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -111,7 +113,7 @@ pub struct Marker {
 }
 
 /// What tells one set of backends from another for as long as their objects exist, whatever their members.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SetKey {
     /// The Service, or the Pod of a `hostPort`.
     pub owner: ObjectRef,
@@ -125,6 +127,26 @@ pub struct SetKey {
     pub policy: TrafficPolicy,
     /// Whether its slots are a Maglev table.
     pub maglev: bool,
+}
+
+impl SetKey {
+    /// First what differs most often: there are as many keys as ports of Services, and texts take long to compare.
+    fn order(&self) -> impl Ord {
+        let Self { owner, port_name, protocol, family, policy, maglev } = self;
+        (&*owner.name, &**port_name, *protocol, *family, *policy, *maglev, &*owner.namespace, owner.kind)
+    }
+}
+
+impl Ord for SetKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+impl PartialOrd for SetKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// Backends that new connections are spread over. A set without members rejects, or drops by its flags.
@@ -176,7 +198,7 @@ pub struct HealthCheck {
 }
 
 /// An endpoint's address and port. Two Services with the same endpoint share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendKey {
     /// Address.
     pub address: IpAddr,
@@ -184,6 +206,39 @@ pub struct BackendKey {
     pub port: u16,
     /// IP protocol number.
     pub protocol: u8,
+}
+
+impl BackendKey {
+    /// By address, port, protocol: as numbers, because there are hundreds of thousands to compare.
+    fn order(&self) -> ((bool, u128), u32) {
+        (rank(self.address), u32::from(self.port) << 8 | u32::from(self.protocol))
+    }
+}
+
+impl Ord for BackendKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+impl PartialOrd for BackendKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for BackendKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.order().hash(state);
+    }
+}
+
+/// An address as a number: in the order of addresses.
+pub(crate) fn rank(address: IpAddr) -> (bool, u128) {
+    match address {
+        IpAddr::V4(address) => (false, u128::from(address.to_bits())),
+        IpAddr::V6(address) => (true, address.to_bits()),
+    }
 }
 
 /// How to reach another node.

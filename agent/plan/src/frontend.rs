@@ -16,7 +16,7 @@ use quilla_model::{
 };
 
 use crate::address::{Addresses, addresses};
-use crate::candidate::{UsableSlice, candidates, existing};
+use crate::candidate::Endpoints;
 use crate::choice::{Candidate, choose, has_any};
 use crate::desired::{
     BackendKey, BackendSet, Frontend, FrontendKey, FrontendKind, HealthCheck, Marker, SetKey,
@@ -55,27 +55,29 @@ pub fn plan_service<'a>(
 ) -> ServicePlan {
     let mut plan = ServicePlan::default();
     let problems = &mut plan.problems;
-    let slices: Vec<_> = slices.into_iter().map(|slice| UsableSlice::new(slice, facts, problems)).collect();
+    let slices: Vec<_> = slices.into_iter().collect();
+    let endpoints =
+        [Family::V4, Family::V6].map(|family| (family, Endpoints::new(family, &slices, facts, problems)));
     let ports = served_ports(service, problems);
     let addresses = addresses(service, facts, problems);
     plan.add_markers(&addresses, facts);
     let mut local_ready = BTreeSet::new();
     for &port in &ports {
-        for family in [Family::V4, Family::V6] {
-            if service.cluster_ip(family).is_none() {
+        for (family, endpoints) in &endpoints {
+            if service.cluster_ip(*family).is_none() {
                 continue;
             }
-            let candidates = candidates(&slices, port, family, facts);
+            let candidates = endpoints.candidates(port, facts);
             let local = candidates.iter().filter(|candidate| candidate.local && candidate.ready);
             local_ready.extend(local.map(|candidate| candidate.key.address));
-            let served = Served { service, port, family, facts, addresses: &addresses, candidates };
+            let served = Served { service, port, family: *family, facts, addresses: &addresses, candidates };
             served.add_to(&mut plan);
         }
     }
     plan.leave_overlay_alone(facts);
-    plan.backends = existing(&slices, |family, protocol| {
-        service.cluster_ip(family).is_some() && ports.iter().any(|port| port.protocol == protocol)
-    });
+    let of_service = |protocol| ports.iter().any(|port| port.protocol == protocol);
+    let served = endpoints.iter().filter(|(family, _)| service.cluster_ip(*family).is_some());
+    plan.backends = served.flat_map(|(_, endpoints)| endpoints.existing(of_service)).collect();
     // What is wrong with an address is wrong with it in both scopes.
     plan.problems.sort_unstable();
     plan.problems.dedup();

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use quilla_abi::config::flag;
 use quilla_abi::service::scope;
-use quilla_model::{ObjectName, ObjectRef, Problem, SharedMap, Snapshot};
+use quilla_model::{Difference, ObjectName, ObjectRef, Problem, SharedMap, Snapshot};
 
 use crate::claim::{Claims, Owner};
-use crate::count::count;
-use crate::desired::{Desired, Frontend, FrontendKey, FrontendKind, Marker, SetKey, Target};
+use crate::count::{compare, users};
+use crate::desired::{BackendKey, Desired, Frontend, FrontendKey, FrontendKind, Marker, SetKey, Target};
 use crate::facts::{LocalEndpoint, NodeFacts};
 use crate::frontend::{ServicePlan, plan_service};
 use crate::host_port::plan_host_ports;
@@ -54,6 +54,13 @@ struct Network {
     problems: Vec<Problem>,
 }
 
+/// Who came to use what, and who uses it no more, in one round.
+#[derive(Default)]
+struct Uses {
+    backends: Vec<(BackendKey, bool)>,
+    markers: Vec<(Marker, bool)>,
+}
+
 impl Planner {
     /// What the node's kernel should do now.
     ///
@@ -61,10 +68,12 @@ impl Planner {
     pub fn plan(&mut self, snapshot: &Arc<Snapshot>, facts: &NodeFacts) -> (Desired, Vec<Problem>) {
         let service_facts = ServiceFacts::new(snapshot, facts);
         let frontends = self.desired.frontends.clone();
+        let mut uses = Uses::default();
         for owner in self.dirty(snapshot, facts, &service_facts) {
             let plan = plan_for(&owner, snapshot, facts, &service_facts);
-            self.replace(&owner, plan);
+            self.replace(&owner, plan, &mut uses);
         }
+        self.count(uses);
         self.plan_network(snapshot, facts);
         self.desired.endpoints =
             facts.endpoints.iter().map(|endpoint| (endpoint.ifindex, endpoint.clone())).collect();
@@ -111,8 +120,8 @@ impl Planner {
         dirty
     }
 
-    /// Carries what differs between an owner's plans into what is desired.
-    fn replace(&mut self, owner: &Owner, new: Option<ServicePlan>) {
+    /// Carries what differs between an owner's plans into what is desired; what has several users is counted later.
+    fn replace(&mut self, owner: &Owner, new: Option<ServicePlan>, uses: &mut Uses) {
         let old = *self.plans.remove(owner).unwrap_or_default();
         let plan = new.unwrap_or_default();
         self.claim(owner, &old, &plan);
@@ -121,8 +130,8 @@ impl Planner {
                 self.desired.sets.insert(Arc::clone(key), Arc::clone(set));
             }
         }
-        count(&mut self.desired.backends, &old.backends, &plan.backends, |_, _| {});
-        self.count_markers(&old, &plan);
+        compare(&old.backends, &plan.backends, |backend, came| uses.backends.push((*backend, came)));
+        compare(old.markers.keys(), plan.markers.keys(), |marker, came| uses.markers.push((*marker, came)));
         self.demand.replace(&old.maglev_members, &plan.maglev_members);
         self.node_backends += usize::from(plan.node_backends);
         self.node_backends -= usize::from(old.node_backends);
@@ -182,15 +191,17 @@ impl Planner {
         }
     }
 
-    fn count_markers(&mut self, old: &ServicePlan, new: &ServicePlan) {
-        let (desired, network) = (&mut self.desired.markers, &mut self.network);
-        count(&mut self.markers, old.markers.keys(), new.markers.keys(), |marker, present| {
-            if !present {
-                desired.remove(marker);
-            } else if !network.unmarked.contains(&marker.address) {
-                desired.insert(*marker, ());
+    fn count(&mut self, uses: Uses) {
+        self.desired.backends.update(uses.backends, users);
+        let before = self.markers.clone();
+        self.markers.update(uses.markers, users);
+        for Difference { key: marker, old, new } in before.difference(&self.markers) {
+            if new.is_none() {
+                self.desired.markers.remove(marker);
+            } else if old.is_none() && !self.network.unmarked.contains(&marker.address) {
+                self.desired.markers.insert(*marker, ());
             }
-        });
+        }
     }
 }
 

@@ -7,14 +7,15 @@ use super::row::backend_row;
 use super::{IdPool, Layout};
 use crate::desired::{BackendKey, Desired};
 use crate::family::AddressFamily;
-use crate::tables::Tables;
+use crate::tables::{FamilyTables, Tables};
 
 impl Layout {
     /// Gives ids to backends that came, and takes back those of backends that went.
     pub(super) fn place_backends(&mut self, desired: &Desired, tables: &mut Tables) {
+        let mut new = NewBackends::default();
         let waiting = std::mem::take(&mut self.crowded.backends);
         for key in waiting.into_iter().filter(|key| desired.backends.contains_key(key)) {
-            self.place_or_wait(key, tables);
+            self.place_or_wait(key, &mut new);
         }
         for change in self.desired.backends.clone().difference(&desired.backends) {
             match (change.old, change.new) {
@@ -22,15 +23,16 @@ impl Layout {
                     self.remove_backend::<[u8; 4]>(change.key, tables);
                     self.remove_backend::<[u8; 16]>(change.key, tables);
                 }
-                (None, Some(_)) => self.place_or_wait(*change.key, tables),
+                (None, Some(_)) => self.place_or_wait(*change.key, &mut new),
                 _ => {}
             }
         }
+        add_backends(new.v4, &mut tables.v4);
+        add_backends(new.v6, &mut tables.v6);
     }
 
-    fn place_or_wait(&mut self, key: BackendKey, tables: &mut Tables) {
-        let placed =
-            self.place_backend::<[u8; 4]>(&key, tables) || self.place_backend::<[u8; 16]>(&key, tables);
+    fn place_or_wait(&mut self, key: BackendKey, new: &mut NewBackends) {
+        let placed = self.place_backend(&key, &mut new.v4) || self.place_backend(&key, &mut new.v6);
         if !placed {
             self.crowded.backends.insert(key);
         }
@@ -49,15 +51,29 @@ impl Layout {
         }
     }
 
-    fn place_backend<A: AddressFamily>(&mut self, key: &BackendKey, tables: &mut Tables) -> bool {
+    fn place_backend<A: AddressFamily>(
+        &mut self,
+        key: &BackendKey,
+        new: &mut Vec<(u32, Backend<A>)>,
+    ) -> bool {
         let Some(row) = backend_row::<A>(key) else { return false };
         let recovered = self.recovered.as_mut().and_then(|recovered| recovered.backend(&row));
         let Some(id) = recovered.or_else(|| self.backend_pool::<A>().take()) else { return false };
-        let tables = A::tables_mut(tables);
-        tables.backends.insert(id, row);
-        tables.backend_ids.insert(row, id);
+        new.push((id, row));
         true
     }
+}
+
+/// Backends that came in one layout, with their ids.
+#[derive(Default)]
+struct NewBackends {
+    v4: Vec<(u32, Backend<[u8; 4]>)>,
+    v6: Vec<(u32, Backend<[u8; 16]>)>,
+}
+
+fn add_backends<A: AddressFamily>(new: Vec<(u32, Backend<A>)>, tables: &mut FamilyTables<A>) {
+    tables.backend_ids.extend(new.iter().map(|(id, row)| (*row, *id)));
+    tables.backends.extend(new);
 }
 
 /// The id of a backend of either family.

@@ -15,7 +15,7 @@ use quilla_model::SharedMap;
 
 use super::Layout;
 use super::backend::id_of;
-use crate::desired::{BackendSet, Desired, FrontendKey, SetKey};
+use crate::desired::{BackendKey, BackendSet, Desired, FrontendKey, Member, SetKey};
 use crate::family::AddressFamily;
 use crate::tables::Tables;
 
@@ -66,6 +66,14 @@ impl Set {
         }
     }
 
+    /// The members of a set that is placed as a whole, with their ids, where each of them has one slot; none elsewhere.
+    fn ids(&self, content: &BackendSet) -> impl Iterator<Item = (BackendKey, u32)> {
+        let slots = self.place.as_ref().map_or(&[][..], |place| &place.slots);
+        let one_each = content.found.is_none() && slots.len() == content.members.len();
+        let members = if one_each { &content.members[..] } else { &[] };
+        members.iter().map(|member| member.backend).zip(slots.iter().copied())
+    }
+
     /// The row of a frontend with these flags; `None` while the set has no place.
     pub(super) fn row(&self, set: &BackendSet, flags: u32) -> Option<Service> {
         let place = self.place.as_ref()?;
@@ -83,11 +91,15 @@ impl Set {
 impl Layout {
     /// Places sets that came or changed and takes back the places of those that went. The sets that were looked at.
     pub(super) fn place_sets(&mut self, desired: &Desired, tables: &mut Tables) -> Vec<Arc<SetKey>> {
+        let crowded = self.crowded.sets.clone();
         let changed = self.changed_sets(desired);
         for key in &changed {
             let mut set = self.sets.remove(key).unwrap_or_default();
             let whole = if let Some(content) = desired.sets.get(key) {
-                self.place_set(&mut set, key, content, desired.maglev_density, tables)
+                let former = self.desired.sets.get(key).filter(|_| !key.maglev && !crowded.contains(key));
+                let known = former.into_iter().flat_map(|former| set.ids(former));
+                let ids = member_ids(&content.members, known, tables);
+                self.place_set(&mut set, (key, content), &ids, desired.maglev_density, tables)
             } else {
                 self.remove_place(set.place.take(), tables);
                 true
@@ -119,19 +131,17 @@ impl Layout {
     fn place_set(
         &mut self,
         set: &mut Set,
-        key: &SetKey,
-        content: &BackendSet,
+        (key, content): (&SetKey, &BackendSet),
+        ids: &[Option<u32>],
         density: u32,
         tables: &mut Tables,
     ) -> bool {
-        let ids: Vec<Option<u32>> =
-            content.members.iter().map(|member| id_of(&member.backend, tables)).collect();
         let indices = content.slots(key.maglev, density);
         let slots: Vec<u32> = indices.iter().filter_map(|&index| ids.get(index as usize).copied()?).collect();
         let complete = slots.len() == indices.len();
         let old = set.place.take().or_else(|| self.recovered.as_mut()?.set(&set.frontends));
         let Some((mut place, moved)) = self.move_set(old, slots, key.maglev, tables) else { return false };
-        let ids: Vec<u32> = ids.into_iter().flatten().collect();
+        let ids: Vec<u32> = ids.iter().copied().flatten().collect();
         let members = set_members(&mut place, if content.affinity_seconds > 0 { &ids } else { &[] }, tables);
         let ranges = set_source_ranges(&mut place, &content.source_ranges, tables);
         set.place = Some(place);
@@ -212,6 +222,22 @@ impl Place {
         let kept = self.slots.iter().zip(heirs.iter().cycle()).map(slot).collect();
         (self.with_slots(kept, tables), false)
     }
+}
+
+/// The ids of a set's members. Most of those of a large set are `known`, in the order of members: to look each of them up
+/// would take longer than the rest of its layout.
+fn member_ids(
+    members: &[Member],
+    known: impl Iterator<Item = (BackendKey, u32)>,
+    tables: &Tables,
+) -> Vec<Option<u32>> {
+    let mut known = known.peekable();
+    let id = |member: &Member| {
+        while known.next_if(|(other, _)| *other < member.backend).is_some() {}
+        let same = known.next_if(|(other, _)| *other == member.backend);
+        same.map(|(_, id)| id).or_else(|| id_of(&member.backend, tables))
+    };
+    members.iter().map(id).collect()
 }
 
 /// Whether they found room. Without members a client's last backend is never used again, which is no affinity.
