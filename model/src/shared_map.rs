@@ -8,6 +8,7 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
+use std::iter;
 use std::ops::Index;
 use std::sync::Arc;
 
@@ -160,10 +161,10 @@ fn add<K, V>(part: &mut Part<K, V>, position: usize, row: (K, V)) {
 /// The part with these changes, which are sorted by key.
 fn merge<K: Ord, V, T>(
     part: Part<K, V>,
-    changes: impl Iterator<Item = (K, T)>,
+    changes: Vec<(K, T)>,
     change: impl Fn(Option<V>, T) -> Option<V>,
 ) -> Part<K, V> {
-    let mut merged = Part::with_capacity(part.len() + changes.size_hint().0);
+    let mut merged = Part::with_capacity(part.len() + changes.len());
     let mut rows = part.into_iter().peekable();
     for (key, value) in changes {
         while let Some(row) = rows.next_if(|(other, _)| *other < key) {
@@ -251,22 +252,42 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
         find(part, key).ok().map(|position| &mut part[position].1)
     }
 
-    /// Changes many entries, in whatever order, and copies each part once: `change` makes the value that a key has then from
-    /// the one that it has, if any. Of one key the changes follow each other.
+    /// Changes entries, in whatever order: `change` makes the value that a key has then from the one that it has, if any.
+    /// Of one key the changes follow each other. If there are many, each part is copied once.
     pub fn update<T>(
         &mut self,
         changes: impl IntoIterator<Item = (K, T)>,
         change: impl Fn(Option<V>, T) -> Option<V>,
     ) {
-        let mut sorted: Vec<_> = changes.into_iter().map(|(key, value)| (place(&key), key, value)).collect();
-        sorted.sort_by(|(place, key, _), (other_place, other, _)| (place, key).cmp(&(other_place, other)));
-        let mut sorted = sorted.into_iter();
-        while let Some(&((branch, position), ..)) = sorted.as_slice().first() {
-            let count = sorted.as_slice().partition_point(|(place, ..)| *place == (branch, position));
-            let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);
-            let part = Arc::make_mut(&mut branch[position]);
+        let changes = changes.into_iter();
+        if changes.size_hint().0 >= FAN * FAN {
+            self.update_parts(changes, change);
+            return;
+        }
+        for (key, value) in changes {
+            let before = self.remove(&key);
+            if let Some(value) = change(before, value) {
+                self.insert(key, value);
+            }
+        }
+    }
+
+    fn update_parts<T>(
+        &mut self,
+        changes: impl Iterator<Item = (K, T)>,
+        change: impl Fn(Option<V>, T) -> Option<V>,
+    ) {
+        let mut of_parts: Vec<Vec<(K, T)>> = iter::repeat_with(Vec::new).take(FAN * FAN).collect();
+        for (key, value) in changes {
+            let (branch, part) = place(&key);
+            of_parts[branch * FAN + part].push((key, value));
+        }
+        let changed = of_parts.into_iter().enumerate().filter(|(_, changes)| !changes.is_empty());
+        for (index, mut changes) in changed {
+            changes.sort_by(|(key, _), (other, _)| key.cmp(other));
+            let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[index / FAN]);
+            let part = Arc::make_mut(&mut branch[index % FAN]);
             let before = part.len();
-            let changes = sorted.by_ref().take(count).map(|(_, key, value)| (key, value));
             *part = merge(std::mem::take(part), changes, &change);
             self.len = self.len + part.len() - before;
         }
@@ -400,9 +421,10 @@ mod tests {
     /// Against one change after the other: keys that come, go, stay and come several times.
     #[test]
     fn many_changes_at_once_are_as_one_after_the_other() {
-        let (mut at_once, mut plain) = (numbers(500), BTreeMap::new());
-        plain.extend((0..500).map(|number| (number, number)));
-        let copy = at_once.clone();
+        let plain_numbers = || (0..500).map(|number| (number, number));
+        let mut plain: BTreeMap<u32, u32> = plain_numbers().collect();
+        let start = numbers(500);
+        let (mut at_once, mut by_and_by) = (start.clone(), start.clone());
         let changes: Vec<(u32, u32)> =
             (0..3_000_u32).map(|step| (step.wrapping_mul(2_654_435_761) % 900, step)).collect();
         let change =
@@ -412,9 +434,12 @@ mod tests {
                 plain.insert(key, value);
             }
         }
+        changes.chunks(7).for_each(|some| by_and_by.update(some.iter().copied(), change));
         at_once.update(changes, change);
-        assert_eq!(at_once.sorted(), plain.iter().collect::<Vec<_>>());
-        assert_eq!((at_once.len(), copy), (plain.len(), numbers(500)));
+        for map in [&at_once, &by_and_by] {
+            assert_eq!((map.sorted(), map.len()), (plain.iter().collect(), plain.len()));
+        }
+        assert_eq!(start.sorted(), plain_numbers().collect::<BTreeMap<_, _>>().iter().collect::<Vec<_>>());
     }
 
     /// Against a plain map, over a history of changes with a copy kept at each step.

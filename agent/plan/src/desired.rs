@@ -14,6 +14,7 @@ use quilla_abi::config::Config;
 use quilla_model::{Family, ObjectName, ObjectRef, SharedMap, TrafficPolicy};
 
 use crate::facts::LocalEndpoint;
+use crate::routing::Path;
 use crate::{maglev, weight};
 
 /// The logical state of the node's data plane. Invariants: the set of every frontend is in `sets`, every member of a set
@@ -62,7 +63,7 @@ impl Desired {
 }
 
 /// An address and port that clients use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrontendKey {
     /// Address.
     pub address: IpAddr,
@@ -72,6 +73,13 @@ pub struct FrontendKey {
     pub protocol: u8,
     /// [`quilla_abi::service::scope`]
     pub scope: u8,
+}
+
+impl FrontendKey {
+    fn order(&self) -> ((bool, u128), u32) {
+        let [low, high] = self.port.to_le_bytes();
+        (rank(self.address), u32::from_be_bytes([high, low, self.protocol, self.scope]))
+    }
 }
 
 /// What a client finds behind a frontend.
@@ -113,7 +121,7 @@ pub struct Marker {
 }
 
 /// What tells one set of backends from another for as long as their objects exist, whatever their members.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetKey {
     /// The Service, or the Pod of a `hostPort`.
     pub owner: ObjectRef,
@@ -131,21 +139,9 @@ pub struct SetKey {
 
 impl SetKey {
     /// First what differs most often: there are as many keys as ports of Services, and texts take long to compare.
-    fn order(&self) -> impl Ord {
+    fn order(&self) -> impl Ord + Hash {
         let Self { owner, port_name, protocol, family, policy, maglev } = self;
         (&*owner.name, &**port_name, *protocol, *family, *policy, *maglev, &*owner.namespace, owner.kind)
-    }
-}
-
-impl Ord for SetKey {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order().cmp(&other.order())
-    }
-}
-
-impl PartialOrd for SetKey {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
     }
 }
 
@@ -209,29 +205,34 @@ pub struct BackendKey {
 }
 
 impl BackendKey {
-    /// By address, port, protocol: as numbers, because there are hundreds of thousands to compare.
     fn order(&self) -> ((bool, u128), u32) {
         (rank(self.address), u32::from(self.port) << 8 | u32::from(self.protocol))
     }
 }
 
-impl Ord for BackendKey {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order().cmp(&other.order())
-    }
-}
+/// Keys are compared by their `order()`, and those without texts are numbers: there are hundreds of thousands.
+macro_rules! ordered {
+    ($($key:ty),+) => {$(
+        impl Ord for $key {
+            fn cmp(&self, other: &Self) -> Ordering {
+                self.order().cmp(&other.order())
+            }
+        }
 
-impl PartialOrd for BackendKey {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
+        impl PartialOrd for $key {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
 
-impl Hash for BackendKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.order().hash(state);
-    }
+        impl Hash for $key {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                self.order().hash(state);
+            }
+        }
+    )+};
 }
+ordered!(FrontendKey, SetKey, BackendKey);
 
 /// An address as a number: in the order of addresses.
 pub(crate) fn rank(address: IpAddr) -> (bool, u128) {
@@ -250,6 +251,10 @@ pub struct Tunnel {
     pub ipv6: Option<std::net::Ipv6Addr>,
     /// Ethernet address of its overlay device.
     pub mac: Mac,
+    /// How IPv4 packets get to its Pods.
+    pub path_ipv4: Path,
+    /// The same for IPv6.
+    pub path_ipv6: Path,
 }
 
 /// What a range of addresses is to this node; see [`quilla_abi::route::kind`].

@@ -21,7 +21,10 @@ use crate::frontend::{ServicePlan, plan_service};
 use crate::host_port::plan_host_ports;
 use crate::maglev::Demand;
 use crate::service_facts::ServiceFacts;
-use crate::{node_port, route, tunnel};
+use crate::{node_port, parallel, route, tunnel};
+
+/// New plans that may wait for their place beside the old ones, so that there are never two of everything.
+const AT_ONCE: usize = 2048;
 
 /// Everything that was planned last, and for whom.
 #[derive(Debug, Default)]
@@ -69,9 +72,12 @@ impl Planner {
         let service_facts = ServiceFacts::new(snapshot, facts);
         let frontends = self.desired.frontends.clone();
         let mut uses = Uses::default();
-        for owner in self.dirty(snapshot, facts, &service_facts) {
-            let plan = plan_for(&owner, snapshot, facts, &service_facts);
-            self.replace(&owner, plan, &mut uses);
+        let dirty: Vec<Owner> = self.dirty(snapshot, facts, &service_facts).into_iter().collect();
+        for owners in dirty.chunks(AT_ONCE) {
+            let plans = parallel::map(owners, |owner| plan_for(owner, snapshot, facts, &service_facts));
+            for (owner, plan) in owners.iter().zip(plans) {
+                self.replace(owner, plan, &mut uses);
+            }
         }
         self.count(uses);
         self.plan_network(snapshot, facts);

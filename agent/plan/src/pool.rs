@@ -42,7 +42,9 @@ impl IdPool {
     pub fn new(mut start: u32, end: u32, used: &BTreeSet<u32>) -> Self {
         let mut fresh = VecDeque::new();
         for &id in used.range(start..end) {
-            fresh.push_back(start..id);
+            if start < id {
+                fresh.push_back(start..id);
+            }
             start = id + 1;
         }
         fresh.push_front(start..end);

@@ -9,7 +9,7 @@ use quilla_model::{ObjectRef, Problem, Reason};
 
 use super::Layout;
 use super::row::{marker_key, service_key};
-use super::set::{Set, usable};
+use super::set::usable;
 use crate::desired::{BackendKey, Desired, FrontendKey, SetKey};
 use crate::family::AddressFamily;
 use crate::tables::Tables;
@@ -32,9 +32,9 @@ impl Layout {
     ) {
         self.place_backends(desired, tables);
         let mut touched = self.follow_frontends(desired);
-        for set in self.place_sets(desired, tables) {
-            touched.extend(self.sets.get(&set).into_iter().flat_map(Set::frontends));
-        }
+        self.place_sets(desired, tables, &mut touched);
+        touched.sort_unstable();
+        touched.dedup();
         self.place_markers::<[u8; 4]>(desired, tables);
         self.place_markers::<[u8; 16]>(desired, tables);
         self.place_frontends::<[u8; 4]>(&touched, desired, tables);
@@ -43,15 +43,15 @@ impl Layout {
     }
 
     /// Tells sets of the frontends that came to them and left them. Those whose rows may change.
-    fn follow_frontends(&mut self, desired: &Desired) -> BTreeSet<FrontendKey> {
-        let mut touched = std::mem::take(&mut self.crowded.frontends);
+    fn follow_frontends(&mut self, desired: &Desired) -> Vec<FrontendKey> {
+        let mut touched: Vec<_> = std::mem::take(&mut self.crowded.frontends).into_iter().collect();
         for change in self.desired.frontends.difference(&desired.frontends) {
-            touched.insert(*change.key);
+            touched.push(*change.key);
             if let Some(set) = change.old.and_then(|old| self.sets.get_mut(&old.set)) {
                 set.remove_frontend(change.key);
             }
             if let Some(new) = change.new {
-                self.sets.or_default(Arc::clone(&new.set)).add_frontend(*change.key);
+                self.sets.entry(Arc::clone(&new.set)).or_default().add_frontend(*change.key);
             }
         }
         touched
@@ -60,7 +60,7 @@ impl Layout {
     /// Removals first: they may make the room that others need.
     fn place_frontends<A: AddressFamily>(
         &mut self,
-        touched: &BTreeSet<FrontendKey>,
+        touched: &[FrontendKey],
         desired: &Desired,
         tables: &mut Tables,
     ) {

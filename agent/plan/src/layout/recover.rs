@@ -86,7 +86,7 @@ impl Layout {
         Self {
             age: 0,
             desired: Desired::default(),
-            sets: Sets::new(),
+            sets: Sets::default(),
             crowded: Crowded::default(),
             service_ids: service_pool(tables, &recovery.ids),
             slots: recovery.slots,

@@ -86,10 +86,12 @@ pub(super) fn route_row<A: AddressFamily>(
 pub(super) fn node_row(tunnel: &Tunnel) -> Node {
     let ipv4 = tunnel.ipv4.map_or(0, |_| node_flag::IPV4);
     let ipv6 = tunnel.ipv6.map_or(0, |_| node_flag::IPV6);
+    let native_v4 = if tunnel.path_ipv4.is_native() { node_flag::NATIVE_V4 } else { 0 };
+    let native_v6 = if tunnel.path_ipv6.is_native() { node_flag::NATIVE_V6 } else { 0 };
     Node {
         ipv4: tunnel.ipv4.map_or([0; 4], |address| address.octets()),
         ipv6: tunnel.ipv6.map_or([0; 16], |address| address.octets()),
-        flags: ipv4 | ipv6,
+        flags: ipv4 | ipv6 | native_v4 | native_v6,
         vtep_mac: tunnel.mac,
     }
 }

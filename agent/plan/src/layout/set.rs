@@ -4,23 +4,25 @@
 //! room for a second range keeps the one it has, overwritten in place; only one that never had a range is not placed,
 //! and none of its frontends has a row.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use ipnet::IpNet;
 use quilla_abi::affinity::MemberKey;
 use quilla_abi::map::capacity;
 use quilla_abi::service::{Service, SourceRangeKey};
-use quilla_model::SharedMap;
+use quilla_model::Difference;
 
 use super::Layout;
 use super::backend::id_of;
 use crate::desired::{BackendKey, BackendSet, Desired, FrontendKey, Member, SetKey};
 use crate::family::AddressFamily;
+use crate::parallel;
 use crate::tables::Tables;
 
-/// All sets that frontends name or that are desired.
-pub(super) type Sets = SharedMap<Arc<SetKey>, Set>;
+/// All sets that frontends name or that are desired. Never shared, so found by their hash alone.
+pub(super) type Sets = HashMap<Arc<SetKey>, Set, FixedState>;
 
 /// A set, as far as it is laid out.
 #[derive(Clone, Debug, Default)]
@@ -42,16 +44,30 @@ pub(super) struct Place {
     source_ranges: Vec<IpNet>,
 }
 
+/// A set that may need other rows.
+struct Changed {
+    key: Arc<SetKey>,
+    /// What it was when all of it had its place.
+    former: Option<Arc<BackendSet>>,
+    /// What it is to be, if it stays.
+    content: Option<Arc<BackendSet>>,
+}
+
+/// What a set's rows should hold.
+struct Contents {
+    slots: Vec<u32>,
+    /// Backend ids that belong to `affinity_members`.
+    members: Vec<u32>,
+    /// Whether all backends have ids.
+    complete: bool,
+}
+
 /// New rows are written before old ones are removed, so no map may be quite full.
 pub(super) const fn usable(capacity: u32) -> usize {
     (capacity - capacity / 16) as usize
 }
 
 impl Set {
-    pub(super) fn frontends(&self) -> &[FrontendKey] {
-        &self.frontends
-    }
-
     pub(super) fn add_frontend(&mut self, key: FrontendKey) {
         if let Err(position) = self.frontends.binary_search(&key) {
             // Most sets have one and keep it.
@@ -89,42 +105,68 @@ impl Set {
 }
 
 impl Layout {
-    /// Places sets that came or changed and takes back the places of those that went. The sets that were looked at.
-    pub(super) fn place_sets(&mut self, desired: &Desired, tables: &mut Tables) -> Vec<Arc<SetKey>> {
-        let crowded = self.crowded.sets.clone();
+    /// Places sets that came or changed and takes back the places of those that went. Adds the frontends of the sets that
+    /// were looked at.
+    pub(super) fn place_sets(
+        &mut self,
+        desired: &Desired,
+        tables: &mut Tables,
+        touched: &mut Vec<FrontendKey>,
+    ) {
         let changed = self.changed_sets(desired);
-        for key in &changed {
-            let mut set = self.sets.remove(key).unwrap_or_default();
-            let whole = if let Some(content) = desired.sets.get(key) {
-                let former = self.desired.sets.get(key).filter(|_| !key.maglev && !crowded.contains(key));
-                let known = former.into_iter().flat_map(|former| set.ids(former));
-                let ids = member_ids(&content.members, known, tables);
-                self.place_set(&mut set, (key, content), &ids, desired.maglev_density, tables)
+        let density = desired.maglev_density;
+        let contents = parallel::map(&changed, |changed| self.contents(changed, density, tables));
+        for (Changed { key, content, .. }, contents) in changed.into_iter().zip(contents) {
+            let mut set = self.sets.remove(&key).unwrap_or_default();
+            touched.extend(&set.frontends);
+            let whole = if let Some((content, contents)) = content.zip(contents) {
+                self.place_set(&mut set, (&key, &content), contents, tables)
             } else {
                 self.remove_place(set.place.take(), tables);
                 true
             };
             if !whole {
-                self.crowded.sets.insert(Arc::clone(key));
+                self.crowded.sets.insert(Arc::clone(&key));
             }
             if set.place.is_some() || !set.frontends.is_empty() {
-                self.sets.insert(Arc::clone(key), set);
+                self.sets.insert(key, set);
             }
         }
-        changed
     }
 
     /// Not in a tree: comparing that many names would take longer than anything else in a large layout.
-    fn changed_sets(&mut self, desired: &Desired) -> Vec<Arc<SetKey>> {
-        let differences = self.desired.sets.difference(&desired.sets);
-        let mut changed: Vec<Arc<SetKey>> = differences.iter().map(|change| Arc::clone(change.key)).collect();
-        let mut others = std::mem::take(&mut self.crowded.sets);
+    fn changed_sets(&mut self, desired: &Desired) -> Vec<Changed> {
+        let crowded = std::mem::take(&mut self.crowded.sets);
+        let differs = |change: Difference<'_, Arc<SetKey>, Arc<BackendSet>>| Changed {
+            key: Arc::clone(change.key),
+            former: change.old.filter(|_| !crowded.contains(change.key)).cloned(),
+            content: change.new.cloned(),
+        };
+        let mut changed: Vec<Changed> =
+            self.desired.sets.difference(&desired.sets).into_iter().map(differs).collect();
+        let mut others = crowded;
         if self.desired.maglev_density != desired.maglev_density {
             others.extend(desired.sets.keys().filter(|key| key.maglev).map(Arc::clone));
         }
         others.retain(|key| self.desired.sets.get(key) == desired.sets.get(key));
-        changed.extend(others);
+        let again = |key| Changed { content: desired.sets.get(&key).cloned(), former: None, key };
+        changed.extend(others.into_iter().map(again));
         changed
+    }
+
+    /// What the rows of a desired set should hold. The members that stay keep the ids that they have.
+    fn contents(&self, changed: &Changed, density: u32, tables: &Tables) -> Option<Contents> {
+        let Changed { key, former, content } = changed;
+        let content = content.as_ref()?;
+        let former = former.as_ref().filter(|_| !key.maglev);
+        let known = former.and_then(|former| Some(self.sets.get(key)?.ids(former)));
+        let ids = member_ids(&content.members, known.into_iter().flatten(), tables);
+        let indices = content.slots(key.maglev, density);
+        let slots: Vec<u32> = indices.iter().filter_map(|&index| ids.get(index as usize).copied()?).collect();
+        let complete = slots.len() == indices.len();
+        let members =
+            if content.affinity_seconds > 0 { ids.into_iter().flatten().collect() } else { Vec::new() };
+        Some(Contents { slots, members, complete })
     }
 
     /// The same place if the slots are the same; else the same id and a new range. Whether all of it found room.
@@ -132,17 +174,12 @@ impl Layout {
         &mut self,
         set: &mut Set,
         (key, content): (&SetKey, &BackendSet),
-        ids: &[Option<u32>],
-        density: u32,
+        Contents { slots, members, complete }: Contents,
         tables: &mut Tables,
     ) -> bool {
-        let indices = content.slots(key.maglev, density);
-        let slots: Vec<u32> = indices.iter().filter_map(|&index| ids.get(index as usize).copied()?).collect();
-        let complete = slots.len() == indices.len();
         let old = set.place.take().or_else(|| self.recovered.as_mut()?.set(&set.frontends));
         let Some((mut place, moved)) = self.move_set(old, slots, key.maglev, tables) else { return false };
-        let ids: Vec<u32> = ids.iter().copied().flatten().collect();
-        let members = set_members(&mut place, if content.affinity_seconds > 0 { &ids } else { &[] }, tables);
+        let members = set_members(&mut place, &members, tables);
         let ranges = set_source_ranges(&mut place, &content.source_ranges, tables);
         set.place = Some(place);
         complete && moved && members && ranges

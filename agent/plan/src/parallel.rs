@@ -1,0 +1,45 @@
+//! The same work for many things, on all processors. Used by planner and layout where a whole cluster may come at once.
+//!
+//! Invariant: the results are in the order of the things, however many processors there are.
+
+use std::num::NonZero;
+use std::panic;
+use std::thread;
+
+/// Fewer things than this are not worth a thread.
+const OF_A_THREAD: usize = 512;
+
+/// What `work` makes of each.
+pub(crate) fn map<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = processors.min(things.len() / OF_A_THREAD).max(1);
+    if threads == 1 {
+        return things.iter().map(work).collect();
+    }
+    let (first, others) = things.split_at(things.len() / threads);
+    thread::scope(|scope| {
+        let work = &work;
+        let shares = others.chunks(others.len().div_ceil(threads - 1));
+        let workers: Vec<_> =
+            shares.map(|share| scope.spawn(move || share.iter().map(work).collect::<Vec<_>>())).collect();
+        let mut results: Vec<R> = first.iter().map(work).collect();
+        for worker in workers {
+            results.extend(worker.join().unwrap_or_else(|cause| panic::resume_unwind(cause)));
+        }
+        results
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OF_A_THREAD, map};
+
+    #[test]
+    fn results_are_in_order() {
+        for count in [0, 1, OF_A_THREAD, 5 * OF_A_THREAD + 3] {
+            let things: Vec<usize> = (0..count).collect();
+            let expected: Vec<usize> = things.iter().map(|thing| 2 * thing).collect();
+            assert_eq!(map(&things, |thing| 2 * thing), expected);
+        }
+    }
+}
