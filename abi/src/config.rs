@@ -34,6 +34,14 @@ pub struct Config {
     pub gateway_ipv4: [u8; 4],
     /// The same for IPv6.
     pub gateway_ipv6: [u8; 16],
+    /// The prefix around this node's Pod CIDRs: what comes for it without a tunnel may be another node's Pod's.
+    pub pods_ipv4: [u8; 4],
+    /// Its mask; 0: there is none.
+    pub pods_mask_ipv4: [u8; 4],
+    /// The same for IPv6.
+    pub pods_ipv6: [u8; 16],
+    /// Its mask; the first 32 bits are 0: there is none.
+    pub pods_mask_ipv6: [u8; 16],
     /// This node's tunnel end as the other nodes know it: outer source of direct encapsulation, outer destination of what
     /// is decapsulated on the uplink. Zero: tunnels of that family are the overlay device's.
     pub tunnel_ipv4: [u8; 4],
@@ -82,4 +90,4 @@ pub const SNAT_PORT_MAX: u16 = 65_535;
 /// Default of [`Config::overlay_port`].
 pub const OVERLAY_PORT: u16 = 8472;
 
-plain!(Config = 112);
+plain!(Config = 152);

@@ -28,6 +28,8 @@ pub mod path {
     pub const HOST_OVERLAY: u32 = 6;
     /// Made by us: a reset or an ICMP error in answer to a packet that was dropped.
     pub const ANSWERED: u32 = 7;
+    /// To another node by plain routing.
+    pub const NATIVE: u32 = 8;
     /// Rows of the map.
     pub const COUNT: u32 = 16;
 }

@@ -53,7 +53,7 @@ pub mod scope {
 pub mod action {
     /// Hand to the Pod behind `forward.ifindex` (its host side) with `bpf_redirect_peer`.
     pub const LOCAL_POD: u8 = 1;
-    /// Encapsulate to node `forward.node_slot`.
+    /// To node `forward.node_slot`: in a tunnel, or plainly with [`super::flag::NATIVE`].
     pub const OVERLAY: u8 = 2;
     /// Let the host's stack have it.
     pub const STACK: u8 = 3;
@@ -89,6 +89,8 @@ pub mod flag {
     pub const SNAT: u8 = 1 << 4;
     /// Counted in [`crate::load`] until it is closed.
     pub const COUNTED: u8 = 1 << 5;
+    /// Of [`super::action::OVERLAY`]: to the node by plain routing, not in a tunnel.
+    pub const NATIVE: u8 = 1 << 6;
 }
 
 /// The new tuple, and what it does to the checksums.

@@ -17,12 +17,16 @@ pub struct Node {
     pub vtep_mac: Mac,
 }
 
-/// Bits of [`Node::flags`]. With both set the tunnel runs over IPv4.
+/// Bits of [`Node::flags`]. With both addresses set the tunnel runs over IPv4.
 pub mod flag {
     /// `ipv4` is set.
     pub const IPV4: u16 = 1 << 0;
     /// `ipv6` is set.
     pub const IPV6: u16 = 1 << 1;
+    /// IPv4 packets for the node's Pods are routed plainly; needs [`IPV4`].
+    pub const NATIVE_V4: u16 = 1 << 2;
+    /// IPv6 packets for the node's Pods are routed plainly; needs [`IPV6`].
+    pub const NATIVE_V6: u16 = 1 << 3;
 }
 
 /// Key of `node_slots`: an IPv6 or IPv4-mapped address ([`crate::address::v4_mapped`]). The value is the slot (`u32`).

@@ -11,8 +11,6 @@ use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use quilla_abi::config::flag;
-use quilla_cni_protocol::is_host_ifname;
-use quilla_datapath::netlink::DeviceChanges;
 use quilla_datapath::{Datapath, DatapathError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,14 +35,12 @@ use crate::sockets::Support;
 use crate::static_address::StaticAddresses;
 use crate::watch::Update;
 use crate::{
-    abandoned, admin, events, health, health_check, last_known, overlay, proxy_health, snapshot, sockets,
-    watch as watches,
+    abandoned, admin, events, health, health_check, kernel_watch, last_known, masquerade, overlay, proxy_health, snapshot,
+    sockets, watch as watches,
 };
 
 /// How long the apiserver may take before the last-known snapshot is used.
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
-/// How long a stopping agent may wait for the device watch.
-const DEVICE_WAIT: Duration = Duration::from_millis(250);
 /// How often records of DELs are looked for.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -110,6 +106,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let (support_sender, sockets_support) = watch::channel(Support::Unknown);
     let (encapsulation_sender, encapsulation) = watch::channel(encapsulation(&options, &datapath)?);
     let (servers_sender, servers) = watch::channel(hosts.known());
+    let first = masquerade::first(&options.masquerade(), options.masquerade_config.as_deref());
+    let (masquerade_sender, chosen) = watch::channel(first);
     let (reconciler, commands) = channel();
 
     let cni = cni_config(&options, pools, mtu);
@@ -127,7 +125,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let own_services = self_test.services().map_err(io("read the address of", "the self-test"))?;
     let parts = Parts {
         datapath: Arc::clone(&datapath),
-        node: node_settings(&options, mtu_sender, encapsulation.clone(), servers),
+        node: node_settings(&options, mtu_sender, encapsulation.clone(), servers, chosen),
         cgroup: options.cgroup.clone(),
         metrics: Arc::clone(&metrics),
         published: snapshots.clone(),
@@ -146,11 +144,13 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("snapshot owner", snapshot::own(received, published, drain.clone()));
     tasks.start_snapshots(&options, &snapshots, &reconciler);
     tasks.start_overlay(&options, &view, encapsulation_sender, &reconciler);
+    tasks.start_masquerade(&options, masquerade_sender, &reconciler);
     tasks.start_reports(&options, client, &view, &metrics, (notices, noticed));
     let ending =
         sockets::end(ended, Arc::clone(&datapath), support_sender, Arc::clone(&metrics), drain.clone());
     tasks.start("sockets of deleted backends", ending);
-    tasks.start("device watch", watch_devices(reconciler.clone(), drain.clone()));
+    tasks.start("device watch", kernel_watch::devices(reconciler.clone(), drain.clone()));
+    tasks.start("program watch", kernel_watch::programs(reconciler.clone(), drain.clone()));
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
     let shared = || (view.clone(), Arc::clone(&metrics), drain.clone());
     let (seen, counted, until) = shared();
@@ -230,6 +230,21 @@ impl Tasks {
             let (port, drain) = (options.health.port(), self.drain.clone());
             let finding = overlay::find_out(port, view.clone(), state, reconciler.clone(), drain);
             self.start("overlay probe", finding);
+        }
+    }
+
+    /// What the file says of the masquerade, if there is one.
+    fn start_masquerade(
+        &mut self,
+        options: &Options,
+        chosen: watch::Sender<masquerade::Chosen>,
+        reconciler: &Handle,
+    ) {
+        if let Some(file) = options.masquerade_config.clone() {
+            let drain = self.drain.clone();
+            let following =
+                masquerade::follow(options.masquerade(), file, chosen, reconciler.clone(), drain);
+            self.start("masquerade configuration", following);
         }
     }
 
@@ -360,7 +375,7 @@ async fn open(options: &Options) -> Result<Arc<Datapath>, AppError> {
     let kernel = quilla_datapath::Options {
         bpffs: options.bpffs.clone(),
         flow_capacity: options.flow_capacity,
-        clsact: !options.tcx,
+        pods: options.pod_programs,
         ..quilla_datapath::Options::default()
     };
     let opened = tokio::task::spawn_blocking(move || Datapath::open(&kernel)).await;
@@ -398,14 +413,16 @@ fn node_settings(
     mtu: watch::Sender<u32>,
     encapsulation: watch::Receiver<Encapsulation>,
     servers: watch::Receiver<Servers>,
+    masquerade: watch::Receiver<masquerade::Chosen>,
 ) -> NodeSettings {
     NodeSettings {
         name: options.node_name.clone(),
         uplinks: options.uplink.clone(),
         vni: options.vni,
         overlay_port: options.overlay_port,
-        masquerade: options.masquerade,
-        native: options.native_cidr.clone(),
+        overlay_mtu: options.overlay_mtu,
+        routing: options.routing,
+        masquerade,
         node_port_addresses: options.node_port_addresses.clone(),
         reject_without_local: options.reject_without_local_endpoints,
         servers,
@@ -435,27 +452,6 @@ async fn forward(
             return;
         }
     }
-}
-
-/// Tells the reconciler when the node's devices change. Where that cannot be watched, audits find out later.
-async fn watch_devices(reconciler: Handle, drain: CancellationToken) {
-    let until = drain.clone();
-    let watched = tokio::task::spawn_blocking(move || -> Result<(), DatapathError> {
-        let mut changes = DeviceChanges::open()?;
-        while !until.is_cancelled() {
-            // Pods come and go without changing the node.
-            if changes.wait(DEVICE_WAIT, is_host_ifname) && !reconciler.tell(Command::DevicesChanged) {
-                break;
-            }
-        }
-        Ok(())
-    });
-    match watched.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(error = %error, "watch devices"),
-        Err(error) => tracing::error!(error = %error, "watch devices"),
-    }
-    drain.cancelled().await;
 }
 
 /// Gives addresses out only once the kernel knows what they are.

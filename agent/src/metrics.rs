@@ -29,9 +29,10 @@ type Counters = Family<Labels, Counter>;
 type Gauges = Family<Labels, Gauge>;
 
 /// Paths of delivered packets, by their row.
-pub const PATHS: [(u32, &str); 7] = [
+pub const PATHS: [(u32, &str); 8] = [
     (path::LOCAL_POD, "local_pod"),
     (path::OVERLAY, "overlay"),
+    (path::NATIVE, "native"),
     (path::STACK, "stack"),
     (path::UPLINK, "uplink"),
     (path::PASSED, "passed"),
@@ -56,6 +57,7 @@ pub struct Metrics {
     problems: Gauges,
     endpoints: Gauge,
     abandoned: Counter,
+    restored: Counter,
     ready: Gauge,
     destroyed: Counter,
     proxy: ProxyMetrics,
@@ -80,6 +82,7 @@ impl Metrics {
             problems: Family::default(),
             endpoints: Gauge::default(),
             abandoned: Counter::default(),
+            restored: Counter::default(),
             ready: Gauge::default(),
             destroyed: Counter::default(),
             proxy: ProxyMetrics::new(),
@@ -126,6 +129,8 @@ impl Metrics {
         registry.register("endpoints", "Pods attached to this node", self.endpoints.clone());
         let help = "Pods given up because their device and namespace were gone";
         registry.register("abandoned_endpoints_released", help, self.abandoned.clone());
+        let help = "Pods whose programs somebody else removed, attached again";
+        registry.register("programs_restored", help, self.restored.clone());
         let help = "Sockets of the node that were ended because their backend is gone";
         registry.register("sockets_destroyed", help, self.destroyed.clone());
         registry.register("ready", "Whether the self-test passed", self.ready.clone());
@@ -201,6 +206,11 @@ impl Metrics {
     /// An audit found rows of a map that were not what they should be.
     pub fn drift_repaired(&self, map: &'static str, rows: usize) {
         self.drift.get_or_create(&[("map", map)]).inc_by(rows as u64);
+    }
+
+    /// Programs that somebody else removed from a Pod are attached again.
+    pub fn programs_restored(&self) {
+        self.restored.inc();
     }
 
     /// A watch was interrupted.

@@ -4,8 +4,10 @@
 //! What was put right once is left alone until the wish changes or an audit asks; nothing foreign is ever touched.
 
 mod address;
+mod mtu;
 mod overlay;
 mod refusal;
+mod uplink;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,13 +17,17 @@ use quilla_abi::config::OVERLAY_PORT;
 use quilla_datapath::{DatapathError, Device, Netlink, Overlay, PodRoute, Surroundings, netns, sysctl};
 use quilla_model::{ObjectRef, Problem, Reason, Snapshot};
 use quilla_plan::facts::{DEFAULT_VNI, NodePortAddresses};
-use quilla_plan::{Desired, LocalEndpoint, NodeFacts};
+use quilla_plan::{Desired, LocalEndpoint, NodeFacts, Routing};
 use tokio::sync::watch;
 
 use crate::apiserver::Servers;
+use crate::cni::AttachedEndpoint;
+use crate::masquerade;
 use crate::overlay::{Encapsulation, Mode};
 
+use mtu::Ways;
 use refusal::{Ranges, Refusals};
+use uplink::Uplinks;
 
 /// What the operator chose.
 #[derive(Debug)]
@@ -34,10 +40,12 @@ pub struct NodeSettings {
     pub vni: u32,
     /// UDP port of the overlay.
     pub overlay_port: u16,
-    /// Whether Pods leave the cluster with the node's address.
-    pub masquerade: bool,
-    /// Ranges that Pods reach with their own address.
-    pub native: Vec<IpNet>,
+    /// The largest packet for other nodes, if that is less than what the uplinks leave.
+    pub overlay_mtu: Option<u16>,
+    /// How packets get to other nodes' Pods.
+    pub routing: Routing,
+    /// Under whose address Pods leave the cluster.
+    pub masquerade: watch::Receiver<masquerade::Chosen>,
     /// Which of the node's addresses serve node ports.
     pub node_port_addresses: NodePortAddresses,
     /// Whether a Service with a Local policy and endpoints elsewhere only rejects (S21).
@@ -58,8 +66,9 @@ impl NodeSettings {
             uplinks: uplinks.iter().map(|&uplink| uplink.to_owned()).collect(),
             vni: DEFAULT_VNI,
             overlay_port: OVERLAY_PORT,
-            masquerade: true,
-            native: Vec::new(),
+            overlay_mtu: None,
+            routing: Routing::default(),
+            masquerade: watch::channel(masquerade::Chosen::default()).1,
             node_port_addresses: NodePortAddresses::Primary,
             reject_without_local: false,
             servers: watch::channel(Some(BTreeSet::new())).1,
@@ -76,12 +85,19 @@ pub struct Node {
     hash_seed: u32,
     /// Opened on the reconciler's thread, in the namespace it runs in.
     host: Option<Host>,
-    /// Those of the uplinks that are there; the first one always, once the node was prepared.
-    uplinks: Vec<Device>,
+    /// Those of the uplinks that are there.
+    uplinks: Uplinks,
     /// Of every device, those that somebody else could send to.
     addresses: BTreeSet<IpAddr>,
     overlay: Option<(Overlay, Device)>,
+    ways: Ways,
+    /// The largest packet that the overlay carries in one piece; 0 before it is known.
+    mtu: u32,
+    /// The MTU that the interfaces of all running Pods have by now.
+    fitted: Option<u32>,
     routes: Option<Vec<PodRoute>>,
+    /// Pods of other nodes to which somebody else has a route.
+    taken: Vec<IpNet>,
     surroundings: Surroundings,
     refusals: Refusals,
     problems: Vec<Problem>,
@@ -102,10 +118,14 @@ impl Node {
             settings,
             hash_seed,
             host: None,
-            uplinks: Vec::new(),
+            uplinks: Uplinks::default(),
             addresses: BTreeSet::new(),
             overlay: None,
+            ways: Ways::default(),
+            mtu: 0,
+            fitted: None,
             routes: None,
+            taken: Vec::new(),
             surroundings: Surroundings::default(),
             refusals: Refusals::default(),
             problems: Vec::new(),
@@ -114,7 +134,7 @@ impl Node {
 
     /// Names of the uplinks that are there.
     pub fn uplinks(&self) -> Vec<String> {
-        self.uplinks.iter().map(|device| device.name.clone()).collect()
+        self.uplinks.present().iter().map(|device| device.name.clone()).collect()
     }
 
     /// Name of the overlay device.
@@ -125,23 +145,35 @@ impl Node {
     /// Numbers of the overlay device and of the uplinks; none while unknown.
     pub fn ifindexes(&self) -> Vec<u32> {
         let overlay = self.overlay.as_ref().map(|(_, device)| device);
-        overlay.into_iter().chain(&self.uplinks).map(|device| device.ifindex).collect()
+        overlay.into_iter().chain(self.uplinks.present()).map(|device| device.ifindex).collect()
     }
 
     /// What is wrong with the node itself.
     pub fn problems(&self) -> Vec<Problem> {
         let refusals = self.refusals.problems(&self.settings.name);
-        self.problems.iter().cloned().chain(refusals).collect()
+        let narrow = mtu::problem(&self.settings.name, self.mtu);
+        let node = || ObjectRef::cluster("Node", &self.settings.name);
+        let taken = self.taken.iter().map(|range| {
+            let detail = format!("route to {range}, to which there is one of somebody else's");
+            Problem::new(node(), Reason::Conflict, detail)
+        });
+        let file = self.settings.masquerade.borrow().problem.clone();
+        let file = file.map(|detail| Problem::new(node(), Reason::Malformed, detail));
+        self.problems.iter().cloned().chain(narrow).chain(refusals).chain(taken).chain(file).collect()
     }
 
-    /// Whether a device or an address is not any more as it was seen last.
+    /// Whether a device, an address or a route of ours is not any more as it was seen last.
     pub fn changed(&self) -> Result<bool, DatapathError> {
         let (Some(Host { netlink, .. }), Some((_, overlay))) = (&self.host, &self.overlay) else {
             return Ok(false);
         };
         let same = netlink.device(Overlay::NAME)?.as_ref() == Some(overlay)
-            && present(netlink, &self.settings.uplinks)? == self.uplinks
-            && address::usable(netlink.all_addresses()?) == self.addresses;
+            && self.uplinks.look(netlink, &self.settings.uplinks)? == self.uplinks
+            && address::usable(netlink.all_addresses()?) == self.addresses
+            && match &self.routes {
+                Some(routes) => netlink.has_routes(overlay.ifindex, routes, &self.taken)?,
+                None => true,
+            };
         Ok(!same)
     }
 
@@ -154,6 +186,7 @@ impl Node {
     /// Distrust everything: look at devices and routes again in the next round.
     pub fn forget(&mut self) {
         self.overlay = None;
+        self.fitted = None;
         self.routes = None;
         self.refusals.forget();
     }
@@ -166,16 +199,21 @@ impl Node {
         };
         let distrusted = self.overlay.is_none();
         if distrusted {
-            self.uplinks = present(&host.netlink, &self.settings.uplinks)?;
-            let first = &self.settings.uplinks[0];
-            if self.uplinks.first().is_none_or(|device| device.name != *first) {
-                return Err(DatapathError::NoDevice { name: first.clone() });
+            self.ways = Ways::default();
+            self.uplinks = self.uplinks.look(&host.netlink, &self.settings.uplinks)?;
+            // Without it nothing can begin. What has begun goes on: it may well come back.
+            if self.mtu == 0 {
+                self.uplinks.require_first(&self.settings.uplinks)?;
             }
-            open_ways(&self.uplinks)?;
+            open_ways(self.uplinks.present(), self.settings.routing)?;
             self.problems = problems(&self.settings, &self.uplinks)?;
             self.surroundings = host.netlink.surroundings()?;
         }
-        let wanted = overlay::wanted(&self.settings, &self.uplinks, snapshot);
+        let uplinks = self.uplinks.present();
+        if let Some(mtu) = self.ways.mtu(&host.netlink, uplinks, &self.settings, snapshot)? {
+            self.mtu = mtu;
+        }
+        let wanted = overlay::wanted(&self.settings, self.mtu, snapshot);
         if self.overlay.as_ref().is_none_or(|(present, _)| *present != wanted) {
             let device = host.netlink.ensure_overlay(&wanted)?;
             let mtu_changed =
@@ -191,7 +229,7 @@ impl Node {
     pub fn facts(&self, snapshot: &Snapshot, endpoints: Vec<LocalEndpoint>) -> NodeFacts {
         let overlay = self.overlay.as_ref();
         let named = snapshot.nodes.get(&self.settings.name).map_or(&[][..], |node| &node.addresses);
-        let uplink = self.uplinks.first();
+        let uplink = self.uplinks.present().first();
         let (host_ipv4, host_ipv6) = address::masquerade(named, &self.addresses, uplink);
         let cookie = self.host.as_ref().map_or(0, |host| host.cookie);
         let [low, high] = [cookie, cookie >> 32].map(|half| (half & 0xffff_ffff) as u32);
@@ -205,9 +243,10 @@ impl Node {
             addresses: self.addresses.iter().copied().collect(),
             node_port_addresses: self.settings.node_port_addresses.clone(),
             reject_without_local: self.settings.reject_without_local,
-            native: self.settings.native.clone(),
-            masquerade: self.settings.masquerade,
-            overlay_mtu: overlay.map_or(0, |(overlay, _)| u16::try_from(overlay.mtu).unwrap_or(u16::MAX)),
+            masquerade: self.settings.masquerade.borrow().masquerade.clone(),
+            routing: self.settings.routing,
+            networks: self.uplinks.present().iter().flat_map(|device| device.addresses.clone()).collect(),
+            overlay_mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
             encapsulation: self.settings.encapsulation.borrow().facts,
             netns_cookie: [low, high],
             hash_seed: self.hash_seed,
@@ -216,14 +255,27 @@ impl Node {
         }
     }
 
-    /// Leads the host's own packets for other nodes' Pods into the overlay.
+    /// Has the interfaces of running Pods follow the MTU that new ones get. Called when the programs know it already.
+    pub fn fit<'a>(
+        &mut self,
+        endpoints: impl Iterator<Item = &'a AttachedEndpoint>,
+    ) -> Result<(), DatapathError> {
+        let (Some(host), Some((overlay, _))) = (&self.host, &self.overlay) else { return Ok(()) };
+        if self.fitted != Some(overlay.mtu) {
+            mtu::fit(&host.netlink, overlay.mtu, endpoints)?;
+            self.fitted = Some(overlay.mtu);
+        }
+        Ok(())
+    }
+
+    /// Leads the host's own packets to other nodes' Pods, into the overlay or by the nodes' addresses.
     pub fn route(&mut self, snapshot: &Snapshot, desired: &Desired) -> Result<(), DatapathError> {
         let wanted = overlay::routes(&self.settings.name, snapshot, desired);
         let (Some(host), Some((_, overlay))) = (&self.host, &self.overlay) else { return Ok(()) };
         if self.routes.as_ref() != Some(&wanted) {
             let changes = host.netlink.sync_routes(overlay.ifindex, &wanted)?;
             tracing::debug!(written = changes.written, removed = changes.removed, "routes written");
-            self.routes = Some(wanted);
+            (self.routes, self.taken) = (Some(wanted), changes.taken);
         }
         Ok(())
     }
@@ -245,17 +297,12 @@ impl Node {
     }
 }
 
-/// Those devices that are there.
-fn present(netlink: &Netlink, names: &[String]) -> Result<Vec<Device>, DatapathError> {
-    names.iter().filter_map(|name| netlink.device(name).transpose()).collect()
-}
-
 /// Lets packets in and through. With several uplinks a request may come in by one that does not lead back to its
-/// sender; its answer finds the way (E15).
-fn open_ways(uplinks: &[Device]) -> Result<(), DatapathError> {
+/// sender; its answer finds the way (E15). So may what comes plainly from a node to which this one sends in tunnels.
+fn open_ways(uplinks: &[Device], routing: Routing) -> Result<(), DatapathError> {
     for uplink in uplinks {
         sysctl::enable_forwarding(&uplink.name)?;
-        if uplinks.len() > 1 {
+        if uplinks.len() > 1 || routing != Routing::Overlay {
             sysctl::relax_reverse_path(&uplink.name)?;
         }
     }
@@ -263,10 +310,10 @@ fn open_ways(uplinks: &[Device]) -> Result<(), DatapathError> {
 }
 
 /// What an operator should put right about the node itself.
-fn problems(settings: &NodeSettings, uplinks: &[Device]) -> Result<Vec<Problem>, DatapathError> {
+fn problems(settings: &NodeSettings, uplinks: &Uplinks) -> Result<Vec<Problem>, DatapathError> {
     let node = || ObjectRef::cluster("Node", &settings.name);
-    let missing = settings.uplinks.iter().filter(|name| !uplinks.iter().any(|device| device.name == **name));
-    let missing = missing.map(|name| Problem::new(node(), Reason::Missing, format!("uplink {name}")));
+    let missing = uplinks.faults(&settings.uplinks);
+    let missing = missing.into_iter().map(|detail| Problem::new(node(), Reason::Missing, detail));
     let shared = address::shared_ports(&sysctl::ephemeral_ports()?);
     let shared = shared.map(|detail| Problem::new(node(), Reason::Conflict, detail));
     Ok(missing.chain(shared).collect())

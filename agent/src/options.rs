@@ -3,10 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, Subcommand};
 use ipnet::IpNet;
-use quilla_plan::facts::NodePortAddresses;
+use quilla_datapath::Mechanism;
+use quilla_plan::Routing;
+use quilla_plan::facts::{Masquerade, NodePortAddresses};
 
+use crate::masquerade;
 use crate::overlay::Mode;
 
 /// The node agent of Quilla: watches the apiserver and programs the kernel.
@@ -84,11 +88,11 @@ pub struct Options {
     #[arg(long, env = "QUILLA_FLOW_CAPACITY", default_value_t = quilla_abi::map::capacity::FLOWS,
         value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
     pub flow_capacity: u32,
-    /// Whether programs are attached by tcx links, where the kernel has them (6.6). No other tool removes those by
-    /// mistake, but each Pod that comes or goes then waits for two grace periods of the kernel, one Pod after the other.
-    /// Otherwise by clsact filters.
-    #[arg(long, env = "QUILLA_TCX", default_value_t = true, action = ArgAction::Set)]
-    pub tcx: bool,
+    /// By what programs are attached to Pods: `clsact` filters, or `tcx` links (Linux 6.6), for which each Pod that comes or
+    /// goes waits, one after the other, and which leave the place of clsact to other tools. Uplinks have tcx links wherever
+    /// the kernel has them.
+    #[arg(long, env = "QUILLA_POD_PROGRAMS", default_value = "clsact", value_parser = mechanism())]
+    pub pod_programs: Mechanism,
     /// VXLAN network identifier.
     #[arg(long, env = "QUILLA_VNI", default_value_t = quilla_plan::facts::DEFAULT_VNI,
         value_parser = clap::value_parser!(u32).range(1..=0x00ff_ffff))]
@@ -104,12 +108,31 @@ pub struct Options {
     /// Whether outer UDP headers carry a checksum, which only the VXLAN device can compute.
     #[arg(long, env = "QUILLA_OVERLAY_CHECKSUM", default_value_t = false, action = ArgAction::Set)]
     pub overlay_checksum: bool,
+    /// The largest packet that Pods send to other nodes, where the way is narrower than the uplinks are; else what the
+    /// uplinks leave.
+    #[arg(long, env = "QUILLA_OVERLAY_MTU", value_parser = clap::value_parser!(u16).range(1280..))]
+    pub overlay_mtu: Option<u16>,
+    /// How packets get to the Pods of other nodes: in tunnels (`overlay`), plainly (`native`), or in tunnels only to nodes that
+    /// are in none of the uplinks' networks (`auto`).
+    #[arg(long, env = "QUILLA_ROUTING", default_value = "overlay", value_parser = routing())]
+    pub routing: Routing,
     /// Whether Pods leave the cluster with the node's address.
     #[arg(long, env = "QUILLA_MASQUERADE", default_value_t = true, action = ArgAction::Set)]
     pub masquerade: bool,
     /// A range outside the cluster that Pods reach with their own address; may be given again.
-    #[arg(long, env = "QUILLA_NATIVE_CIDRS", value_delimiter = ',')]
-    pub native_cidr: Vec<IpNet>,
+    #[arg(long, env = "QUILLA_NON_MASQUERADE_CIDRS", alias = "native-cidr", value_delimiter = ',',
+        value_parser = masquerade::range)]
+    pub non_masquerade_cidr: Vec<IpNet>,
+    /// Whether Pods reach IPv4 link-local addresses with the node's address (`true`) or their own (`false`). Without it they do
+    /// not reach them.
+    #[arg(long, env = "QUILLA_MASQ_LINK_LOCAL", action = ArgAction::Set)]
+    pub masq_link_local: Option<bool>,
+    /// The same for IPv6.
+    #[arg(long, env = "QUILLA_MASQ_LINK_LOCAL_IPV6", action = ArgAction::Set)]
+    pub masq_link_local_ipv6: Option<bool>,
+    /// A file in the format of ip-masq-agent, which is followed: `nonMasqueradeCIDRs`, `masqLinkLocal`, `masqLinkLocalIPv6`.
+    #[arg(long, env = "QUILLA_MASQUERADE_CONFIG")]
+    pub masquerade_config: Option<PathBuf>,
     /// Seconds for which a Pod's address rests before another Pod may get it.
     #[arg(long, env = "QUILLA_ADDRESS_COOL_DOWN", default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(0..=86_400))]
@@ -121,6 +144,33 @@ pub struct Options {
     #[arg(long, env = "QUILLA_AUDIT_INTERVAL", hide = true, default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub audit_interval: u64,
+}
+
+impl Options {
+    /// Under whose address Pods leave the cluster, without what a file says.
+    pub fn masquerade(&self) -> Masquerade {
+        Masquerade {
+            enabled: self.masquerade,
+            except: self.non_masquerade_cidr.clone(),
+            link_local: self.masq_link_local,
+            link_local_ipv6: self.masq_link_local_ipv6,
+        }
+    }
+}
+
+fn routing() -> impl TypedValueParser<Value = Routing> {
+    PossibleValuesParser::new(["overlay", "native", "auto"]).map(|name| match name.as_str() {
+        "native" => Routing::Native,
+        "auto" => Routing::Auto,
+        _ => Routing::Overlay,
+    })
+}
+
+fn mechanism() -> impl TypedValueParser<Value = Mechanism> {
+    PossibleValuesParser::new(["clsact", "tcx"]).map(|name| match name.as_str() {
+        "tcx" => Mechanism::Tcx,
+        _ => Mechanism::Clsact,
+    })
 }
 
 /// `primary`, or ranges with commas between.
@@ -135,7 +185,9 @@ fn node_port_addresses(text: &str) -> Result<NodePortAddresses, String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use quilla_plan::facts::NodePortAddresses;
+    use quilla_datapath::Mechanism;
+    use quilla_plan::Routing;
+    use quilla_plan::facts::{Masquerade, NodePortAddresses};
 
     use super::{Cli, Options};
 
@@ -156,6 +208,32 @@ mod tests {
             let error = ranges(bad).unwrap_err();
             assert!(error.contains("neither a range nor `primary`"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn routing_and_masquerade_are_what_is_said() {
+        let default = options(&[]).unwrap();
+        assert_eq!((default.routing, default.masquerade()), (Routing::Overlay, Masquerade::default()));
+        let given = ["--routing", "auto", "--masquerade", "false", "--masq-link-local", "false"];
+        let ranges = ["--native-cidr", "10.0.0.0/8,fd00::/8"];
+        let options_given = options(&[&given[..], &ranges].concat()).unwrap();
+        assert_eq!(options_given.routing, Routing::Auto);
+        let masquerade = options_given.masquerade();
+        assert_eq!((masquerade.enabled, masquerade.except.len()), (false, 2));
+        assert_eq!((masquerade.link_local, masquerade.link_local_ipv6), (Some(false), None));
+        for (bad, why) in [("10.0.0.1/8", "not aligned"), ("eth0", "no range")] {
+            let error = options(&["--non-masquerade-cidr", bad]).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        assert!(options(&["--routing", "direct"]).unwrap_err().contains("overlay, native, auto"));
+    }
+
+    #[test]
+    fn programs_of_pods_are_filters_unless_links_are_wanted() {
+        let programs = |more: &[&str]| options(more).map(|options| options.pod_programs);
+        assert_eq!(programs(&[]), Ok(Mechanism::Clsact));
+        assert_eq!(programs(&["--pod-programs", "tcx"]), Ok(Mechanism::Tcx));
+        assert!(programs(&["--pod-programs", "xdp"]).unwrap_err().contains("clsact, tcx"));
     }
 
     #[test]

@@ -3,10 +3,14 @@
 //! Called by `verdict` with a packet that was dropped and is still as it came; turns it into the answer, in its place.
 //! Answers come under the address that was asked, at most [`PER_SECOND`] of a kind from each CPU. A server's packet that
 //! can no longer be delivered becomes a reset as well, but for the client.
+//!
+//! The kernel does not let programs cut the end off what it takes for a packet in a tunnel, which stays so when a program
+//! has taken it out (`skb->encapsulation`). A reset then keeps the data, and an error is made at the packet's end.
 
 use quilla_abi::DropReason;
 use quilla_abi::flow::{Flow, FlowKey, action};
 use quilla_abi::node::UnderlayAddress;
+use quilla_abi::program::SENT_MARK;
 use quilla_ebpf_core::answer::{self, Answer};
 use quilla_ebpf_core::family::HOP_LIMIT;
 use quilla_ebpf_core::protocol::{ETHERNET, ip, tcp};
@@ -16,6 +20,7 @@ use crate::encap;
 use crate::helper;
 use crate::maps::{ANSWERS, Allowance, Maps, NODE_SLOTS};
 use crate::packet::Skb;
+use crate::plain;
 use crate::pipeline::Pipeline;
 use crate::route;
 use crate::scratch::{COPY, Memory};
@@ -35,7 +40,7 @@ pub(crate) enum Back {
     Pod,
     /// Out of the device.
     Device,
-    /// Out of the overlay device, to the node that sent the packet.
+    /// To the node that sent the packet: out of the overlay device, or of the one by which it came plainly.
     Node,
 }
 
@@ -52,11 +57,7 @@ pub(crate) fn make<F: Pipeline>(
     // From here on every helper may fail on odd packets; then there is no answer.
     skb.turn_round()?;
     match kind {
-        Answer::Reset => {
-            let headers = &memory.headers;
-            let FlowKey { src, dst, .. } = &headers.key;
-            reset::<F>(skb, headers, (dst, src), answer::reset_header)
-        }
+        Answer::Reset => reset::<F>(skb, &memory.headers, Receiver::Sender).map(drop),
         _ => error::<F>(skb, memory, kind),
     }
 }
@@ -80,11 +81,11 @@ pub(crate) fn end<F: Maps>(
 /// Turns the packet into that reset, which is then translated and sent like the packet.
 #[inline(always)]
 pub(crate) fn make_end<F: Pipeline>(skb: Skb, headers: &mut Headers<F::Addr>) -> Result<(), DropReason> {
-    let FlowKey { src, dst, .. } = &headers.key;
-    reset::<F>(skb, headers, (src, dst), answer::end_header)?;
-    headers.length = F::HEADER + RESET;
-    headers.end = ETHERNET + headers.length;
-    headers.hop_limit = HOP_LIMIT;
+    if reset::<F>(skb, headers, Receiver::Same)? {
+        headers.length = F::HEADER + RESET;
+        headers.end = ETHERNET + headers.length;
+        headers.hop_limit = HOP_LIMIT;
+    }
     headers.tcp = tcp::RST;
     Ok(())
 }
@@ -96,13 +97,18 @@ pub(crate) fn send(skb: Skb, back: Back) -> Option<i32> {
         Back::None => None,
         Back::Pod => Some(helper::redirect_peer(skb.ifindex())),
         Back::Device => Some(helper::redirect(skb.ifindex())),
+        // It came plainly.
+        Back::Node if skb.mark() != SENT_MARK => Some(helper::redirect(skb.ifindex())),
         Back::Node => Some(helper::redirect(route::config().ok()?.overlay_ifindex)),
     }
 }
 
-/// What came through a tunnel goes back through it.
+/// What came through a tunnel goes back through it, and what came without one is ready.
 #[inline(always)]
 pub(crate) fn to_origin(skb: Skb, origin: &UnderlayAddress) -> Result<(), DropReason> {
+    if plain::is_plain(origin) {
+        return Ok(());
+    }
     let slot = *helper::find(&NODE_SLOTS, origin).ok_or(DropReason::UnknownNode)?;
     encap::by_device(skb, slot)
 }
@@ -137,39 +143,73 @@ fn header<F: Pipeline>(
     Ok(checksum::add(addresses, rest))
 }
 
-/// A segment without options in front of it becomes a reset.
+/// Whom a segment that becomes a reset is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Receiver {
+    /// Who sent the segment.
+    Sender,
+    /// Whom the segment was for.
+    Same,
+}
+
+/// A segment without options in front of it becomes a reset. Says whether it was cut to one.
 #[inline(always)]
 fn reset<F: Pipeline>(
     skb: Skb,
     headers: &Headers<F::Addr>,
-    addresses: (&F::Addr, &F::Addr),
-    made_of: impl Fn([u8; 16], u32) -> [u8; 20],
-) -> Result<(), DropReason> {
+    receiver: Receiver,
+) -> Result<bool, DropReason> {
     let at = ETHERNET + F::HEADER;
     if headers.transport != at {
         return Err(DropReason::Untranslatable);
     }
+    let FlowKey { src, dst, .. } = &headers.key;
     let fixed: [u8; 16] = skb.bytes(at)?;
-    let data = u32::from(fixed[12] >> 4) * 4;
-    let payload = headers.end.wrapping_sub(at).wrapping_sub(data);
-    helper::cut(skb.raw(), at + RESET)?;
+    let length = headers.end.wrapping_sub(at);
+    let payload = length.wrapping_sub(u32::from(fixed[12] >> 4) * 4);
+    let (addresses, mut segment) = match receiver {
+        Receiver::Sender => ((dst, src), answer::reset_header(fixed, payload)),
+        Receiver::Same => ((src, dst), answer::end_header(fixed, payload)),
+    };
+    if helper::cut(skb.raw(), at + RESET).is_err() {
+        if receiver == Receiver::Sender {
+            header::<F>(skb, addresses, ip::TCP, length)?;
+        }
+        return overwrite(skb, at, fixed, segment).map(|()| false);
+    }
     let pseudo = header::<F>(skb, addresses, ip::TCP, RESET)?;
-    let mut segment = made_of(fixed, payload);
     // The sum over the pseudo header alone is what the kernel wants of a packet whose checksum it still has to finish.
     let partial = checksum::fold(pseudo);
     [segment[16], segment[17]] = partial.to_ne_bytes();
     skb.write(at, segment)?;
     // For any other packet this makes it the whole one; the kernel knows which kind it is (E7).
     let words = checksum::add(pseudo, words(&segment));
-    helper::change_checksum(skb.raw(), at + 16, checksum::add(words, 0), 0)
+    helper::change_checksum(skb.raw(), at + 16, checksum::add(words, 0), 0)?;
+    Ok(true)
+}
+
+/// Writes a reset over a header whose options and data stay: receivers do not mind them (RFC 9293 3.5.3). The addresses may
+/// have changed places, so that the pseudo header's sum is what it was.
+#[inline(always)]
+fn overwrite(skb: Skb, at: u32, fixed: [u8; 16], reset: [u8; 20]) -> Result<(), DropReason> {
+    let rest: [u8; 4] = skb.bytes(at + 16)?;
+    let new = answer::with_options(reset, fixed, rest);
+    skb.write(at, new)?;
+    let old = checksum::add(words_of(&fixed), u32::from_ne_bytes(rest));
+    helper::change_checksum(skb.raw(), at + 16, checksum::difference(old, words(&new)), 0)
 }
 
 /// One's complement sum of a TCP header, its checksum included.
 #[inline(always)]
 fn words(s: &[u8; 20]) -> u32 {
+    checksum::add(words_of(s), u32::from_ne_bytes([s[16], s[17], s[18], s[19]]))
+}
+
+/// That of its first 16 bytes.
+#[inline(always)]
+fn words_of<const N: usize>(s: &[u8; N]) -> u32 {
     let word = |a: usize| u32::from_ne_bytes([s[a], s[a + 1], s[a + 2], s[a + 3]]);
-    let ports = checksum::add(word(0), word(4));
-    checksum::add(checksum::add(ports, word(8)), checksum::add(word(12), word(16)))
+    checksum::add(checksum::add(word(0), word(4)), checksum::add(word(8), word(12)))
 }
 
 /// The packet becomes the end of an error about itself.
@@ -182,9 +222,14 @@ fn error<F: Pipeline>(skb: Skb, memory: &mut Memory<F::Addr>, kind: Answer) -> R
     }
     *copy = [0; COPY as usize];
     helper::copy(skb.raw(), ETHERNET, copy, length)?;
-    helper::cut(skb.raw(), ETHERNET + length)?;
-    helper::make_room(skb.raw(), F::HEADER + 8)?;
     let payload = length + 8;
+    if helper::cut(skb.raw(), ETHERNET + length).is_ok() {
+        helper::make_room(skb.raw(), F::HEADER + 8)?;
+    } else {
+        clear::<F>(skb)?;
+        helper::make_room(skb.raw(), payload)?;
+        helper::store(skb.raw(), ETHERNET + F::HEADER + 8, copy, length)?;
+    }
     let FlowKey { src, dst, .. } = &headers.key;
     let pseudo = header::<F>(skb, (dst, src), F::ICMP, payload)?;
     let icmp = answer::error_header::<F>(kind, *mtu as u16);
@@ -197,4 +242,21 @@ fn error<F: Pipeline>(skb: Skb, memory: &mut Memory<F::Addr>, kind: Answer) -> R
     let at = ETHERNET + F::HEADER;
     skb.write(at, icmp)?;
     skb.write(at + 2, (!checksum::fold(sum)).to_ne_bytes())
+}
+
+/// Takes away all but the last bytes, as many as a network header has: a packet that cannot be cut at its end. What the
+/// kernel still has to do for its checksums goes with it. Fails on what is longer than a device sends at once: its sender
+/// will repeat a part of it, which is not.
+#[inline(always)]
+fn clear<F: Pipeline>(skb: Skb) -> Result<(), DropReason> {
+    /// The kernel takes away less than 4096 bytes at once.
+    const STEP: u32 = 2048;
+    for _ in 0..5 {
+        let rest = skb.len().wrapping_sub(ETHERNET + F::HEADER);
+        helper::take_away(skb.raw(), if rest < STEP { rest } else { STEP })?;
+        if rest <= STEP {
+            return Ok(());
+        }
+    }
+    Err(DropReason::Internal)
 }

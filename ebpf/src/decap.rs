@@ -15,32 +15,57 @@ use quilla_ebpf_core::{Family, Frame, V4, V6, checksum};
 use crate::encap::BEHIND;
 use crate::helper::{self, Underlay};
 use crate::packet::{Part, Skb};
-use crate::pipeline::memory;
-use crate::route;
+use crate::pipeline::{Pipeline, memory};
+use crate::{plain, route};
 
-/// Takes the outer headers away, if the packet is for the tunnel's end. Says whether it did; otherwise the packet is as it
-/// came.
+/// What became of a packet on the uplink.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opened {
+    /// It is as it came.
+    No,
+    /// The outer headers are gone.
+    Yes,
+    /// It has none, and may be for an own Pod: see [`crate::plain`].
+    Plain,
+}
+
+/// Takes the outer headers away, if the packet is for the tunnel's end.
 #[inline(always)]
-pub(crate) fn open(skb: Skb) -> Result<bool, DropReason> {
-    let Ok(config) = route::config() else { return Ok(false) };
-    if config.flags & config::flag::OPEN == 0 || skb.is_for_another() {
-        return Ok(false);
+pub(crate) fn open(skb: Skb) -> Result<Opened, DropReason> {
+    let Ok(config) = route::config() else { return Ok(Opened::No) };
+    if skb.is_for_another() {
+        return Ok(Opened::No);
     }
     match skb.ethertype() {
         Ok(V4::ETHERTYPE) => over_v4(skb, config),
         Ok(V6::ETHERTYPE) => over_v6(skb, config),
-        _ => Ok(false),
+        _ => Ok(Opened::No),
     }
 }
 
+/// Whether the programs open tunnels at all.
 #[inline(always)]
-fn over_v4(skb: Skb, config: &Config) -> Result<bool, DropReason> {
+fn opens(config: &Config) -> bool {
+    config.flags & config::flag::OPEN != 0
+}
+
+/// What becomes of a packet that is not for the tunnel's end.
+#[inline(always)]
+fn not_opened<F: Pipeline>(config: &Config, dst: &F::Addr) -> Result<Opened, DropReason> {
+    Ok(if plain::concerns::<F>(config, dst)? { Opened::Plain } else { Opened::No })
+}
+
+#[inline(always)]
+fn over_v4(skb: Skb, config: &Config) -> Result<Opened, DropReason> {
     const LENGTH: u32 = V4::HEADER;
-    let Some(header) = part::<{ LENGTH as usize }>(skb, ETHERNET)? else { return Ok(false) };
+    let Some(header) = part::<{ LENGTH as usize }>(skb, ETHERNET)? else { return Ok(Opened::No) };
     let whole = header.half::<6>() & 0x3fff_u16.to_be() == 0;
     let to_us = header.word::<16>() == u32::from_ne_bytes(config.tunnel_ipv4) && header.word::<16>() != 0;
-    if header.byte::<0>() != 0x45 || !whole || header.byte::<9>() != ip::UDP || !to_us {
-        return Ok(false);
+    if !to_us {
+        return not_opened::<V4>(config, &header.word::<16>().to_ne_bytes());
+    }
+    if header.byte::<0>() != 0x45 || !whole || header.byte::<9>() != ip::UDP || !opens(config) {
+        return Ok(Opened::No);
     }
     let first = checksum::add(header.word::<0>(), header.word::<4>());
     let rest = checksum::add(header.word::<8>(), checksum::add(header.word::<12>(), header.word::<16>()));
@@ -54,19 +79,25 @@ fn over_v4(skb: Skb, config: &Config) -> Result<bool, DropReason> {
         overhead: OVERHEAD_V4,
         ethertype: V4::ETHERTYPE,
     };
-    behind(skb, config, &outer, &origin)
+    Ok(if behind(skb, config, &outer, &origin)? { Opened::Yes } else { Opened::No })
 }
 
 #[inline(always)]
-fn over_v6(skb: Skb, config: &Config) -> Result<bool, DropReason> {
+fn over_v6(skb: Skb, config: &Config) -> Result<Opened, DropReason> {
     const LENGTH: u32 = V6::HEADER;
-    let Some(header) = part::<{ LENGTH as usize }>(skb, ETHERNET)? else { return Ok(false) };
+    let Some(header) = part::<{ LENGTH as usize }>(skb, ETHERNET)? else { return Ok(Opened::No) };
     let dst = [header.word::<24>(), header.word::<28>(), header.word::<32>(), header.word::<36>()];
     let to_us = dst == V6::words(&config.tunnel_ipv6) && config.tunnel_ipv6 != [0; 16];
-    if header.byte::<0>() >> 4 != 6 || header.byte::<6>() != ip::UDP || !to_us {
-        return Ok(false);
+    if !to_us {
+        return not_opened::<V6>(config, &V6::of_words(dst));
+    }
+    if header.byte::<0>() >> 4 != 6 || header.byte::<6>() != ip::UDP || !opens(config) {
+        return Ok(Opened::No);
     }
     let src = [header.word::<8>(), header.word::<12>(), header.word::<16>(), header.word::<20>()];
+    if plain::is_plain(&V6::of_words(src)) {
+        return Err(DropReason::UnknownTunnelSource);
+    }
     let outer = Outer {
         header: LENGTH,
         payload: u32::from(u16::from_be(header.half::<4>())),
@@ -75,7 +106,7 @@ fn over_v6(skb: Skb, config: &Config) -> Result<bool, DropReason> {
         overhead: OVERHEAD_V6,
         ethertype: V6::ETHERTYPE,
     };
-    behind(skb, config, &outer, &V6::of_words(src))
+    Ok(if behind(skb, config, &outer, &V6::of_words(src))? { Opened::Yes } else { Opened::No })
 }
 
 /// What the outer network header says.

@@ -11,13 +11,14 @@ use crate::answer::Back;
 use crate::flow::Claim;
 use crate::helper;
 use crate::hook::{FromOverlay, FromPod, FromTunnel, FromUplink, ToOverlay, ToPod, ToUplink};
+use crate::decap::Opened;
 use crate::packet::Skb;
 use crate::pipeline::{self, Encode, Next, Pipeline, Scalar, Stages, dispatch};
 use crate::scratch::{Choice, Scratch};
 use crate::selection;
 use crate::socket::{self, Name};
 use crate::verdict::conclude;
-use crate::{decap, encap};
+use crate::{decap, encap, plain};
 
 /// What a Pod sends.
 #[classifier]
@@ -51,11 +52,13 @@ pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
 #[classifier]
 pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    match bool::decode(open_tunnel(skb.raw())) {
-        Ok(false) => from_world(skb.raw()),
-        Ok(true) => from_tunnel(skb.raw()),
+    let code = match Opened::decode(open_tunnel(skb.raw())) {
+        Ok(Opened::No) => OF_THE_WORLD,
+        Ok(Opened::Yes) => from_nodes(skb.raw(), 0),
+        Ok(Opened::Plain) => from_nodes(skb.raw(), 1),
         Err(reason) => conclude::<FromTunnel>(skb, Err(reason)),
-    }
+    };
+    if code == OF_THE_WORLD { from_world(skb.raw()) } else { code }
 }
 
 /// What Pods send to the world through the host's stack.
@@ -173,12 +176,21 @@ extern "C" fn from_world(skb: *mut __sk_buff) -> i32 {
     conclude::<FromUplink>(skb, dispatch::<FromUplink>(skb))
 }
 
-/// What was opened goes on as if the overlay device had opened it.
+/// No code of the kernel's: nothing was decided.
+const OF_THE_WORLD: i32 = -2;
+
+/// What was opened goes on as if the overlay device had opened it, and so does what nodes send plainly.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn from_tunnel(skb: *mut __sk_buff) -> i32 {
+extern "C" fn from_nodes(skb: *mut __sk_buff, plainly: u32) -> i32 {
     let skb = Skb::new(skb);
-    let outcome = dispatch::<FromTunnel>(skb).and_then(|verdict| verdict.by_overlay(skb));
+    let outcome = dispatch::<FromTunnel>(skb);
+    if plainly == 0 {
+        return conclude::<FromTunnel>(skb, outcome.and_then(|verdict| verdict.by_overlay(skb)));
+    }
+    if plain::is_of_the_world(&outcome) {
+        return OF_THE_WORLD;
+    }
     conclude::<FromTunnel>(skb, outcome)
 }
 
@@ -187,6 +199,27 @@ extern "C" fn from_tunnel(skb: *mut __sk_buff) -> i32 {
 #[inline(never)]
 pub(crate) extern "C" fn encapsulate(skb: *mut __sk_buff, slot: u32, port: u32, length: u32) -> i32 {
     encap::encapsulate(Skb::new(skb), slot, port, length).encode()
+}
+
+/// See [`crate::plain::depart`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn send_plainly(skb: *mut __sk_buff, slot: u32, family: u32) -> i32 {
+    plain::leave(Skb::new(skb), slot, family).encode()
+}
+
+/// See [`crate::plain::find`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn find_hop(skb: *mut __sk_buff, slot: u32, family: u32, sends: u32) -> i32 {
+    plain::find(Skb::new(skb), slot, family, sends != 0).encode()
+}
+
+/// See [`crate::plain::is_from`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn came_from(skb: *mut __sk_buff, slot: u32, family: u32) -> i32 {
+    i32::from(plain::came_from(Skb::new(skb), slot, family))
 }
 
 #[unsafe(no_mangle)]

@@ -120,6 +120,7 @@ fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
     }
     entry.deps[dep::SOURCE] = from.dep;
     entry.deps[dep::DESTINATION] = to.dep;
+    entry.flags = (entry.flags & !flag::NATIVE) | to.native as u8;
     if from.is_routed() && to.is_routed() {
         entry.flags |= flag::ROUTED;
     } else {
@@ -343,7 +344,13 @@ pub(crate) fn ask_for_restore(party: Dep) {
         return;
     }
     *last = now;
-    if let Some(value) = helper::row(&EPOCHS, party.index) {
+    bump(party.index);
+}
+
+/// Has every flow that depends on it look again.
+#[inline(always)]
+pub(crate) fn bump(index: u32) {
+    if let Some(value) = helper::row(&EPOCHS, index) {
         *value = value.wrapping_add(1);
     }
 }

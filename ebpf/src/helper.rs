@@ -14,7 +14,8 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_QUERY,
     BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, bpf_fib_lookup, bpf_tunnel_key,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, bpf_fib_lookup, bpf_redir_neigh,
+    bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated as kernel;
 use aya_ebpf::maps::lpm_trie::Key;
@@ -196,7 +197,21 @@ pub(crate) fn copy<const N: usize>(
     done(unsafe { kernel::bpf_skb_load_bytes(skb.cast(), offset, to.as_mut_ptr().cast(), length) })
 }
 
-/// Cuts the frame to a length, and with it any segmentation.
+/// Writes the first `length` bytes of `from` into the frame; at least one byte.
+#[inline(always)]
+pub(crate) fn store<const N: usize>(
+    skb: *mut __sk_buff,
+    offset: u32,
+    from: &[u8; N],
+    length: u32,
+) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    // SAFETY: the verifier checks that `length` stays within `from`; packet pointers are read again after it.
+    done(unsafe { kernel::bpf_skb_store_bytes(skb, offset, from.as_ptr().cast(), length, 0) })
+}
+
+/// Cuts the frame to a length, and with it any segmentation. Fails on a packet that is in a tunnel (`-ENOTSUPP`), and
+/// before it changed anything.
 #[inline(always)]
 pub(crate) fn cut(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
     count(helper::PACKET);
@@ -210,6 +225,15 @@ pub(crate) fn make_room(skb: *mut __sk_buff, length: u32) -> Result<(), DropReas
     count(helper::PACKET);
     // SAFETY: `skb` is the program's context; packet pointers are read again after it.
     done(unsafe { kernel::bpf_skb_adjust_room(skb, length as i32, BPF_ADJ_ROOM_MAC, 0) })
+}
+
+/// Takes bytes away behind the Ethernet header, at most 4095; a network header must be left. Segmentation stays.
+#[inline(always)]
+pub(crate) fn take_away(skb: *mut __sk_buff, length: u32) -> Result<(), DropReason> {
+    count(helper::PACKET);
+    let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+    // SAFETY: `skb` is the program's context; packet pointers are read again after it.
+    done(unsafe { kernel::bpf_skb_adjust_room(skb, -(length as i32), BPF_ADJ_ROOM_MAC, flags) })
 }
 
 /// Which outer network header a tunnel has.
@@ -315,6 +339,14 @@ pub(crate) fn redirect_neighbour(ifindex: u32) -> i32 {
     count(helper::REDIRECT);
     // SAFETY: a null pointer with length 0 asks for the kernel's own lookup.
     (unsafe { kernel::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) }) as i32
+}
+
+/// The same with this next hop.
+#[inline(always)]
+pub(crate) fn redirect_by(ifindex: u32, next_hop: &mut bpf_redir_neigh) -> i32 {
+    count(helper::REDIRECT);
+    // SAFETY: `next_hop` is valid for reads of its size.
+    (unsafe { kernel::bpf_redirect_neigh(ifindex, next_hop, size_of::<bpf_redir_neigh>() as i32, 0) }) as i32
 }
 
 /// Where the frame that carried the packet came from.

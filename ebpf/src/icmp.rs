@@ -10,7 +10,7 @@ use quilla_abi::flow::{Flow, FlowKey, action, dep, flag};
 use quilla_ebpf_core::embedded::{self, Embedded};
 use quilla_ebpf_core::headers::Message;
 use quilla_ebpf_core::protocol::ip;
-use quilla_ebpf_core::{Frame, Headers, checksum, connection};
+use quilla_ebpf_core::{Frame, Headers, checksum, connection, tunnel};
 
 use crate::flow;
 use crate::helper;
@@ -36,7 +36,7 @@ pub(crate) fn error<H: Hook, F: Pipeline>(
         scratch.twin_key = embedded.key.mirrored();
         if let Some(entry) = flow::lookup::<F>(&scratch.twin_key)
             && flow::holds(&entry.deps[dep::BACKEND])
-            && H::admits(skb, &entry.ingress, origin)
+            && H::admits::<F>(skb, &entry.ingress, origin)
         {
             follow::<F>(headers, embedded, entry, scratch);
             if entry.flags & flag::REWRITE != 0 {
@@ -48,6 +48,9 @@ pub(crate) fn error<H: Hook, F: Pipeline>(
     let next = H::relay::<F>(skb, headers, scratch)?;
     scratch.flow.action = scratch.to.action;
     scratch.flow.forward = scratch.to.forward;
+    // Whatever it is; none is not one (RFC 768).
+    scratch.flow.tunnel_port = tunnel::port(0);
+    scratch.flow.flags |= scratch.to.native as u8;
     if scratch.from.is_routed() && scratch.to.is_routed() {
         scratch.flow.flags |= flag::ROUTED;
     }
@@ -78,7 +81,8 @@ fn follow<F: Pipeline>(
     scratch.twin_key.dport = entry.rewrite.sport;
     scratch.flow.action = entry.action;
     scratch.flow.forward = entry.forward;
-    scratch.flow.flags = entry.flags & flag::ROUTED;
+    scratch.flow.tunnel_port = entry.tunnel_port;
+    scratch.flow.flags = entry.flags & (flag::ROUTED | flag::NATIVE);
     scratch.out.dst = entry.rewrite.dst;
     if headers.key.src == embedded.key.dst || hides_reporters(entry) {
         scratch.out.src = entry.rewrite.src;

@@ -46,6 +46,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod pipeline;
 #[cfg(target_arch = "bpf")]
+mod plain;
+#[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
 mod scratch;

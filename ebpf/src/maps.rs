@@ -21,8 +21,9 @@ use quilla_abi::socket::{Frontend, SocketKey};
 use quilla_abi::{drop_reason, epoch};
 use quilla_ebpf_core::{Family, V4, V6};
 
+use crate::plain::{HOPS as PLAIN_HOPS, Hop, Question};
 use crate::scratch::Memory;
-use crate::way::Way;
+use crate::way::{Path, Way};
 
 type Ipv4 = [u8; 4];
 type Ipv6 = [u8; 16];
@@ -114,6 +115,15 @@ pub(crate) static RESTORES: Array<u32> = Array::with_max_entries(epoch::MAX_ENDP
 
 #[map(name = "ways")]
 pub(crate) static WAYS: PerCpuArray<Way> = PerCpuArray::with_max_entries(epoch::MAX_NODES, 0);
+
+#[map(name = "paths")]
+pub(crate) static PATHS: Array<Path> = Array::with_max_entries(epoch::MAX_NODES, 0);
+
+#[map(name = "hops")]
+pub(crate) static HOPS: PerCpuArray<Hop> = PerCpuArray::with_max_entries(PLAIN_HOPS, 0);
+
+#[map(name = "question")]
+pub(crate) static QUESTION: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
 
 #[map(name = "answers")]
 pub(crate) static ANSWERS: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(capacity::ANSWERS, 0);

@@ -13,13 +13,14 @@ use quilla_ebpf_core::protocol::{ETHERNET, ip};
 use quilla_ebpf_core::{Family, Frame, Headers, V4, V6};
 
 use crate::answer::Back;
+use crate::decap::Opened;
 use crate::encap::Departure;
 use crate::flow::Claim;
 use crate::maps::Maps;
 use crate::packet::Skb;
 use crate::scratch::{Choice, Memory, Scratch};
 use crate::verdict::{Exit, Outcome, Verdict};
-use crate::{answer, encap, flow, fragment, helper, icmp, nat, service};
+use crate::{answer, encap, flow, fragment, helper, icmp, nat, plain, service};
 
 /// Where the slow path leads.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,6 +96,26 @@ impl Scalar for Next {
             0 => Self::Forward,
             1 => Self::Leave,
             _ => Self::End,
+        }
+    }
+}
+
+impl Scalar for Opened {
+    #[inline(always)]
+    fn number(self) -> i32 {
+        match self {
+            Self::No => 0,
+            Self::Yes => 1,
+            Self::Plain => 2,
+        }
+    }
+
+    #[inline(always)]
+    fn of_number(number: i32) -> Self {
+        match number {
+            0 => Self::No,
+            1 => Self::Yes,
+            _ => Self::Plain,
         }
     }
 }
@@ -192,7 +213,7 @@ pub(crate) trait Hook {
     }
 
     /// Whether a packet of an established flow came from where it must (E19).
-    fn admits(skb: Skb, ingress: &Ingress, _origin: &UnderlayAddress) -> bool {
+    fn admits<F: Pipeline>(skb: Skb, ingress: &Ingress, _origin: &UnderlayAddress) -> bool {
         ingress.ifindex == skb.ifindex() && ingress.mac == [0; 6]
     }
 
@@ -310,7 +331,7 @@ fn follow<H: Hook, F: Pipeline>(skb: Skb, memory: &Memory<F::Addr>, next: Next) 
 #[inline(always)]
 fn is_established<H: Hook, F: Pipeline>(skb: Skb, memory: &Memory<F::Addr>, entry: &Flow<F::Addr>) -> bool {
     flow::is_current(entry)
-        && H::admits(skb, &entry.ingress, &memory.origin)
+        && H::admits::<F>(skb, &entry.ingress, &memory.origin)
         && !opens(memory.headers.tcp)
         && !flow::is_idle(memory.headers.key.proto, entry)
 }
@@ -376,13 +397,12 @@ fn is_too_big<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, mtu: u16) -> bo
 fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Flow<F::Addr>) -> Outcome {
     // On its way out of a device the packet has been routed by the stack, which counted the hop.
     let routed = flow.flags & flag::ROUTED != 0 && !H::EGRESS;
-    if headers.length > u32::from(flow.mtu)
-        && flow.mtu != 0
-        && !H::EGRESS
-        && is_too_big::<F>(skb, headers, flow.mtu)
-    {
-        memory::<F>()?.mtu = flow.mtu.into();
-        return Err(DropReason::TooBig);
+    if headers.length > u32::from(flow.mtu) && flow.mtu != 0 && !H::EGRESS {
+        let mtu = if flow.mtu < F::LEAST_MTU { F::LEAST_MTU } else { flow.mtu };
+        if headers.length > u32::from(mtu) && is_too_big::<F>(skb, headers, mtu) {
+            memory::<F>()?.mtu = mtu.into();
+            return Err(DropReason::TooBig);
+        }
     }
     if routed && headers.hop_limit <= 1 {
         // An answer to one of our own addresses would be the stack's.
@@ -400,13 +420,30 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
             verdict.ifindex = ifindex;
         }
         action::OVERLAY => {
+            verdict.node_slot = slot;
+            // What must be fragmented is the overlay device's.
+            let whole = headers.length <= u32::from(flow.mtu) || flow.mtu == 0 || skb.segment() != 0;
+            if flow.flags & flag::NATIVE != 0 && whole && !H::EGRESS {
+                match plain::depart::<F>(skb, slot)? {
+                    Departure::Known(device) => {
+                        verdict.exit = Exit::Plain;
+                        verdict.ifindex = device;
+                        return Ok(verdict);
+                    }
+                    Departure::Unresolved(device) => {
+                        verdict.exit = Exit::PlainUnresolved;
+                        verdict.ifindex = device;
+                        return Ok(verdict);
+                    }
+                    Departure::Device => {}
+                }
+            }
             // What the host's stack sends is the device's already.
             let departure = if H::EGRESS && skb.mark() != PROBE_MARK {
                 Departure::Device
             } else {
                 encap::directly(skb, slot, flow.tunnel_port, headers.length)?
             };
-            verdict.node_slot = slot;
             match departure {
                 Departure::Device => {
                     encap::by_device(skb, slot)?;

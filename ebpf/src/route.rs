@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{
 };
 use quilla_abi::config::Config;
 use quilla_abi::epoch;
-use quilla_abi::flow::{FlowKey, action};
+use quilla_abi::flow::{FlowKey, action, flag};
 use quilla_abi::node::{Node, UnderlayAddress};
 use quilla_abi::route::Route;
 use quilla_abi::version::SCHEMA;
@@ -18,6 +18,7 @@ use crate::helper;
 use crate::maps::{CONFIG, Maps, NODES};
 use crate::packet::Skb;
 use crate::scratch::Side;
+use crate::way;
 
 /// The node's configuration, if it speaks our version.
 #[inline(always)]
@@ -53,12 +54,13 @@ pub(crate) fn endpoint<F: Maps>(addr: &F::Addr, side: &mut Side) -> bool {
     side.ingress.node_slot = 0;
     side.ingress.mac = row.pod_mac;
     side.action = action::LOCAL_POD;
+    side.native = 0;
     row.id == id
 }
 
-/// The node in a slot.
+/// The node in a slot. `native` is its flag that has packets routed plainly; 0: they are not, whatever its row says.
 #[inline(never)]
-pub(crate) fn node(config: &Config, slot: u16, side: &mut Side) -> Result<(), DropReason> {
+pub(crate) fn node(config: &Config, slot: u16, native: u16, side: &mut Side) -> Result<(), DropReason> {
     let index = u32::from(slot);
     if index == 0 || index >= epoch::MAX_NODES {
         return Err(DropReason::UnknownNode);
@@ -69,10 +71,11 @@ pub(crate) fn node(config: &Config, slot: u16, side: &mut Side) -> Result<(), Dr
     side.forward.node_slot = index;
     side.forward.smac = config.vtep_mac;
     side.forward.dmac = row.vtep_mac;
-    side.mtu = config.overlay_mtu;
+    side.mtu = way::mtu(config, index, row);
     side.ingress.ifindex = config.overlay_ifindex;
     side.ingress.node_slot = slot;
     side.action = action::OVERLAY;
+    side.native = if row.flags & native != 0 { flag::NATIVE.into() } else { 0 };
     Ok(())
 }
 
@@ -95,7 +98,7 @@ pub(crate) fn receiver<F: Maps>(
         return Ok(());
     }
     match target(find::<F>(out.dst))? {
-        Target::Node(slot) => node(config, slot, side),
+        Target::Node(slot) => node(config, slot, F::NATIVE, side),
         Target::Stack | Target::Native => {
             side.be_stack(skb.ifindex());
             Ok(())

@@ -26,6 +26,8 @@ pub(crate) struct Side {
     pub(crate) action: u8,
     /// [`scope`] in which its packets are seen.
     pub(crate) scope: u8,
+    /// [`quilla_abi::flow::flag::NATIVE`], if packets go to it plainly.
+    pub(crate) native: u32,
 }
 
 impl Side {

@@ -21,6 +21,8 @@ const NEXT: i32 = -1;
 const OK: i32 = 0;
 /// Drop.
 const SHOT: i32 = 2;
+/// To where a helper said.
+const REDIRECT: i32 = 7;
 
 /// How a packet leaves the program.
 #[repr(u8)]
@@ -38,6 +40,10 @@ pub(crate) enum Exit {
     Tunnel,
     /// The same with a next hop that the kernel is to find.
     TunnelUnresolved,
+    /// To another node, as it is, out of a device that needs no more Ethernet addresses.
+    Plain,
+    /// The same by a next hop that the kernel was told already.
+    PlainUnresolved,
     /// To another node, on the overlay device itself.
     HostOverlay,
     /// To the host's stack.
@@ -90,6 +96,7 @@ impl Verdict {
             Exit::Passed => path::PASSED,
             Exit::LocalPod | Exit::Delivered => path::LOCAL_POD,
             Exit::Overlay | Exit::Tunnel | Exit::TunnelUnresolved => path::OVERLAY,
+            Exit::Plain | Exit::PlainUnresolved => path::NATIVE,
             Exit::HostOverlay => path::HOST_OVERLAY,
             Exit::Stack | Exit::StackByOverlay => path::STACK,
             Exit::Uplink | Exit::Masqueraded => path::UPLINK,
@@ -101,7 +108,12 @@ impl Verdict {
         match self.exit {
             Exit::Passed => 0,
             Exit::LocalPod | Exit::Delivered => action::LOCAL_POD,
-            Exit::Overlay | Exit::Tunnel | Exit::TunnelUnresolved | Exit::HostOverlay => action::OVERLAY,
+            Exit::Overlay
+            | Exit::Tunnel
+            | Exit::TunnelUnresolved
+            | Exit::Plain
+            | Exit::PlainUnresolved
+            | Exit::HostOverlay => action::OVERLAY,
             Exit::Stack | Exit::StackByOverlay => action::STACK,
             Exit::Uplink | Exit::Masqueraded => action::UPLINK,
         }
@@ -113,7 +125,8 @@ impl Verdict {
             Exit::Passed => NEXT,
             Exit::Delivered | Exit::HostOverlay | Exit::Stack | Exit::Masqueraded => OK,
             Exit::LocalPod => helper::redirect_peer(self.ifindex),
-            Exit::Overlay | Exit::Tunnel => helper::redirect(self.ifindex),
+            Exit::Overlay | Exit::Tunnel | Exit::Plain => helper::redirect(self.ifindex),
+            Exit::PlainUnresolved => REDIRECT,
             Exit::Uplink | Exit::TunnelUnresolved => helper::redirect_neighbour(self.ifindex),
             Exit::StackByOverlay => helper::redirect_ingress(self.ifindex),
         }

@@ -14,8 +14,8 @@ fn budget(name: &str) -> u32 {
         program::CLOCK => 100,
         program::SOCK_RELEASE => 500,
         name if program::SOCK_ADDR.contains(&name) => 6_500,
-        // Two pipelines: what comes in tunnels, and what comes from the world.
-        program::FROM_UPLINK => 130_000,
+        // Two pipelines: what other nodes send, in tunnels and plainly, and what comes from the world.
+        program::FROM_UPLINK => 145_000,
         // Of these, 20,000 are what can be answered, to either end and in either family.
         _ => 90_000,
     }

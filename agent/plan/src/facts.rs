@@ -8,7 +8,8 @@ use quilla_abi::config::{Config, OVERLAY_PORT, SNAT_PORT_MAX, SNAT_PORT_MIN, fla
 use quilla_abi::version::SCHEMA;
 use quilla_model::{ObjectName, Protocol, Snapshot};
 
-use crate::route::gateways;
+use crate::route::{around_pods, gateways};
+use crate::routing::Routing;
 use crate::tunnel::own_ends;
 
 /// The node.
@@ -34,10 +35,12 @@ pub struct NodeFacts {
     pub node_port_addresses: NodePortAddresses,
     /// Whether a set that is empty by its Local policy rejects although there are endpoints elsewhere (S21).
     pub reject_without_local: bool,
-    /// Ranges outside the cluster that Pods reach with their own address.
-    pub native: Vec<IpNet>,
-    /// Whether Pods leave the cluster with the node's address.
-    pub masquerade: bool,
+    /// Under whose address Pods leave the cluster.
+    pub masquerade: Masquerade,
+    /// How packets get to other nodes' Pods.
+    pub routing: Routing,
+    /// The networks of the uplinks.
+    pub networks: Vec<IpNet>,
     /// The largest packet that the overlay carries in one piece; 0 = not known.
     pub overlay_mtu: u16,
     /// Who makes and opens tunnels.
@@ -64,8 +67,9 @@ impl NodeFacts {
             addresses: Vec::new(),
             node_port_addresses: NodePortAddresses::Primary,
             reject_without_local: false,
-            native: Vec::new(),
-            masquerade: true,
+            masquerade: Masquerade::default(),
+            routing: Routing::default(),
+            networks: Vec::new(),
             overlay_mtu: 0,
             encapsulation: Encapsulation::default(),
             netns_cookie: [0; 2],
@@ -78,10 +82,10 @@ impl NodeFacts {
     pub(crate) fn config(&self, snapshot: &Snapshot) -> Config {
         let (gateway_ipv4, gateway_ipv6) = gateways(snapshot, &self.name);
         let mut flags = 0;
-        if self.masquerade && self.host_ipv4.is_some() {
+        if self.masquerade.enabled && self.host_ipv4.is_some() {
             flags |= flag::MASQUERADE_V4;
         }
-        if self.masquerade && self.host_ipv6.is_some() {
+        if self.masquerade.enabled && self.host_ipv6.is_some() {
             flags |= flag::MASQUERADE_V6;
         }
         if self.encapsulation.direct {
@@ -94,6 +98,7 @@ impl NodeFacts {
             flags |= flag::TUNNEL_CHECKSUM;
         }
         let (tunnel_ipv4, tunnel_ipv6) = own_ends(snapshot, self);
+        let (pods_ipv4, pods_ipv6) = around_pods(snapshot, &self.name);
         Config {
             schema: SCHEMA,
             flags,
@@ -107,6 +112,10 @@ impl NodeFacts {
             host_ipv6: self.host_ipv6.map_or([0; 16], |address| address.octets()),
             gateway_ipv4: gateway_ipv4.map_or([0; 4], |address| address.octets()),
             gateway_ipv6: gateway_ipv6.map_or([0; 16], |address| address.octets()),
+            pods_ipv4: pods_ipv4.map_or([0; 4], |net| net.network().octets()),
+            pods_mask_ipv4: pods_ipv4.map_or([0; 4], |net| net.netmask().octets()),
+            pods_ipv6: pods_ipv6.map_or([0; 16], |net| net.network().octets()),
+            pods_mask_ipv6: pods_ipv6.map_or([0; 16], |net| net.netmask().octets()),
             tunnel_ipv4: tunnel_ipv4.map_or([0; 4], |address| address.octets()),
             tunnel_ipv6: tunnel_ipv6.map_or([0; 16], |address| address.octets()),
             vtep_mac: crate::tunnel::mac_of(&self.name),
@@ -117,6 +126,25 @@ impl NodeFacts {
             pad: 0,
             netns_cookie: self.netns_cookie,
         }
+    }
+}
+
+/// Under whose address Pods leave the cluster: the settings of ip-masq-agent, with its meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Under the node's, but for the following.
+    pub enabled: bool,
+    /// Ranges that Pods reach with their own address: `nonMasqueradeCIDRs`.
+    pub except: Vec<IpNet>,
+    /// Whether IPv4 link-local addresses are reached with the node's address or the Pod's own; `None`: not at all.
+    pub link_local: Option<bool>,
+    /// The same of IPv6.
+    pub link_local_ipv6: Option<bool>,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Self { enabled: true, except: Vec::new(), link_local: None, link_local_ipv6: None }
     }
 }
 

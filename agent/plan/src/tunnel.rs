@@ -9,6 +9,7 @@ use quilla_model::{Node, ObjectRef, Problem, Reason, Snapshot};
 
 use crate::desired::Tunnel;
 use crate::facts::NodeFacts;
+use crate::routing::{Path, Why, path};
 
 /// A tunnel to each other node with a usable address; of two nodes with one address the first by name has it.
 pub(crate) fn plan(
@@ -18,9 +19,12 @@ pub(crate) fn plan(
 ) -> BTreeMap<String, Tunnel> {
     let mut owners: HashMap<IpAddr, &str> =
         facts.addresses.iter().map(|&a| (a, facts.name.as_str())).collect();
+    let own = own_ends(snapshot, facts);
     let mut tunnels = BTreeMap::new();
     for node in snapshot.nodes.values().filter(|node| node.name != facts.name) {
-        let tunnel = tunnel_to(node, &mut owners, problems);
+        let mut tunnel = tunnel_to(node, &mut owners, problems);
+        tunnel.path_ipv4 = path(facts, own.0.map(IpAddr::V4), tunnel.ipv4.map(IpAddr::V4));
+        tunnel.path_ipv6 = path(facts, own.1.map(IpAddr::V6), tunnel.ipv6.map(IpAddr::V6));
         if tunnel.ipv4.is_some() || tunnel.ipv6.is_some() {
             tunnels.insert(node.name.clone(), tunnel);
         } else {
@@ -36,7 +40,9 @@ fn tunnel_to<'a>(
     owners: &mut HashMap<IpAddr, &'a str>,
     problems: &mut Vec<Problem>,
 ) -> Tunnel {
-    let mut tunnel = Tunnel { ipv4: None, ipv6: None, mac: mac_of(&node.name) };
+    let unknown = Path::Overlay(Why::NoAddress);
+    let mac = mac_of(&node.name);
+    let mut tunnel = Tunnel { ipv4: None, ipv6: None, mac, path_ipv4: unknown, path_ipv6: unknown };
     for &address in &node.addresses {
         let object = || ObjectRef::cluster("Node", &node.name);
         if let Some(why) = unusable(address) {

@@ -95,7 +95,8 @@ const STATUS: &[&str] = &[
     "node",
     "ready",
     "kernel",
-    "tcx",
+    "pod_programs",
+    "uplink_programs",
     "frontends",
     "backends",
     "endpoints",
@@ -106,9 +107,10 @@ const STATUS: &[&str] = &[
     "bandwidth",
     "encapsulation",
     "encapsulation_reason",
+    "routing",
 ];
 const COUNTERS: &[&str] = &["verdict", "reason", "packets", "bytes", "explanation"];
-const NODES: &[&str] = &["node", "ipv4", "ipv6", "mac", "pods"];
+const NODES: &[&str] = &["node", "ipv4", "ipv6", "mac", "pods", "routing", "routing_reason"];
 const PROBLEMS: &[&str] = &["object", "reason", "detail"];
 
 fn status(admin: &Admin, view: &View) -> Value {
@@ -126,7 +128,8 @@ fn status(admin: &Admin, view: &View) -> Value {
         admin.node,
         ready,
         format!("{}.{}", kernel.release.0, kernel.release.1),
-        kernel.tcx,
+        kernel.pods.to_string(),
+        kernel.uplinks().to_string(),
         view.desired.frontends.len(),
         view.desired.backends.len(),
         view.endpoints.len(),
@@ -137,7 +140,22 @@ fn status(admin: &Admin, view: &View) -> Value {
         endpoints::limited(&view.endpoints),
         encapsulation.label(),
         encapsulation.reason,
+        routing(view),
     ])
+}
+
+/// How packets get to the other nodes: one word if it is the same for all, else how many of each.
+fn routing(view: &View) -> String {
+    let mut counts = std::collections::BTreeMap::new();
+    for tunnel in view.desired.tunnels.values() {
+        let [routing, _] = paths(tunnel);
+        *counts.entry(routing).or_insert(0) += 1;
+    }
+    match counts.len() {
+        0 => "-".to_owned(),
+        1 => counts.into_keys().collect(),
+        _ => counts.iter().map(|(routing, count)| format!("{count} {routing}")).collect::<Vec<_>>().join(", "),
+    }
 }
 
 fn nodes(view: &View) -> Vec<Value> {
@@ -146,9 +164,18 @@ fn nodes(view: &View) -> Vec<Value> {
             matches!(target, quilla_plan::Target::RemotePods(node) if node == name).then(|| net.to_string())
         };
         let cidrs: Vec<_> = view.desired.routes.iter().filter_map(own).collect();
-        json!([name, tunnel.ipv4, tunnel.ipv6, mac(tunnel.mac), cidrs.join(" "),])
+        let [routing, reason] = paths(tunnel);
+        json!([name, tunnel.ipv4, tunnel.ipv6, mac(tunnel.mac), cidrs.join(" "), routing, reason])
     };
     view.desired.tunnels.iter().map(row).collect()
+}
+
+/// How packets get there and why: one word each if both families agree, else IPv4's and IPv6's.
+fn paths(tunnel: &quilla_plan::Tunnel) -> [String; 2] {
+    let (v4, v6) = (tunnel.path_ipv4, tunnel.path_ipv6);
+    [[v4.label(), v6.label()], [v4.reason(), v6.reason()]].map(|[v4, v6]| {
+        if v4 == v6 { v4.to_owned() } else { format!("{v4}/{v6}") }
+    })
 }
 
 fn problem(problem: &quilla_model::Problem) -> Value {

@@ -1,35 +1,23 @@
-//! The overlay device and the routes through it, as they should be. Pure; called by [`super::Node`].
+//! The overlay device and the host's routes to other nodes' Pods, as they should be. Pure; called by [`super::Node`].
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use quilla_datapath::{Device, Overlay, PodRoute};
-use quilla_model::address::unusable;
-use quilla_model::{Node as ModelNode, Snapshot};
+use quilla_datapath::{Overlay, PodRoute};
+use quilla_model::Snapshot;
 use quilla_plan::{Desired, Target, route, tunnel};
 
 use super::NodeSettings;
+use super::mtu::LEAST;
 
-/// Outer Ethernet, IPv4, UDP and VXLAN headers.
-const OVERHEAD_V4: u32 = 50;
-/// The same over IPv6.
-const OVERHEAD_V6: u32 = 70;
-
-/// What the overlay device should be. A tunnel may leave by any uplink, so the smallest decides the MTU (E5).
-pub(super) fn wanted(settings: &NodeSettings, uplinks: &[Device], snapshot: &Snapshot) -> Overlay {
-    let mtu = uplinks.iter().map(|device| device.mtu).min().unwrap_or(0);
+/// What the overlay device should be.
+pub(super) fn wanted(settings: &NodeSettings, mtu: u32, snapshot: &Snapshot) -> Overlay {
     let (ipv4, ipv6) = route::gateways(snapshot, &settings.name);
     let gateways = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6));
-    // A tunnel runs over IPv6 only where one of its ends has no IPv4; to a node without an address there is none.
-    let only_ipv6 = |node: &ModelNode| {
-        let mut usable = node.addresses.iter().filter(|address| unusable(**address).is_none()).peekable();
-        usable.peek().is_some() && usable.all(IpAddr::is_ipv6)
-    };
-    let over_ipv6 = snapshot.nodes.values().any(|node| only_ipv6(node));
     Overlay {
         name: Overlay::NAME.to_owned(),
         port: settings.overlay_port,
-        mtu: mtu.saturating_sub(if over_ipv6 { OVERHEAD_V6 } else { OVERHEAD_V4 }),
+        mtu: mtu.max(LEAST),
         mac: tunnel::mac_of(&settings.name),
         gateways: gateways.collect(),
     }
@@ -44,8 +32,12 @@ pub(super) fn routes(node: &str, snapshot: &Snapshot, desired: &Desired) -> Vec<
             IpNet::V4(_) => ipv4.map(IpAddr::V4),
             IpNet::V6(_) => ipv6.map(IpAddr::V6),
         };
-        let reachable = desired.tunnels.contains_key(owner);
-        reachable.then_some(PodRoute { destination: *destination, source })
+        let tunnel = desired.tunnels.get(owner)?;
+        let by = match destination {
+            IpNet::V4(_) => tunnel.ipv4.filter(|_| tunnel.path_ipv4.is_native()).map(IpAddr::V4),
+            IpNet::V6(_) => tunnel.ipv6.filter(|_| tunnel.path_ipv6.is_native()).map(IpAddr::V6),
+        };
+        Some(PodRoute { destination: *destination, source, by })
     };
     let mut routes: Vec<_> = desired.routes.iter().filter_map(route).collect();
     routes.sort_unstable_by_key(|route| route.destination);
@@ -56,7 +48,6 @@ pub(super) fn routes(node: &str, snapshot: &Snapshot, desired: &Desired) -> Vec<
 mod tests {
     use std::sync::Arc;
 
-    use quilla_datapath::Device;
     use quilla_model::{Node as ModelNode, Snapshot};
     use quilla_plan::{NodeFacts, plan};
 
@@ -78,25 +69,15 @@ mod tests {
     }
 
     #[test]
-    fn e5_pods_get_what_the_tunnel_leaves_of_the_uplink() {
-        let settings = NodeSettings::new("here", &["eth0", "eth1"]);
-        let uplinks = [9000, 1500].map(|mtu| Device { mtu, ..Device::default() });
-        let over_ipv4 = wanted(&settings, &uplinks, &snapshot("192.0.2.2"));
-        assert_eq!(over_ipv4.mtu, 1450);
+    fn e5_the_device_carries_ipv6_whatever_the_uplink_leaves() {
+        let settings = NodeSettings::new("here", &["eth0"]);
+        let wide = wanted(&settings, 1450, &snapshot("192.0.2.2"));
+        assert_eq!(wide.mtu, 1450);
         assert_eq!(
-            over_ipv4.gateways,
+            wide.gateways,
             ["10.244.0.1".parse::<std::net::IpAddr>().unwrap(), "fd00:244::1".parse().unwrap()]
         );
-        assert_eq!(wanted(&settings, &uplinks, &snapshot("2001:db8::2")).mtu, 1430);
-
-        for addresses in [vec![], vec!["fe80::1".parse().unwrap()]] {
-            let mut snapshot = snapshot("192.0.2.2");
-            let unreachable =
-                ModelNode { name: "new".into(), addresses, pod_cidrs: vec![], zone: None, leaving: false };
-            snapshot.nodes.insert("new".into(), Arc::new(unreachable));
-            let overlay = wanted(&settings, &uplinks, &snapshot);
-            assert_eq!(overlay.mtu, 1450, "a node without a tunnel end changes nobody's mtu");
-        }
+        assert_eq!(wanted(&settings, 1230, &snapshot("192.0.2.2")).mtu, 1280);
     }
 
     #[test]

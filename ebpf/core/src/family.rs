@@ -13,6 +13,7 @@ use crate::frame::Frame;
 use crate::hash::jhash;
 use crate::headers::{Headers, Message};
 use crate::protocol::{ethertype, ip};
+use crate::tunnel::{OVERHEAD_V4, OVERHEAD_V6};
 use crate::{checksum, ipv4, ipv6};
 
 /// TTL and hop limit of packets that we make (RFC 1700).
@@ -43,11 +44,21 @@ pub trait Family: Copy + 'static {
     const BITS: u32;
     /// Index of the first backend's generation in `epochs`.
     const BACKENDS: u32;
+    /// The flag of a node that has an address of this family.
+    const NODE: u16;
+    /// The flag of a node to which packets of this family go plainly.
+    const NATIVE: u16;
 
     /// ICMP type and code of "the port is unreachable".
     const PORT_UNREACHABLE: (u8, u8);
     /// ICMP type and code of "larger than the next link carries".
     const TOO_BIG: (u8, u8);
+    /// What every link carries, so that nobody can be told to send less (RFC 791, RFC 8200).
+    const LEAST_MTU: u16;
+    /// The least that a way is believed to carry in one piece: of IPv4 what the kernel believes (`min_pmtu`).
+    const LEAST_PATH_MTU: u16;
+    /// What a tunnel over this family adds to a packet.
+    const OVERHEAD: u16;
     /// What comes before the addresses in a header without options.
     type Preamble: Copy;
 
@@ -88,6 +99,17 @@ pub trait Family: Copy + 'static {
     fn host(config: &Config) -> Option<Self::Addr>;
     /// The masquerade address, if masquerading is on.
     fn masquerade(config: &Config) -> Option<Self::Addr>;
+    /// The prefix around the node's own Pods, and its mask.
+    fn own_pods(config: &Config) -> (&Self::Addr, &Self::Addr);
+
+    /// Whether an address may be an own Pod's, or the gateway's.
+    #[inline(always)]
+    fn may_be_own_pod(config: &Config, addr: &Self::Addr) -> bool {
+        let (prefix, mask) = Self::own_pods(config);
+        let (prefix, mask, addr) = (Self::words(prefix), Self::words(mask), Self::words(addr));
+        let differs = |word: usize| (addr[word] & mask[word]) ^ prefix[word];
+        mask[0] != 0 && differs(0) | differs(1) | differs(2) | differs(3) == 0
+    }
 }
 
 /// IPv4.
@@ -124,8 +146,13 @@ impl Family for V4 {
     const CHECKSUM: Option<u32> = Some(10);
     const BITS: u32 = 32;
     const BACKENDS: u32 = epoch::BACKENDS_V4;
+    const NODE: u16 = node::flag::IPV4;
+    const NATIVE: u16 = node::flag::NATIVE_V4;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const TOO_BIG: (u8, u8) = (3, 4);
+    const LEAST_MTU: u16 = 68;
+    const LEAST_PATH_MTU: u16 = 552;
+    const OVERHEAD: u16 = OVERHEAD_V4 as u16;
     type Preamble = [u8; 12];
 
     #[inline(always)]
@@ -218,6 +245,11 @@ impl Family for V4 {
     fn masquerade(config: &Config) -> Option<[u8; 4]> {
         (config.flags & config::flag::MASQUERADE_V4 != 0).then_some(config.host_ipv4)
     }
+
+    #[inline(always)]
+    fn own_pods(config: &Config) -> (&[u8; 4], &[u8; 4]) {
+        (&config.pods_ipv4, &config.pods_mask_ipv4)
+    }
 }
 
 impl Family for V6 {
@@ -233,8 +265,13 @@ impl Family for V6 {
     const CHECKSUM: Option<u32> = None;
     const BITS: u32 = 128;
     const BACKENDS: u32 = epoch::BACKENDS_V6;
+    const NODE: u16 = node::flag::IPV6;
+    const NATIVE: u16 = node::flag::NATIVE_V6;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const TOO_BIG: (u8, u8) = (2, 0);
+    const LEAST_MTU: u16 = 1280;
+    const LEAST_PATH_MTU: u16 = 1280;
+    const OVERHEAD: u16 = OVERHEAD_V6 as u16;
     type Preamble = [u8; 8];
 
     #[inline(always)]
@@ -336,5 +373,10 @@ impl Family for V6 {
     #[inline(always)]
     fn masquerade(config: &Config) -> Option<[u8; 16]> {
         (config.flags & config::flag::MASQUERADE_V6 != 0).then_some(config.host_ipv6)
+    }
+
+    #[inline(always)]
+    fn own_pods(config: &Config) -> (&[u8; 16], &[u8; 16]) {
+        (&config.pods_ipv6, &config.pods_mask_ipv6)
     }
 }

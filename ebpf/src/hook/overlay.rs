@@ -15,17 +15,17 @@ use super::{begin, expires, finish, goes_back, is_stray, may_lack_its_name};
 use crate::answer::Back;
 use crate::maps::{NODE_SLOTS, NODES};
 use crate::packet::Skb;
-use crate::pipeline::{Hook, Next, Pipeline};
+use crate::pipeline::{Hook, Next, Pipeline, memory};
 use crate::scratch::{Scratch, Side};
 use crate::verdict::{Exit, Outcome, Verdict};
-use crate::{encap, flow, helper, route, service};
+use crate::{encap, flow, helper, plain, route, service};
 
 /// What other nodes send: the outer source must be a node, and the inner one must live there.
 pub(crate) struct FromNodes<const DIRECT: bool>;
 
 /// Decapsulated by the overlay device.
 pub(crate) type FromOverlay = FromNodes<false>;
-/// Decapsulated on an uplink, by [`crate::decap`], which has said where it came from.
+/// Decapsulated on an uplink, by [`crate::decap`], which has said where it came from; or plainly, see [`crate::plain`].
 pub(crate) type FromTunnel = FromNodes<true>;
 
 impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
@@ -51,10 +51,13 @@ impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
         if DIRECT { Ok(()) } else { encap::origin(skb, remote) }
     }
 
-    /// By whichever device: only what comes from the overlay has a slot.
+    /// By whichever device, in a tunnel or plainly: only what comes from other nodes has a slot.
     #[inline(always)]
-    fn admits(_skb: Skb, ingress: &Ingress, origin: &UnderlayAddress) -> bool {
+    fn admits<F: Pipeline>(skb: Skb, ingress: &Ingress, origin: &UnderlayAddress) -> bool {
         let slot = u32::from(ingress.node_slot);
+        if DIRECT && plain::is_plain(origin) {
+            return slot != 0 && plain::is_from::<F>(skb, slot);
+        }
         slot != 0
             && slot < epoch::MAX_NODES
             && helper::row(&NODES, slot).is_some_and(|node| route::is_node_at(node, origin))
@@ -71,7 +74,8 @@ impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
         headers: &Headers<F::Addr>,
         origin: &UnderlayAddress,
     ) -> Result<(), DropReason> {
-        sender::<F>(headers, origin).map(|_| ())
+        // A router reports as well, by the way that the node's packets come: its flow says whose.
+        if DIRECT && plain::is_plain(origin) { Ok(()) } else { sender::<F>(headers, origin).map(|_| ()) }
     }
 
     #[inline(always)]
@@ -80,6 +84,9 @@ impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
         headers: &Headers<F::Addr>,
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
+        if DIRECT && plain::is_plain(&memory::<F>()?.origin) {
+            return Ok(Next::Leave);
+        }
         let overlay = route::config()?.overlay_ifindex;
         // Whoever it is, the packet was routed on its way.
         scratch.from.be_world(overlay);
@@ -89,14 +96,22 @@ impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
 
     #[inline(always)]
     fn resolve<F: Pipeline>(
-        _skb: Skb,
+        skb: Skb,
         headers: &Headers<F::Addr>,
         origin: &UnderlayAddress,
         existing: Option<&Flow<F::Addr>>,
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
         let config = route::config()?;
-        route::node(config, sender::<F>(headers, origin)?, &mut scratch.from)?;
+        let slot = if DIRECT && plain::is_plain(origin) {
+            plain::sender::<F>(skb, &headers.key.src)?
+        } else {
+            sender::<F>(headers, origin)?
+        };
+        if slot == 0 {
+            return Ok(Next::Leave);
+        }
+        route::node(config, slot, F::NATIVE, &mut scratch.from)?;
         let kept = begin::<F>(headers, config, existing, scratch)?;
         if !goes_back(scratch) {
             receiver::<F>(config.overlay_ifindex, &scratch.out.dst, &mut scratch.to)?;
@@ -218,7 +233,7 @@ impl Hook for ToOverlay {
 #[inline(always)]
 fn other_node<F: Pipeline>(config: &Config, addr: F::Addr, side: &mut Side) -> Result<(), DropReason> {
     match target(route::find::<F>(addr)) {
-        Ok(Target::Node(slot)) => route::node(config, slot, side),
+        Ok(Target::Node(slot)) => route::node(config, slot, 0, side),
         _ => Err(DropReason::UnknownNode),
     }
 }

@@ -29,7 +29,7 @@ impl Hook for FromPod {
     }
 
     #[inline(always)]
-    fn admits(skb: Skb, ingress: &Ingress, _origin: &UnderlayAddress) -> bool {
+    fn admits<F: Pipeline>(skb: Skb, ingress: &Ingress, _origin: &UnderlayAddress) -> bool {
         // Entries of other hooks have no Ethernet address: a Pod cannot match them by sending zeroes.
         ingress.ifindex == skb.ifindex() && ingress.mac != [0; 6] && skb.source_mac() == Ok(ingress.mac)
     }

@@ -4,7 +4,7 @@
 
 use quilla_abi::DropReason;
 use quilla_abi::config::{self, Config};
-use quilla_abi::flow::{Flow, scope};
+use quilla_abi::flow::{Flow, scope, state};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::program::SENT_MARK;
 use quilla_abi::route::kind;
@@ -21,7 +21,7 @@ use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::Scratch;
 use crate::verdict::{Exit, Outcome, Verdict};
-use crate::{route, service};
+use crate::{flow, route, service, way};
 
 /// What the world sends: clients of Services, and answers to flows that left under the node's address.
 pub(crate) struct FromUplink;
@@ -80,10 +80,13 @@ impl Hook for FromUplink {
 
     #[inline(always)]
     fn relay<F: Pipeline>(
-        _skb: Skb,
+        skb: Skb,
         headers: &Headers<F::Addr>,
-        _scratch: &mut Scratch<F::Addr>,
+        scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
+        if way::learn::<F>(skb, headers, &scratch.twin_key).is_some() {
+            return Ok(Next::Leave);
+        }
         if is_service::<F>(&headers.key.dst) { Err(DropReason::NotAService) } else { Ok(Next::Leave) }
     }
 
@@ -144,7 +147,7 @@ fn receiver<F: Pipeline>(
         return Ok(());
     }
     match targets::target(route::find::<F>(scratch.out.dst))? {
-        Target::Node(slot) => route::node(config, slot, &mut scratch.to),
+        Target::Node(slot) => route::node(config, slot, F::NATIVE, &mut scratch.to),
         Target::Stack => {
             scratch.to.be_host(skb.ifindex());
             Ok(())
@@ -245,7 +248,7 @@ impl Hook for ToUplink {
             return Ok(Next::Leave);
         }
         if !begin::<F>(headers, config, existing, scratch)? {
-            if own {
+            if own || speaks_for_itself::<F>(headers, scratch) {
                 return Ok(Next::Leave);
             }
             service::pick_up(headers, &mut scratch.flow);
@@ -266,6 +269,15 @@ impl Hook for ToUplink {
         }
         finish::<F>(headers, config, scratch)
     }
+}
+
+/// Whether the Pod and the world know each other by their own addresses: the connection was begun outside, or before what
+/// is outside was to be masqueraded.
+#[inline(always)]
+fn speaks_for_itself<F: Pipeline>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) -> bool {
+    scratch.other = headers.key;
+    scratch.other.scope = scope::CLUSTER;
+    flow::lookup::<F>(&scratch.other).is_some_and(|entry| entry.state != state::NEW)
 }
 
 /// Whether it is a Pod's and leaves the cluster.

@@ -1,6 +1,7 @@
-//! Routes of the host's stack to the Pods of other nodes, through the overlay device.
+//! Routes of the host's stack to the Pods of other nodes: through the overlay device, or by the nodes' addresses.
 //!
 //! Ours carry a protocol number of their own: nothing else is touched, and whatever of ours is not wanted any more goes.
+//! Where somebody else has a route to the same Pods, theirs stays and ours is not written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,7 +10,7 @@ use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
 use crate::error::{DatapathError, Result};
@@ -25,53 +26,114 @@ pub struct PodRoute {
     pub destination: IpNet,
     /// Source address of what the host itself sends there: the gateway of our own Pods.
     pub source: Option<IpAddr>,
+    /// The node's address, if what is for its Pods goes the same way; else it goes through the overlay device.
+    pub by: Option<IpAddr>,
 }
 
 /// What a synchronisation did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouteChanges {
     /// Routes that were missing or different.
     pub written: usize,
     /// Routes of ours that nobody wants.
     pub removed: usize,
+    /// Destinations to which somebody else has a route.
+    pub taken: Vec<IpNet>,
 }
 
 /// What tells two of our routes to one destination apart.
-type Via = (Option<u32>, Option<IpAddr>);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Via {
+    device: Option<u32>,
+    source: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+}
+
+/// What is to be done.
+#[derive(Default)]
+struct Plan {
+    stale: Vec<RouteMessage>,
+    /// The route, how it is to be reached, and what is in its place.
+    wrong: Vec<(PodRoute, Via, Option<RouteMessage>)>,
+}
 
 impl Netlink {
-    /// Makes our routes exactly `wanted`, all through the device `ifindex`.
+    /// Makes our routes exactly `wanted`; those through the overlay go by the device `ifindex`.
     pub fn sync_routes(&self, ifindex: u32, wanted: &[PodRoute]) -> Result<RouteChanges> {
-        let mut present: BTreeMap<IpNet, (Via, RouteMessage)> = BTreeMap::new();
-        let mut stale = Vec::new();
+        let plan = self.plan_routes(ifindex, wanted)?;
+        let mut changes = RouteChanges::default();
+        for route in plan.stale {
+            changes.removed += usize::from(self.remove_route(route)?);
+        }
+        for (route, via, old) in plan.wrong {
+            let mut add = self.handle.route().add(message(&route, via)?);
+            match old {
+                // IPv4 has one route of a metric, IPv6 would keep the old one beside the new one.
+                Some(_) if route.destination.addr().is_ipv4() => add = add.replace(),
+                Some(old) => drop(self.remove_route(old)?),
+                None => {}
+            }
+            match self.request("write route", &route.destination.to_string(), add.execute()) {
+                Ok(()) => changes.written += 1,
+                Err(error) if is(&error, libc::EEXIST) => changes.taken.push(route.destination),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Whether our routes are exactly `wanted` but for those that somebody else has.
+    pub fn has_routes(&self, ifindex: u32, wanted: &[PodRoute], taken: &[IpNet]) -> Result<bool> {
+        let plan = self.plan_routes(ifindex, wanted)?;
+        let missing = plan.wrong.iter().any(|(route, ..)| !taken.contains(&route.destination));
+        Ok(plan.stale.is_empty() && !missing)
+    }
+
+    fn plan_routes(&self, ifindex: u32, wanted: &[PodRoute]) -> Result<Plan> {
+        let mut present: BTreeMap<IpNet, RouteMessage> = BTreeMap::new();
+        let mut plan = Plan::default();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for route in self.routes(family)?.into_iter().filter(is_ours) {
                 let Some(destination) = destination(&route) else { continue };
                 // Two of ours to one destination: only one can be wanted.
-                stale.extend(present.insert(destination, (via(&route), route)).map(|(_, route)| route));
+                plan.stale.extend(present.insert(destination, route));
             }
         }
         let destinations: BTreeSet<_> = wanted.iter().map(|route| route.destination.trunc()).collect();
         let unwanted = present.iter().filter(|(destination, _)| !destinations.contains(destination));
-        stale.extend(unwanted.map(|(_, (_, route))| route.clone()));
-
-        let mut changes = RouteChanges::default();
-        for route in stale {
-            changes.removed += usize::from(self.remove_route(route)?);
-        }
+        plan.stale.extend(unwanted.map(|(_, route)| route.clone()));
+        let mut ways: BTreeMap<IpAddr, Option<Via>> = BTreeMap::new();
         for route in wanted {
-            let target = (Some(ifindex), route.source);
-            match present.get(&route.destination.trunc()) {
-                Some((via, _)) if *via == target => continue,
-                // IPv6 would keep the old one beside the new one.
-                Some((_, old)) => drop(self.remove_route(old.clone())?),
-                None => {}
+            let way = match route.by {
+                Some(node) => match ways.get(&node) {
+                    Some(way) => *way,
+                    None => *ways.entry(node).or_insert(self.way_to(node)?),
+                },
+                None => None,
+            };
+            let overlay = Via { device: Some(ifindex), ..Via::default() };
+            let target = Via { source: route.source, ..way.unwrap_or(overlay) };
+            let old = present.get(&route.destination.trunc());
+            if old.map(via) != Some(target) {
+                plan.wrong.push((*route, target, old.cloned()));
             }
-            let add = self.handle.route().add(message(ifindex, route)?).replace().execute();
-            self.request("write route", &route.destination.to_string(), add)?;
-            changes.written += 1;
         }
-        Ok(changes)
+        Ok(plan)
+    }
+
+    /// The device and the next hop to an address of another node: the address itself, where it is a neighbour's.
+    fn way_to(&self, node: IpAddr) -> Result<Option<Via>> {
+        let length = if node.is_ipv4() { 32 } else { 128 };
+        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(node, length);
+        let Ok(route) = route else { return Ok(None) };
+        let get = self.handle.route().get(route.build()).execute();
+        let found = match self.list("look up the route to", &node.to_string(), get) {
+            Ok(found) => found,
+            Err(error) if is(&error, libc::ENETUNREACH) || is(&error, libc::EHOSTUNREACH) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let unicast = found.iter().find(|route| route.header.kind == RouteType::Unicast).map(via);
+        Ok(unicast.map(|way| Via { gateway: way.gateway.or(Some(node)), ..way }))
     }
 
     /// Addresses with a route of their own out of a device of this namespace, and the device's name.
@@ -81,7 +143,7 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let single = if family == AddressFamily::Inet { 32 } else { 128 };
             for route in self.routes(family)? {
-                let device = via(&route).0.and_then(|ifindex| names.get(&ifindex));
+                let device = via(&route).device.and_then(|ifindex| names.get(&ifindex));
                 let address =
                     destination(&route).filter(|net| net.prefix_len() == single).map(|net| net.addr());
                 let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
@@ -105,33 +167,34 @@ fn is_ours(route: &RouteMessage) -> bool {
     route.header.protocol == RouteProtocol::Other(PROTOCOL)
 }
 
-fn message(ifindex: u32, route: &PodRoute) -> Result<RouteMessage> {
-    let PodRoute { destination, source } = *route;
-    let scope = if destination.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-    let mut message = RouteMessageBuilder::<IpAddr>::new()
-        .output_interface(ifindex)
-        .protocol(RouteProtocol::Other(PROTOCOL))
-        .scope(scope)
-        .build();
+fn message(route: &PodRoute, via: Via) -> Result<RouteMessage> {
+    let PodRoute { destination, .. } = *route;
+    let direct = destination.addr().is_ipv4() && via.gateway.is_none();
+    let scope = if direct { RouteScope::Link } else { RouteScope::Universe };
+    let mut message =
+        RouteMessageBuilder::<IpAddr>::new().protocol(RouteProtocol::Other(PROTOCOL)).scope(scope).build();
     message.header.address_family =
         if destination.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.destination_prefix_length = destination.prefix_len();
     message.attributes.push(RouteAttribute::Destination(destination.network().into()));
-    if let Some(address) = source {
+    message.attributes.extend(via.device.map(RouteAttribute::Oif));
+    for address in [via.source, via.gateway].into_iter().flatten() {
         if address.is_ipv4() != destination.addr().is_ipv4() {
             return Err(DatapathError::RouteFamily { destination, address });
         }
-        message.attributes.push(RouteAttribute::PrefSource(address.into()));
     }
+    message.attributes.extend(via.gateway.map(|address| RouteAttribute::Gateway(address.into())));
+    message.attributes.extend(via.source.map(|address| RouteAttribute::PrefSource(address.into())));
     Ok(message)
 }
 
 fn via(route: &RouteMessage) -> Via {
-    let mut via = (None, None);
+    let mut via = Via::default();
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(ifindex) => via.0 = Some(*ifindex),
-            RouteAttribute::PrefSource(address) => via.1 = ip(address),
+            RouteAttribute::Oif(ifindex) => via.device = Some(*ifindex),
+            RouteAttribute::PrefSource(address) => via.source = ip(address),
+            RouteAttribute::Gateway(address) => via.gateway = ip(address),
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Being told when devices or their addresses change, such as the uplink's MTU.
+//! Being told when devices, their addresses or routes change, such as the uplink's MTU.
 //!
 //! Says only that something did: whoever waits reads the facts anew, so a message that got lost in a full socket costs
 //! nothing once the next one comes.
@@ -11,15 +11,21 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::sys::SocketAddr;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::error::{DatapathError, Result};
-use crate::netlink::runtime;
+use crate::netlink::{PROTOCOL, runtime};
 
-const GROUPS: [MulticastGroup; 3] =
-    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
 
 /// Changes of the devices in one network namespace.
 pub struct DeviceChanges {
@@ -51,18 +57,34 @@ impl DeviceChanges {
     /// those of links with an ignored name are none.
     pub fn wait(&mut self, limit: Duration, ignored: impl Fn(&str) -> bool) -> bool {
         let Self { runtime, messages } = self;
-        let matters = |message: &NetlinkMessage<_>| !link_name(message).is_some_and(&ignored);
+        let matters = |message: &NetlinkMessage<_>| {
+            !link_name(message).is_some_and(&ignored) && !is_foreign_route(message)
+        };
         let next = async {
             while let Some((message, _)) = messages.next().await {
                 if matters(&message) {
-                    return true;
+                    return;
                 }
             }
-            false
+            // The socket is gone: nothing more is told.
+            std::future::pending().await
         };
         let changed = runtime.block_on(async { timeout(limit, next).await });
         while messages.try_recv().is_ok() {}
-        changed == Ok(true)
+        changed.is_ok()
+    }
+}
+
+/// Of a message about a route: neither one of ours nor a default route, by which ours may go.
+fn is_foreign_route(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+        ) => {
+            let ours = route.header.protocol == RouteProtocol::Other(PROTOCOL);
+            !ours && route.header.destination_prefix_length != 0
+        }
+        _ => false,
     }
 }
 

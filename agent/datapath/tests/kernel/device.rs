@@ -26,7 +26,12 @@ fn route(destination: &str, source: &str) -> PodRoute {
     PodRoute {
         destination: destination.parse().expect("a prefix"),
         source: Some(source.parse().expect("an address")),
+        by: None,
     }
+}
+
+fn changes(written: usize, removed: usize) -> RouteChanges {
+    RouteChanges { written, removed, taken: Vec::new() }
 }
 
 fn ensure(namespace: &Namespace, overlay: &Overlay) -> Device {
@@ -80,10 +85,10 @@ fn routes_are_exactly_the_wanted_ones_and_others_are_left_alone() {
     };
     let wanted =
         [route("10.2.0.0/24", "10.1.0.1"), route("10.3.0.0/24", "10.1.0.1"), route("fd02::/64", "fd01::1")];
-    assert_eq!(sync(&wanted), RouteChanges { written: 3, removed: 0 });
+    assert_eq!(sync(&wanted), changes(3, 0));
     assert_eq!(sync(&wanted), RouteChanges::default());
     namespace.ip("route del 10.2.0.0/24");
-    assert_eq!(sync(&wanted[..2]), RouteChanges { written: 1, removed: 1 });
+    assert_eq!(sync(&wanted[..2]), changes(1, 1));
 
     let ours = |family: &str| namespace.ip(&format!("{family} route show proto {PROTOCOL}"));
     assert_eq!(ours("-4").lines().count(), 2);
@@ -97,8 +102,59 @@ fn routes_are_exactly_the_wanted_ones_and_others_are_left_alone() {
 
     // Another source address: replaced, not doubled.
     namespace.ip("addr add 10.1.0.2/32 dev quilla_vxlan");
-    assert_eq!(sync(&[route("10.2.0.0/24", "10.1.0.2")]), RouteChanges { written: 1, removed: 1 });
+    assert_eq!(sync(&[route("10.2.0.0/24", "10.1.0.2")]), changes(1, 1));
     assert!(ours("-4").contains("10.1.0.2"), "{}", ours("-4"));
+}
+
+/// Routes by the address of a node: a neighbour's, one behind a router, one that nothing leads to. They change place with those
+/// through the device; whoever else has a route to the same Pods keeps it.
+#[test]
+fn routes_go_by_the_nodes_addresses() {
+    let nodes = [Namespace::new(), Namespace::new()];
+    nodes[0].join(
+        &nodes[1],
+        "under",
+        &addresses(&["192.0.2.1", "2001:db8::1"]),
+        &addresses(&["192.0.2.2", "2001:db8::2"]),
+    );
+    let device = ensure(&nodes[0], &overlay(1));
+    nodes[0].ip("route add 198.51.100.0/24 via 192.0.2.2");
+    let by = |route: PodRoute, node: &str| PodRoute { by: Some(node.parse().expect("an address")), ..route };
+    let wanted = [
+        by(route("10.2.0.0/24", "10.1.0.1"), "192.0.2.2"),
+        by(route("10.3.0.0/24", "10.1.0.1"), "198.51.100.9"),
+        by(route("10.4.0.0/24", "10.1.0.1"), "203.0.113.9"),
+        by(route("fd02::/64", "fd01::1"), "2001:db8::2"),
+    ];
+    let plain: Vec<_> = wanted.iter().map(|route| PodRoute { by: None, ..*route }).collect();
+    let sync = |wanted: &[PodRoute]| {
+        nodes[0].run(|| Netlink::open()?.sync_routes(device.ifindex, wanted)).expect("routes")
+    };
+    let show = |family: &str| nodes[0].ip(&format!("{family} route show proto {PROTOCOL}"));
+    for _ in 0..2 {
+        let other = if show("-4").is_empty() { 4 } else { 3 };
+        assert_eq!(sync(&plain), changes(other, 0));
+        assert_eq!(sync(&wanted), changes(3, 0), "the last one goes by the device as before");
+        assert_eq!(sync(&wanted), changes(0, 0));
+        let (v4, v6) = (show("-4"), show("-6"));
+        for line in
+            ["10.2.0.0/24 via 192.0.2.2 dev under", "10.3.0.0/24 via 192.0.2.2 dev under", "10.4.0.0/24 dev"]
+        {
+            assert!(v4.contains(line), "{line}: {v4}");
+        }
+        assert!(v6.contains("fd02::/64 via 2001:db8::2 dev under src fd01::1"), "{v6}");
+        assert_eq!((v4.lines().count(), v6.lines().count()), (3, 1));
+    }
+    nodes[0].ip("route flush proto 81");
+    nodes[0].ip("route add 10.2.0.0/24 via 192.0.2.2 proto bird");
+    let taken = vec!["10.2.0.0/24".parse().expect("a prefix")];
+    let has = |taken: &[_]| nodes[0].run(|| Netlink::open()?.has_routes(device.ifindex, &wanted, taken));
+    assert!(!has(&taken).expect("routes"));
+    assert_eq!(sync(&wanted), RouteChanges { written: 2, removed: 0, taken: taken.clone() });
+    assert!(has(&taken).expect("routes") && !has(&[]).expect("routes"));
+    assert!(nodes[0].ip("route show 10.2.0.0/24").contains("proto bird"));
+    assert_eq!(sync(&[]).removed, 3);
+    assert!(nodes[0].ip("route show 10.2.0.0/24").contains("proto bird"), "not ours, not touched");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::{
     Tunnel,
 };
 use crate::family::AddressFamily;
+use crate::routing::{Path, Why};
 use crate::tables::{FamilyTables, Tables};
 
 impl Desired {
@@ -174,6 +175,8 @@ fn tunnels(
             ipv4: (row.flags & flag::IPV4 != 0).then(|| Ipv4Addr::from(row.ipv4)),
             ipv6: (row.flags & flag::IPV6 != 0).then(|| Ipv6Addr::from(row.ipv6)),
             mac: row.vtep_mac,
+            path_ipv4: path(row.flags & flag::NATIVE_V4 != 0),
+            path_ipv6: path(row.flags & flag::NATIVE_V6 != 0),
         };
         let known =
             ends(&tunnel).find_map(|end| names.get(&end)).filter(|name| taken.insert((**name).clone()));
@@ -181,6 +184,10 @@ fn tunnels(
         (slot, (name, tunnel))
     };
     rows.iter().map(tunnel).collect()
+}
+
+fn path(native: bool) -> Path {
+    if native { Path::Native(Why::Before) } else { Path::Overlay(Why::Before) }
 }
 
 fn net<A: AddressFamily>(key: &RouteKey<A>) -> Option<IpNet> {
@@ -211,7 +218,7 @@ mod tests {
 
     use crate::{
         BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Layout, LocalEndpoint, Marker,
-        Member, SetKey, Target, Tunnel, diff,
+        Member, Path, SetKey, Target, Tunnel, Why, diff,
     };
 
     fn backend(address: &str) -> BackendKey {
@@ -223,6 +230,8 @@ mod tests {
             ipv4: Some([192, 0, 2, host].into()),
             ipv6: (host > 2).then(|| [0xfd, 0, 0, 0, 0, 0, 0, u16::from(host)].into()),
             mac: [host; 6],
+            path_ipv4: Path::Overlay(Why::Before),
+            path_ipv6: if host > 2 { Path::Native(Why::Before) } else { Path::Overlay(Why::Before) },
         }
     }
 
