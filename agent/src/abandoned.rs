@@ -128,6 +128,7 @@ mod tests {
             ipv6: None,
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
+            mtu: None,
             origin: Origin::Own,
         }
     }

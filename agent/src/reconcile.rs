@@ -242,6 +242,8 @@ impl Reconciler {
         self.write(&tables)?;
         self.node.route(&snapshot, &desired)?;
         self.attach_programs()?;
+        let present = self.endpoints.iter().filter(|(key, _)| !self.absent.contains(key));
+        self.node.fit(present.map(|(_, endpoint)| endpoint))?;
         self.node.refuse(&snapshot, &desired);
         found.extend(self.node.problems());
         self.metrics.problems(&found);

@@ -99,6 +99,7 @@ fn endpoint(number: u8, address: u8) -> AttachedEndpoint {
         ipv6: None,
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
+        mtu: None,
         origin: Origin::Own,
     }
 }

@@ -107,6 +107,7 @@ impl Add<'_> {
             mac: *mac,
             port_mappings: port_mappings.clone(),
             bandwidth: *bandwidth,
+            mtu: self.config.mtu,
             given,
         };
         agent.ask(Request::Reserve {

@@ -30,6 +30,14 @@ pub(crate) enum Departure {
     Unresolved(u32),
 }
 
+impl Departure {
+    /// The same, with the next hop left to the kernel.
+    #[inline(always)]
+    pub(crate) fn unresolved(self) -> Self {
+        if let Self::Known(device) = self { Self::Unresolved(device) } else { self }
+    }
+}
+
 /// Encapsulates the packet, if that can be done here.
 #[inline(always)]
 pub(crate) fn directly(skb: Skb, slot: u32, port: Be16, length: u32) -> Result<Departure, DropReason> {
@@ -47,12 +55,16 @@ pub(crate) fn encapsulate(skb: Skb, slot: u32, port: u32, length: u32) -> Result
     }
     let node = helper::row(&NODES, slot).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;
     let Some(underlay) = way::underlay(config, node) else { return Ok(Departure::Device) };
-    // What must be fragmented is the device's; so is what is longer than a length field can say.
-    let too_long = length > u32::from(config.overlay_mtu) && config.overlay_mtu != 0 && skb.segment() == 0;
-    if too_long || length + OVERHEAD_V6 > u32::from(u16::MAX) {
+    // What is longer than a length field can say is the device's.
+    if length + OVERHEAD_V6 > u32::from(u16::MAX) {
         return Ok(Departure::Device);
     }
     let (departure, way) = way::to(skb, config, slot, node, underlay)?;
+    // So is what must be fragmented: on a way too narrow for IPv6, nobody may be told to send less.
+    let whole = skb.segment() != 0 && way.mtu >= u32::from(V6::LEAST_MTU);
+    if length > way.mtu && way.mtu != 0 && !whole {
+        return Ok(Departure::Device);
+    }
     let Some(inner) = skb.part::<16>(0).filter(|_| !matches!(departure, Departure::Device)) else {
         return Ok(Departure::Device);
     };

@@ -2,20 +2,25 @@
 //!
 //! Asked for at most once a second per node and CPU, and for the packet that asks the kernel does the sending, which
 //! keeps the neighbour's entry alive. So nobody else has to follow routes and neighbours, and no agent need be alive.
+//!
+//! What fits the way is known per node: the overlay's MTU, or less, if the host's route says so or a router on the way did.
+//! A change reaches the flows by the node's epoch, so that no packet looks here for it (E5).
 
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
 use quilla_abi::config::Config;
+use quilla_abi::flow::FlowKey;
 use quilla_abi::node::{self, Node};
 use quilla_abi::{DropReason, Mac, epoch};
 use quilla_ebpf_core::protocol::ip;
-use quilla_ebpf_core::tunnel::{OVERHEAD_V4, OVERHEAD_V6};
-use quilla_ebpf_core::{Family, V4, V6};
+use quilla_ebpf_core::tunnel::{self, OVERHEAD_V4, OVERHEAD_V6};
+use quilla_ebpf_core::{Family, Frame, Headers, V4, V6};
 
 use crate::encap::Departure;
 use crate::flow;
 use crate::helper::{self, Underlay};
-use crate::maps::WAYS;
+use crate::maps::{Maps, NODE_SLOTS, NODES, PATHS, WAYS};
 use crate::packet::Skb;
+use crate::route;
 
 /// What a CPU knows of the way to a node.
 #[repr(C)]
@@ -25,12 +30,106 @@ pub(crate) struct Way {
     epoch: u32,
     /// When it was asked for, in ticks.
     since: u32,
-    /// The device; 0: none by which a packet that fits the overlay gets there in one piece.
+    /// The device; 0: none.
     ifindex: u32,
+    /// The largest packet that gets there in one piece, without what encapsulation adds; 0 = any.
+    pub(crate) mtu: u32,
     /// Ethernet address of the next hop.
     pub(crate) dmac: Mac,
     /// Ethernet address of the device.
     pub(crate) smac: Mac,
+}
+
+/// What fits the way to a node, without what encapsulation adds.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Path {
+    /// Of which node, as [`peer`] has it: the slot may be another's by now.
+    peer: u32,
+    /// As the host's route has it; 0: not asked yet.
+    routed: u16,
+    /// As a router on the way has it; 0: none said anything.
+    reported: u16,
+    /// When it said so, in ticks.
+    since: u32,
+}
+
+/// For how long a router is believed: as long as the kernel believes one (`net.ipv4.route.mtu_expires`).
+const BELIEVED_SECONDS: u32 = 600;
+
+/// Tells nodes in one slot apart.
+#[inline(always)]
+fn peer(node: &Node) -> u32 {
+    let [a, b, c, d] = V6::words(&node.ipv6);
+    u32::from_ne_bytes(node.ipv4) ^ a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d.rotate_left(24)
+}
+
+/// The row of a node; an empty one, if it was another's.
+#[inline(always)]
+fn path(slot: u32, node: &Node) -> Option<&'static mut Path> {
+    let path = helper::row(&PATHS, slot)?;
+    let peer = peer(node);
+    if path.peer != peer {
+        *path = Path { peer, routed: 0, reported: 0, since: 0 };
+    }
+    if path.reported != 0 && helper::now().wrapping_sub(path.since) >= BELIEVED_SECONDS * helper::hz() {
+        path.reported = 0;
+        flow::bump(epoch::NODES + slot);
+    }
+    Some(path)
+}
+
+/// The largest packet that gets to a node in one piece; 0 = any.
+#[inline(always)]
+pub(crate) fn mtu(config: &Config, slot: u32, node: &Node) -> u16 {
+    path(slot, node).map_or(config.overlay_mtu, |path| least(config, path))
+}
+
+#[inline(always)]
+fn least(config: &Config, path: &Path) -> u16 {
+    let mut mtu = config.overlay_mtu;
+    if path.routed != 0 && path.routed < mtu {
+        mtu = path.routed;
+    }
+    if path.reported != 0 && path.reported < mtu {
+        mtu = path.reported;
+    }
+    mtu
+}
+
+/// Notes what the host's route to a node says.
+#[inline(always)]
+fn note(config: &Config, slot: u32, node: &Node, outer: u16, overhead: u32) -> u16 {
+    let Some(path) = path(slot, node) else { return config.overlay_mtu };
+    let before = least(config, path);
+    path.routed = outer.saturating_sub(overhead as u16);
+    let after = least(config, path);
+    if after != before {
+        flow::bump(epoch::NODES + slot);
+    }
+    after
+}
+
+/// Learns from an error about a packet of a tunnel what fits the way to its other end. `about` is the tuple of the answer
+/// to what the error embeds. The stack gets the error as well.
+#[inline(never)]
+pub(crate) fn learn<F: Maps>(skb: Skb, headers: &Headers<F::Addr>, about: &FlowKey<F::Addr>) -> Option<()> {
+    let config = route::config().ok()?;
+    if about.proto != ip::UDP || about.sport.get() != config.overlay_port {
+        return None;
+    }
+    let message: [u8; 8] = skb.bytes(headers.transport).ok()?;
+    let mtu = tunnel::reported_mtu::<F>(message)?;
+    let slot = *helper::find(&NODE_SLOTS, &F::underlay(about.src))?;
+    let node = helper::row(&NODES, slot)?;
+    let path = path(slot, node)?;
+    if mtu >= least(config, path) {
+        return None;
+    }
+    path.reported = mtu;
+    path.since = helper::now();
+    flow::bump(epoch::NODES + slot);
+    Some(())
 }
 
 /// The family of the tunnel to a node, if both ends have an address of it; IPv4 first, as the overlay device has it.
@@ -79,11 +178,19 @@ pub(crate) fn to(
     params.dport = config.overlay_port.to_be();
     // As what is forwarded from there, whoever sent it: on that device forwarding is switched on.
     params.ifindex = config.uplink_ifindex;
-    // A narrower path, as the kernel has learnt it from an ICMP error, is the device's, whose packets may be fragmented.
-    if config.overlay_mtu != 0 {
-        params.__bindgen_anon_1.tot_len = (u32::from(config.overlay_mtu) + overhead) as u16;
+    // Any length has the kernel say what fits the route, with what it has learnt from errors (since Linux 5.12).
+    params.__bindgen_anon_1.tot_len = 1;
+    let departure = ask(skb, &mut params, way);
+    way.mtu = match departure {
+        // SAFETY: an integer, whichever member was written.
+        Departure::Known(_) => {
+            note(config, slot, node, unsafe { params.__bindgen_anon_1.mtu_result }, overhead)
+        }
+        _ => mtu(config, slot, node),
     }
-    Ok((ask(skb, &mut params, way), way))
+    .into();
+    // The packet that asks is sent by the kernel.
+    Ok((departure.unresolved(), way))
 }
 
 #[inline(always)]
@@ -101,10 +208,13 @@ fn ask(skb: Skb, params: &mut bpf_fib_lookup, way: &mut Way) -> Departure {
             way.ifindex = params.ifindex;
             way.dmac = params.dmac;
             way.smac = params.smac;
+            Departure::Known(params.ifindex)
         }
         // The kernel finds it while it sends; asked again for the next packet.
-        BPF_FIB_LKUP_RET_NO_NEIGH => way.since = way.since.wrapping_sub(helper::hz()),
-        _ => return Departure::Device,
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            way.since = way.since.wrapping_sub(helper::hz());
+            Departure::Unresolved(params.ifindex)
+        }
+        _ => Departure::Device,
     }
-    Departure::Unresolved(params.ifindex)
 }

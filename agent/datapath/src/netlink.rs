@@ -4,6 +4,7 @@
 //! a small runtime of its own, so it must not be used from within an asynchronous task.
 
 mod device;
+mod mtu;
 mod overlay;
 mod route;
 mod rule;
@@ -18,6 +19,7 @@ use rtnetlink::Handle;
 use tokio::runtime::{Builder, Runtime};
 
 pub use device::Device;
+pub use mtu::Pair;
 pub use overlay::Overlay;
 pub use route::{PROTOCOL, PodRoute, RouteChanges};
 pub use rule::RuleChanges;

@@ -77,6 +77,9 @@ pub struct AttachedEndpoint {
     /// How fast it may be.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// MTU that the network's configuration says. Without one the interface has the agent's, and follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Who made what the endpoint consists of.
     #[serde(default)]
     pub origin: Origin,

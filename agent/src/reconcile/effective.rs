@@ -58,6 +58,7 @@ mod tests {
             ipv6: Some([0xfd, 0, 0, 0, 0, 0, 0, ipv6].into()),
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
+            mtu: None,
             origin: Origin::Own,
         }
     }

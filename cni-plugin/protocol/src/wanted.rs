@@ -23,6 +23,9 @@ pub struct Wanted {
     /// How fast the Pod may be.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// MTU of the interface, whatever the agent's is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// What another plugin brings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,

@@ -4,6 +4,7 @@
 
 use quilla_abi::Be16;
 
+use crate::family::Family;
 use crate::protocol::ETHERNET;
 
 /// UDP and VXLAN headers.
@@ -47,11 +48,49 @@ pub const fn vni_word(vni: u32) -> u32 {
     vni << 8
 }
 
+/// What fits a tunnel over the family, as a router has it that was sent too large an outer packet: the first bytes of its
+/// ICMP error. Less than any way has is not believed.
+#[inline(always)]
+pub fn reported_mtu<F: Family>(message: [u8; 8]) -> Option<u16> {
+    let [kind, code, _, _, high, low, a, b] = message;
+    // The field has 16 bits in IPv4 (RFC 1191) and 32 in IPv6; what does not fit them is no news.
+    let fits = F::CHECKSUM.is_some() || (high == 0 && low == 0);
+    let mtu = u16::from_be_bytes([a, b]);
+    if (kind, code) != F::TOO_BIG || !fits || mtu == 0 {
+        return None;
+    }
+    let mtu = if mtu < F::LEAST_PATH_MTU { F::LEAST_PATH_MTU } else { mtu };
+    Some(mtu - F::OVERHEAD)
+}
+
 #[cfg(test)]
 mod tests {
     use quilla_abi::config::SNAT_PORT_MIN;
 
     use super::*;
+    use crate::family::{V4, V6};
+
+    /// E4, E5: only "too big" says an MTU, and nobody makes a way narrower than there are.
+    #[test]
+    fn routers_say_what_fits() {
+        let message = |kind, code, mtu: u32| {
+            let [a, b, c, d] = mtu.to_be_bytes();
+            [kind, code, 0xab, 0xcd, a, b, c, d]
+        };
+        assert_eq!(reported_mtu::<V4>(message(3, 4, 1400)), Some(1350));
+        assert_eq!(reported_mtu::<V4>(message(3, 4, 0x00ff_0578)), Some(1350), "length of the quote (RFC 4884)");
+        assert_eq!(reported_mtu::<V4>(message(3, 4, 68)), Some(502));
+        assert_eq!(reported_mtu::<V6>(message(2, 0, 1400)), Some(1330));
+        assert_eq!(reported_mtu::<V6>(message(2, 0, 600)), Some(1210));
+        for (kind, code) in [(3, 3), (11, 0), (2, 0)] {
+            assert_eq!(reported_mtu::<V4>(message(kind, code, 1400)), None);
+        }
+        for (kind, code) in [(1, 4), (3, 4), (2, 1)] {
+            assert_eq!(reported_mtu::<V6>(message(kind, code, 1400)), None);
+        }
+        assert_eq!(reported_mtu::<V4>(message(3, 4, 0)), None);
+        assert_eq!(reported_mtu::<V6>(message(2, 0, 0x0001_0578)), None);
+    }
 
     #[test]
     fn ports_spread_over_a_range_of_their_own() {

@@ -40,6 +40,30 @@ impl Netlink {
         Ok(Some(device))
     }
 
+    /// The device of that number.
+    pub fn device_by_index(&self, ifindex: u32) -> Result<Option<Device>> {
+        let get = self.handle.link().get().match_index(ifindex).execute();
+        match self.list("look up device", &ifindex.to_string(), get) {
+            Ok(links) => links.first().map_or(Ok(None), |link| self.device(&describe(link).name)),
+            Err(error) if is(&error, libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The device by which the host sends to an address; none, if it does not.
+    pub fn device_to(&self, address: IpAddr) -> Result<Option<u32>> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, length);
+        let Ok(route) = route else { return Ok(None) };
+        let get = self.handle.route().get(route.build()).execute();
+        let routes = match self.list("look up the route to", &address.to_string(), get) {
+            Ok(routes) => routes,
+            Err(error) if is(&error, libc::ENETUNREACH) || is(&error, libc::EHOSTUNREACH) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(routes.iter().find_map(output))
+    }
+
     /// The names of all devices by their numbers.
     pub fn device_names(&self) -> Result<BTreeMap<u32, String>> {
         let links = self.list("list", "devices", self.handle.link().get().execute())?;
@@ -64,11 +88,7 @@ impl Netlink {
         routes.retain(|route| route.header.destination_prefix_length == 0);
         routes.retain(|route| route.header.kind == RouteType::Unicast);
         routes.sort_by_key(metric);
-        let ifindex = |attribute: &RouteAttribute| match attribute {
-            RouteAttribute::Oif(ifindex) => Some(*ifindex),
-            _ => None,
-        };
-        Ok(routes.iter().find_map(|route| route.attributes.iter().find_map(ifindex)))
+        Ok(routes.iter().find_map(output))
     }
 
     pub(super) fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>> {
@@ -119,7 +139,7 @@ impl Netlink {
     }
 }
 
-fn describe(link: &LinkMessage) -> Device {
+pub(super) fn describe(link: &LinkMessage) -> Device {
     let mut device = Device {
         ifindex: link.header.index,
         up: link.header.flags.contains(LinkFlags::Up),
@@ -168,6 +188,13 @@ fn message(ifindex: u32, prefix: &IpNet) -> AddressMessage {
     message.attributes.push(AddressAttribute::Local(prefix.addr()));
     message.attributes.push(AddressAttribute::Address(prefix.addr()));
     message
+}
+
+fn output(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(ifindex) => Some(*ifindex),
+        _ => None,
+    })
 }
 
 fn metric(route: &RouteMessage) -> u32 {

@@ -38,6 +38,7 @@ fn pod() -> AttachedEndpoint {
         ipv6: None,
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
+        mtu: None,
         origin: Origin::Own,
     }
 }

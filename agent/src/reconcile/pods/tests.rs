@@ -27,6 +27,7 @@ fn endpoint(id: &str) -> Box<AttachedEndpoint> {
         ipv6: None,
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
+        mtu: None,
         origin: Origin::Own,
     })
 }
