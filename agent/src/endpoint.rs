@@ -1,6 +1,6 @@
 //! What the CNI server asks of the data path: programs are attached here, rows are the reconciler's.
 //!
-//! A change of programs waits for grace periods of the kernel, so the reconciler's rounds do not wait for it. Invariant:
+//! A change of programs may wait for grace periods of the kernel, so the reconciler's rounds do not wait for it. Invariant:
 //! programs come before rows and go after them; until the rows are there, they drop what the device sends as a stranger's.
 
 use std::error::Error;
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
-use quilla_cni_protocol::{PodRef, failpoint, is_host_ifname};
+use quilla_cni_protocol::{Mechanism, PodRef, failpoint, is_host_ifname};
 use quilla_datapath::Datapath;
 use quilla_datapath::netlink::Netlink;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -44,10 +44,11 @@ impl Endpoints {
             return Err(ReconcileError::NoSnapshot);
         }
         let (device, ifindex) = (endpoint.host_ifname.clone(), endpoint.host_ifindex);
+        let asked = asked(endpoint);
         self.change_programs(move |datapath| {
             let _turn = turn;
             // A row with a number that another device has would make the endpoint nobody's.
-            if datapath.attach_pod(&device)? != ifindex {
+            if datapath.attach_pod(&device, asked)? != ifindex {
                 return Err(ReconcileError::Missing {
                     what: format!("device {device} with number {ifindex}"),
                 });
@@ -64,7 +65,7 @@ impl Endpoints {
         let gone = Box::new(endpoint.clone());
         self.reconciler.ask(|answer| Command::Detach(gone, answer)).await?;
         failpoint!(RowsRemoved, |error| ReconcileError::Missing { what: error.to_string() });
-        // The links of a device that is gone let go of it without waiting.
+        // What is attached to a device that is gone lets go of it without waiting.
         let device = endpoint.host_ifname.clone();
         self.change_programs(move |datapath| Ok(datapath.detach_pod(&device)?)).await
     }
@@ -139,6 +140,14 @@ impl Attacher for Endpoints {
         let done = self.reconciler.ask(|answer| Command::Check(asked, answer)).await;
         done.map_err(|error| refusal("check", endpoint, error))
     }
+}
+
+/// By what the endpoint's network wants programs to be attached.
+pub(crate) fn asked(endpoint: &AttachedEndpoint) -> Option<quilla_datapath::Mechanism> {
+    endpoint.programs.map(|programs| match programs {
+        Mechanism::Clsact => quilla_datapath::Mechanism::Clsact,
+        Mechanism::Tcx => quilla_datapath::Mechanism::Tcx,
+    })
 }
 
 fn refusal(operation: &'static str, endpoint: &AttachedEndpoint, error: ReconcileError) -> AttachError {

@@ -7,6 +7,7 @@
 mod agenda;
 mod command;
 mod effective;
+mod guard;
 mod pods;
 mod recovered;
 mod view;
@@ -19,7 +20,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use quilla_cni_protocol::{Attachment, PortMapping, Transport};
-use quilla_datapath::{Datapath, DatapathError};
+use quilla_datapath::{Datapath, DatapathError, Touched};
 use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
     BackendKey, Desired, FrontendKey, Grace, HostPort, Layout, LocalEndpoint, Planner, ServiceFacts, Step,
@@ -28,6 +29,7 @@ use quilla_plan::{
 use tokio::sync::watch;
 
 use crate::cni::AttachedEndpoint;
+use crate::endpoint;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeSettings};
 use crate::snapshot::Published;
@@ -92,6 +94,8 @@ pub struct Reconciler {
     unsure: bool,
     /// Overlay device and uplinks that this run's programs are attached to, and with them all Pods.
     attached: Option<Vec<u32>>,
+    /// Devices from which programs may have been taken since the last audit.
+    touched: Touched,
     agenda: Agenda,
 }
 
@@ -132,6 +136,7 @@ impl Reconciler {
             recovered,
             unsure: true,
             attached: None,
+            touched: Touched::default(),
             agenda: Agenda::new(audit_interval, Instant::now()),
         })
     }
@@ -165,6 +170,7 @@ impl Reconciler {
                     self.fallback = Some(*published);
                     round = true;
                 }
+                Command::ProgramsTouched(touched) => self.guard(&touched),
                 Command::DevicesChanged => self.agenda.devices_changed(Instant::now()),
                 Command::Attach(endpoint, answer) => wishes.push(Wish::Attach(endpoint, answer)),
                 Command::Detach(endpoint, answer) => wishes.push(Wish::Detach(endpoint, answer)),
@@ -365,7 +371,7 @@ impl Reconciler {
         // Without them the rules would leave the node's processes no way to a Service.
         self.datapath.attach_sockets(&self.cgroup).inspect_err(|_| self.node.refuse_nothing())?;
         for endpoint in self.present() {
-            match self.datapath.attach_pod(&endpoint.host_ifname) {
+            match self.datapath.attach_pod(&endpoint.host_ifname, endpoint::asked(endpoint)) {
                 // It went just now; its DEL is on the way.
                 Err(DatapathError::NoDevice { .. }) => {}
                 attached => drop(attached?),
@@ -393,6 +399,7 @@ impl Reconciler {
         }
         self.node.forget();
         self.attached = None;
+        self.touched = Touched::default();
         self.round();
     }
 

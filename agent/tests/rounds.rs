@@ -1,6 +1,8 @@
 //! When the reconciler makes a round: once for many Pods that come and go together, and unasked when a backend ends.
 //! Needs root.
 
+#[path = "rounds/endpoints.rs"]
+mod endpoints;
 mod support;
 
 use std::fs::{self, File};
@@ -100,6 +102,7 @@ fn endpoint(number: u8, address: u8) -> AttachedEndpoint {
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
         mtu: None,
+        programs: None,
         origin: Origin::Own,
     }
 }

@@ -2,7 +2,7 @@
 //! `containernetworking-plugins`.
 //!
 //! Ours is asked of nodes of a whole cluster, whose agents attach programs and write the rows that bind the Pod to its
-//! addresses before they answer, on one by tcx links, on the other by clsact filters; `ptp` and `bridge` get their
+//! addresses before they answer, on one by clsact filters, on the other by tcx links; `ptp` and `bridge` get their
 //! addresses from `host-local`, IPv4 alone, in a namespace of their own each. Every call is a new process, timed from its
 //! start to its exit, and what must survive a reboot is on a disk. Invariant: the contenders take turns, so that what else
 //! the machine does meets all of them.
@@ -46,12 +46,12 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     let Options { runs, churn, pods } = *options;
     let disk = Disk::create()?;
     let mut cluster = Cluster::builder("cni").nodes(2).control_plane()?;
-    for (name, tcx) in [("node-a", "true"), ("node-b", "false")] {
+    for (name, mechanism) in [("node-a", "clsact"), ("node-b", "tcx")] {
         let node = cluster.node_mut(name);
         disk.mount(name, &node.files().join("state"))?;
         node.start_podlet()?;
         // The references give an address again at once: with a cool-down, ours would run out of them.
-        node.start_agent_with(&["--address-cool-down", "0", "--tcx", tcx])?;
+        node.start_agent_with(&["--address-cool-down", "0", "--pod-programs", mechanism])?;
     }
     for node in ["node-a", "node-b"] {
         cluster.node_mut(node).wait_ready()?;

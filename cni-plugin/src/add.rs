@@ -108,6 +108,7 @@ impl Add<'_> {
             port_mappings: port_mappings.clone(),
             bandwidth: *bandwidth,
             mtu: self.config.mtu,
+            programs: self.config.programs,
             given,
         };
         agent.ask(Request::Reserve {

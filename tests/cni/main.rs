@@ -13,6 +13,7 @@ mod faults;
 mod foreign;
 mod gc;
 mod input;
+mod mechanism;
 mod node;
 mod pods;
 mod prev_result;
@@ -22,6 +23,7 @@ mod site;
 mod static_address;
 mod storm;
 mod timing;
+mod told;
 
 use std::process::ExitCode;
 
@@ -81,6 +83,8 @@ fn main() -> ExitCode {
         input::version_verb,
         input::namespaces,
         input::log_file,
+        mechanism::bandwidth_behind_ours,
+        mechanism::ours_behind_bandwidth,
         pods::two_pods_reach_each_other,
         pods::two_processes_of_one_pod,
         prev_result::in_every_wrong_shape,
@@ -99,5 +103,7 @@ fn main() -> ExitCode {
         storm::agent_stopped,
         storm::of_kills,
         timing::start_to_exit,
+        told::pods_that_come_together,
+        told::a_plugin_killed_with_its_answer,
     ])
 }

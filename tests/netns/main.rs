@@ -3,6 +3,7 @@
 mod churn;
 mod clients;
 mod external;
+mod guard;
 mod harness;
 mod led;
 mod node;
@@ -50,6 +51,7 @@ fn main() -> std::process::ExitCode {
         uplinks::each_uplink_answers_its_own_clients,
         churn::a_type_that_flaps_breaks_no_flow,
         churn::endpoints_come_and_go_under_load,
+        guard::programs_that_somebody_removes_come_back_at_once,
         restart::a_killed_agent_loses_nothing,
         restart::the_kernel_needs_no_agent,
         restart::drift_is_repaired,

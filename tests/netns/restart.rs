@@ -1,4 +1,4 @@
-//! The kernel works without the agent: killed under load, restarted, its links removed.
+//! The kernel works without the agent: killed under load, restarted, its programs removed.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -9,6 +9,8 @@ use quilla_tests::cluster::Cluster;
 use quilla_tests::command::Run;
 use quilla_tests::{binary, eventually};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::guard;
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -23,13 +25,15 @@ spec:
 ";
 
 /// How often the agent is killed under load.
-const KILLS: u32 = 20;
+const KILLS: usize = 20;
+/// How its successors attach to Pods, in turn: what they find is replaced in place, or by the other mechanism.
+const MECHANISMS: [&str; 4] = ["clsact", "clsact", "tcx", "tcx"];
 /// Long flows and new connections a second, half of them by each way.
 const LOAD: [&str; 4] = ["--long", "100", "--rate", "500"];
 
 /// Promise 2: 200 long flows and 1,000 new connections a second, through a ClusterIP of each family to backends on both
 /// nodes, half of them translated at the socket and half per packet, while the agent of the client's node is killed
-/// twenty times and started anew.
+/// twenty times and started anew, every other time with another mechanism for the programs of Pods.
 pub(crate) fn a_killed_agent_loses_nothing() -> Result<()> {
     let mut cluster = Cluster::builder("killed-agent").nodes(2).start()?;
     for (node, name) in [("node-a", "web-a"), ("node-b", "web-b")] {
@@ -49,10 +53,10 @@ pub(crate) fn a_killed_agent_loses_nothing() -> Result<()> {
     }
     let places = [hooked.command("env"), packets.command_without_hooks("env")];
     let loads = places.into_iter().map(|place| load(place, &targets)).collect::<Result<Vec<_>>>()?;
-    for _ in 0..KILLS {
+    for mechanism in MECHANISMS.into_iter().cycle().take(KILLS) {
         let node = cluster.node_mut("node-a");
         node.agent()?.kill()?;
-        node.start_agent()?;
+        node.start_agent_with(&["--pod-programs", mechanism])?;
         node.wait_ready()?;
     }
     for load in loads {
@@ -105,7 +109,7 @@ pub(crate) fn the_kernel_needs_no_agent() -> Result<()> {
     cluster.stop()
 }
 
-/// A detached program is attached again.
+/// A detached program is attached again, whichever mechanism it was attached by.
 pub(crate) fn drift_is_repaired() -> Result<()> {
     let mut cluster = Cluster::builder("drift").nodes(1).start()?;
     cluster.pod("node-a", "web").label("app", "web").start()?;
@@ -113,23 +117,32 @@ pub(crate) fn drift_is_repaired() -> Result<()> {
     let ips = cluster.wait_service("web", 1)?;
     let to = SocketAddr::new(ips[0].parse()?, 80);
     let client = cluster.pod("node-a", "client").start()?;
+    let device = guard::device(cluster.node("node-a"), "client")?;
     let answers = || ask(|program| client.command_without_hooks(program), to, By::Http, 1);
-    eventually::succeeds("the Service answers", answers)?;
+    for mechanism in ["clsact", "tcx"] {
+        let node = cluster.node_mut("node-a");
+        node.agent()?.kill()?;
+        node.start_agent_with(&["--pod-programs", mechanism])?;
+        node.wait_ready()?;
+        eventually::succeeds("the Service answers", answers)?;
 
-    let node = cluster.node_mut("node-a");
-    node.agent()?.kill()?;
-    let pins = Command::new("find").arg(node.bpffs()).args(["-path", "*links*", "-type", "f"]).text()?;
-    ensure!(!pins.is_empty(), "no pinned links under {}", node.bpffs().display());
-    Command::new("find").arg(node.bpffs()).args(["-path", "*links*", "-type", "f", "-delete"]).text()?;
-    eventually::succeeds("the Service is gone with its programs", || {
-        let broken = answers();
-        ensure!(broken.is_err(), "still answers: {broken:?}");
-        Ok(())
-    })?;
+        node.agent()?.kill()?;
+        if mechanism == "tcx" {
+            let remove = ["-path", "*links*", "-type", "f", "-print", "-delete"];
+            let pins = Command::new("find").arg(node.bpffs()).args(remove).text()?;
+            ensure!(!pins.is_empty(), "no pinned links under {}", node.bpffs().display());
+        } else {
+            node.command("tc").args(["qdisc", "del", "dev", &device, "clsact"]).text()?;
+        }
+        eventually::succeeds("the Service is gone with its programs", || {
+            let broken = answers();
+            ensure!(broken.is_err(), "still answers: {broken:?}");
+            Ok(())
+        })?;
 
-    let node = cluster.node_mut("node-a");
-    node.start_agent()?;
-    node.wait_ready()?;
-    eventually::succeeds("the Service answers again", answers)?;
+        node.start_agent()?;
+        node.wait_ready()?;
+        eventually::succeeds("the Service answers again", answers)?;
+    }
     cluster.stop()
 }

@@ -88,7 +88,7 @@ fn kernel(workspace: &Workspace) -> Vec<Finding> {
         Finding {
             what: "kernel 6.6 or later".to_owned(),
             fine: at_least(6, 6),
-            without: "no tcx: programs are attached by clsact and cannot be replaced atomically",
+            without: "no tcx: the programs of uplinks are filters of clsact, which other tools may remove",
         },
         Finding {
             what: "root".to_owned(),

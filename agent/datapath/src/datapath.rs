@@ -13,6 +13,7 @@ use quilla_abi::version::SCHEMA;
 use crate::bpffs::{self, Layout};
 use crate::error::{DatapathError, Result};
 use crate::kernel::{self, Release};
+use crate::link::Mechanism;
 use crate::map::Maps;
 use crate::object::Object;
 use crate::pin::{self, Opened};
@@ -30,8 +31,10 @@ pub struct Options {
     pub trace: bool,
     /// Let the programs count their helper calls in `helpers`.
     pub count_helpers: bool,
-    /// Attach by clsact even where the kernel has tcx links.
-    pub clsact: bool,
+    /// Use tcx links where the kernel has them; otherwise as before Linux 6.6.
+    pub tcx: bool,
+    /// By what to attach to Pods, where nothing else is asked for.
+    pub pods: Mechanism,
 }
 
 impl Default for Options {
@@ -41,7 +44,8 @@ impl Default for Options {
             flow_capacity: quilla_abi::map::capacity::FLOWS,
             trace: false,
             count_helpers: false,
-            clsact: false,
+            tcx: true,
+            pods: Mechanism::default(),
         }
     }
 }
@@ -51,13 +55,21 @@ impl Default for Options {
 pub struct Status {
     /// The kernel.
     pub release: Release,
-    /// Programs are attached by tcx links, which are replaced without a gap and outlive the agent as pins. Otherwise
-    /// by clsact filters: they outlive it too, but other tools may remove them unnoticed.
+    /// The kernel has tcx links.
     pub tcx: bool,
+    /// By what Pods are attached to, where nothing else is asked for.
+    pub pods: Mechanism,
     /// Checksums that a network card computed for IPv6 stay valid through a translation.
     pub ipv6_checksum: bool,
     /// Ticks per second of the programs' clock.
     pub hz: u32,
+}
+
+impl Status {
+    /// By what uplinks and the overlay device are attached to.
+    pub fn uplinks(&self) -> Mechanism {
+        if self.tcx { Mechanism::Tcx } else { Mechanism::Clsact }
+    }
 }
 
 /// The programs and maps in the kernel.
@@ -96,9 +108,11 @@ impl Datapath {
         }
         let opened = pin::sort(&layout.maps, &shapes)?;
         let release = Release::current()?;
+        let tcx = release >= Release::TCX && options.tcx;
         let status = Status {
             release,
-            tcx: release >= Release::TCX && !options.clsact,
+            tcx,
+            pods: if tcx { options.pods } else { Mechanism::Clsact },
             ipv6_checksum: release >= Release::IPV6_CHECKSUM,
             hz: kernel::ticks_per_second()?,
         };
@@ -120,6 +134,7 @@ impl Datapath {
             replaced = opened.replaced.len(),
             programs = loaded.fds.len(),
             tcx = status.tcx,
+            pods = %status.pods,
             "data path loaded"
         );
         let (object, programs) = (Mutex::new(loaded.object), loaded.fds);

@@ -84,6 +84,14 @@ pub enum DatapathError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Another's queueing discipline or filter is where a clsact filter should be.
+    #[error("attach to {device} by clsact: {by} is in its place")]
+    PlaceTaken {
+        /// The device.
+        device: String,
+        /// What is there.
+        by: String,
+    },
     /// A netlink request failed.
     #[error("{operation} {object}")]
     Netlink {

@@ -25,10 +25,11 @@ mod testrun;
 pub use datapath::{Datapath, Options, Status};
 pub use error::{DatapathError, Result};
 pub use kernel::jiffies;
-pub use link::LinkStatus;
+pub use link::{LinkStatus, Mechanism};
 pub use map::{ArrayTable, Counters, Maps, Sum, Table};
 pub use netlink::{
-    ConnectedSocket, Destroyed, Device, DeviceChanges, Netlink, Overlay, PodRoute, Sockets, Surroundings,
+    ConnectedSocket, Destroyed, Device, DeviceChanges, FilterChanges, Netlink, Overlay, PodRoute, Sockets,
+    Surroundings, Touched,
 };
 pub use object::Object;
 pub use pin::Opened;

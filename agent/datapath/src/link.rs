@@ -1,12 +1,14 @@
-//! Attaching programs: links that are pinned, replaced in place, and found again.
+//! Attaching programs: by links that are pinned, replaced in place and found again, or by filters of clsact.
 //!
-//! A link's pin is named `PROGRAM-DEVICE` (or `PROGRAM-cgroup`). Attaching what is attached already updates the link,
-//! so that every packet meets exactly one program, the old one or the new one. Nothing is ever detached in order to be
-//! attached again. Devices are those of the calling thread's namespace.
+//! A link's pin is named `PROGRAM-DEVICE` (or `PROGRAM-cgroup`). Attaching what is attached already updates the link or
+//! the filter, so that every packet meets exactly one program, the old one or the new one. Nothing is ever detached in
+//! order to be attached again: what another mechanism attached goes afterwards. Devices are those of the calling thread's
+//! namespace.
 
 mod clsact;
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +22,7 @@ use quilla_abi::program::{
 use crate::cgroup::Cgroup;
 use crate::datapath::Datapath;
 use crate::error::{DatapathError, Result};
+use crate::netlink::Side;
 use crate::sys::{self, LinkInfo, Target};
 
 const TCX_INGRESS: u32 = 46;
@@ -39,6 +42,27 @@ pub struct LinkStatus {
     pub program: u32,
     /// Its device or group is gone: the link does nothing.
     pub defunct: bool,
+}
+
+/// By what programs are attached to a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mechanism {
+    /// Filters of the clsact queueing discipline. No packet and no other change of a device waits for them, but other
+    /// tools may remove them.
+    #[default]
+    Clsact,
+    /// tcx links (Linux 6.6), which only their pins keep. The kernel waits for a grace period at each that comes or goes,
+    /// and with it every other change of a device.
+    Tcx,
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clsact => "clsact",
+            Self::Tcx => "tcx",
+        })
+    }
 }
 
 /// Which way a program looks at a device's packets.
@@ -62,6 +86,13 @@ impl Direction {
             Self::Egress => TcAttachType::Egress,
         }
     }
+
+    fn side(self) -> Side {
+        match self {
+            Self::Ingress => Side::Ingress,
+            Self::Egress => Side::Egress,
+        }
+    }
 }
 
 type Pair = [(&'static str, Direction); 2];
@@ -71,19 +102,44 @@ const UPLINK: Pair = [(FROM_UPLINK, Direction::Ingress), (TO_UPLINK, Direction::
 const OVERLAY: Pair = [(FROM_OVERLAY, Direction::Ingress), (TO_OVERLAY, Direction::Egress)];
 
 impl Datapath {
-    /// Attaches to the host side of a Pod's veth; returns its number.
-    pub fn attach_pod(&self, device: &str) -> Result<u32> {
-        self.attach_pair(POD, device)
+    /// Attaches to the host side of a Pod's veth, by what is asked for or else by what the options say; returns its
+    /// number. Where another has the place of a filter it is tcx, and on a kernel without tcx always clsact.
+    pub fn attach_pod(&self, device: &str, asked: Option<Mechanism>) -> Result<u32> {
+        let ifindex = ifindex(device)?;
+        match asked.unwrap_or(self.status().pods) {
+            Mechanism::Tcx if self.status().tcx => self.attach_links(POD, device, ifindex)?,
+            _ => match self.attach_filters(POD, device, ifindex, clsact::FIRST) {
+                Err(error @ DatapathError::PlaceTaken { .. }) if self.status().tcx => {
+                    tracing::debug!(device, error = %error, "attach by tcx");
+                    self.attach_links(POD, device, ifindex)?;
+                }
+                done => done?,
+            },
+        }
+        Ok(ifindex)
+    }
+
+    /// By what both programs of a Pod are attached, those of another agent included; `None` if one is missing.
+    pub fn pod_mechanism(&self, device: &str) -> Result<Option<Mechanism>> {
+        let ifindex = ifindex(device)?;
+        let linked = |program| -> Result<bool> {
+            let link = open(&self.pin(program, device))?;
+            Ok(link.is_some_and(|(_, info)| info.ifindex() == Some(ifindex)))
+        };
+        if linked(FROM_POD)? && linked(TO_POD)? {
+            return Ok(Some(Mechanism::Tcx));
+        }
+        Ok(clsact::runs(POD, ifindex, clsact::FIRST)?.then_some(Mechanism::Clsact))
     }
 
     /// Attaches to a device that leads to the other nodes or the world.
     pub fn attach_uplink(&self, device: &str) -> Result<()> {
-        self.attach_pair(UPLINK, device).map(drop)
+        self.attach_shared(UPLINK, device)
     }
 
     /// Attaches to the overlay device.
     pub fn attach_overlay(&self, device: &str) -> Result<()> {
-        self.attach_pair(OVERLAY, device).map(drop)
+        self.attach_shared(OVERLAY, device)
     }
 
     /// Attaches the socket programs to a group of the cgroup2 hierarchy; to the root only if that is what is given.
@@ -101,7 +157,11 @@ impl Datapath {
 
     /// Detaches from a Pod's veth, whether or not the device is still there.
     pub fn detach_pod(&self, device: &str) -> Result<()> {
-        self.detach_pair(POD, device)
+        for (program, direction) in POD {
+            unpin(&self.pin(program, device))?;
+            clsact::detach(program, device, direction, clsact::FIRST)?;
+        }
+        Ok(())
     }
 
     /// Detaches the programs of the uplinks and of the overlay from every other device than these, where an agent with
@@ -142,14 +202,6 @@ impl Datapath {
         Ok(links)
     }
 
-    /// The pinned links of a device.
-    pub fn links_of(&self, device: &str) -> Result<Vec<LinkStatus>> {
-        let name = pin_name("", device);
-        let mut links = self.links()?;
-        links.retain(|link| link.name.find('-').is_some_and(|at| link.name[at..] == name));
-        Ok(links)
-    }
-
     /// Removes the links of devices and groups that are gone; says which.
     pub fn prune_links(&self) -> Result<Vec<String>> {
         self.unpin_links(|link| link.defunct)
@@ -160,36 +212,31 @@ impl Datapath {
         names.map(|name| unpin(&self.layout.links.join(&name)).map(|()| name)).collect()
     }
 
-    fn attach_pair(&self, pair: Pair, device: &str) -> Result<u32> {
+    /// To a device that others attach to as well: after theirs, and where others cannot remove it by mistake.
+    fn attach_shared(&self, pair: Pair, device: &str) -> Result<()> {
         let ifindex = ifindex(device)?;
-        for (program, direction) in pair {
-            if self.status().tcx {
-                let at_target = |info: &LinkInfo| info.ifindex() == Some(ifindex);
-                let target = Target::Device(ifindex);
-                if self.attach_link(program, device, target, direction.tcx(), at_target)? {
-                    // An agent that attached the other way may have been here before.
-                    clsact::detach(program, device, direction.clsact())?;
-                }
-            } else {
-                self.attach_clsact(program, device, direction.clsact())?;
-                unpin(&self.pin(program, device))?;
-            }
+        if self.status().tcx {
+            self.attach_links(pair, device, ifindex)
+        } else {
+            self.attach_filters(pair, device, ifindex, clsact::LATE)
         }
-        Ok(ifindex)
     }
 
-    fn detach_pair(&self, pair: Pair, device: &str) -> Result<()> {
+    fn attach_links(&self, pair: Pair, device: &str, ifindex: u32) -> Result<()> {
         for (program, direction) in pair {
-            if self.status().tcx {
-                unpin(&self.pin(program, device))?;
-            } else {
-                clsact::detach(program, device, direction.clsact())?;
-            }
+            let at_target = |info: &LinkInfo| info.ifindex() == Some(ifindex);
+            self.attach_link(program, device, Target::Device(ifindex), direction.tcx(), at_target)?;
+            let priority = if pair == POD { clsact::FIRST } else { clsact::LATE };
+            clsact::detach(program, device, direction, priority)?;
         }
         Ok(())
     }
 
-    /// Says whether the link is a new one.
+    fn attach_filters(&self, pair: Pair, device: &str, ifindex: u32, priority: u16) -> Result<()> {
+        self.attach_clsact(pair, device, ifindex, priority)?;
+        pair.into_iter().try_for_each(|(program, _)| unpin(&self.pin(program, device)))
+    }
+
     fn attach_link(
         &self,
         program: &'static str,
@@ -197,13 +244,12 @@ impl Datapath {
         target: Target<'_>,
         attach_type: u32,
         at_target: impl Fn(&LinkInfo) -> bool,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let pin = self.pin(program, target_name);
         let fd = self.program(program)?;
         if let Some((link, info)) = open(&pin)? {
             if at_target(&info) {
                 return sys::link_update(link.as_fd(), fd)
-                    .map(|()| false)
                     .map_err(|source| failed("replace the program of", &pin, source));
             }
             // The device of that name is another one now, or the operator chose another group.
@@ -211,7 +257,7 @@ impl Datapath {
         }
         let link = sys::link_create(fd, target, attach_type)
             .map_err(|source| failed("create link", &pin, source))?;
-        sys::pin(link.as_fd(), &pin).map(|()| true).map_err(|source| failed("pin link", &pin, source))
+        sys::pin(link.as_fd(), &pin).map_err(|source| failed("pin link", &pin, source))
     }
 
     fn pin(&self, program: &str, target: &str) -> PathBuf {

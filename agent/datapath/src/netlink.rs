@@ -4,6 +4,7 @@
 //! a small runtime of its own, so it must not be used from within an asynchronous task.
 
 mod device;
+mod filter;
 mod mtu;
 mod overlay;
 mod route;
@@ -19,6 +20,8 @@ use rtnetlink::Handle;
 use tokio::runtime::{Builder, Runtime};
 
 pub use device::Device;
+pub(crate) use filter::Side;
+pub use filter::{FilterChanges, Touched};
 pub use mtu::Pair;
 pub use overlay::Overlay;
 pub use route::{PROTOCOL, PodRoute, RouteChanges};

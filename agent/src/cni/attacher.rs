@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use quilla_cni_protocol::{Attachment, Bandwidth, PodRef, PortMapping};
+use quilla_cni_protocol::{Attachment, Bandwidth, Mechanism, PodRef, PortMapping};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -80,6 +80,9 @@ pub struct AttachedEndpoint {
     /// MTU that the network's configuration says. Without one the interface has the agent's, and follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// By what its network wants programs to be attached; else the agent decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Mechanism>,
     /// Who made what the endpoint consists of.
     #[serde(default)]
     pub origin: Origin,

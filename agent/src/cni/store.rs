@@ -276,7 +276,7 @@ impl Store {
 
     fn new_endpoint(&mut self, new: NewAttachment) -> Result<AttachedEndpoint, StoreError> {
         let NewAttachment { attachment, network, netns, pod, wanted, own_wish } = new;
-        let Wanted { ips, mac, port_mappings, bandwidth, mtu, given } = wanted;
+        let Wanted { ips, mac, port_mappings, bandwidth, mtu, programs, given } = wanted;
         self.require_free_ports(&port_mappings)?;
         let uid = pod.as_ref().and_then(|pod| pod.uid.as_deref());
         let ips = self.with_own_wish(ips, own_wish?, uid)?;
@@ -322,6 +322,7 @@ impl Store {
             host_ports: port_mappings,
             bandwidth,
             mtu,
+            programs,
             origin,
         })
     }

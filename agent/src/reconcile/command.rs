@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender};
 
-use quilla_datapath::DatapathError;
+use quilla_datapath::{DatapathError, Touched};
 use tokio::sync::oneshot;
 
 use crate::cni::AttachedEndpoint;
@@ -93,6 +93,8 @@ pub enum Command {
     Fallback(Box<Published>),
     /// A device or an address came, went or changed.
     DevicesChanged,
+    /// Somebody else may have taken programs from these devices.
+    ProgramsTouched(Touched),
     /// Make an endpoint effective.
     Attach(Box<AttachedEndpoint>, Answer),
     /// Forget an endpoint.

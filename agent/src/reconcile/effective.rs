@@ -59,6 +59,7 @@ mod tests {
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
             mtu: None,
+            programs: None,
             origin: Origin::Own,
         }
     }

@@ -129,7 +129,8 @@ impl Rounds for Reconciler {
 
     fn arrived(&self, endpoint: &AttachedEndpoint) -> Result<(), ReconcileError> {
         failpoint!(RowsWritten, |error| ReconcileError::Missing { what: error.to_string() });
-        effective::require(&self.actual, endpoint)
+        effective::require(&self.actual, endpoint)?;
+        self.require_untouched(endpoint)
     }
 }
 
@@ -150,12 +151,7 @@ impl Reconciler {
             return Err(missing("interface row"));
         }
         effective::require(&self.actual, endpoint)?;
-        let links = self.datapath.links_of(&endpoint.host_ifname)?;
-        let attached = links.iter().filter(|link| !link.defunct).count();
-        if self.datapath.status().tcx && attached < 2 {
-            return Err(missing("programs"));
-        }
-        Ok(())
+        self.require_programs(endpoint)
     }
 }
 

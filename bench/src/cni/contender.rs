@@ -39,12 +39,12 @@ pub(super) struct Contender {
 
 impl Contender {
     /// Ours on nodes of a cluster, the references each on a host of its own.
-    pub(super) fn all(tcx: &Node, clsact: &Node, disk: &Disk) -> Result<Vec<Self>> {
+    pub(super) fn all(clsact: &Node, tcx: &Node, disk: &Disk) -> Result<Vec<Self>> {
         let ptp = Self::reference("ptp", 1, &json!({}), disk)?;
         let bridge = Self::reference("bridge", 2, &json!({ "bridge": "cni0", "isGateway": true }), disk)?;
         Ok(vec![
-            Self::ours("quilla", "tcx", tcx)?,
-            Self::ours("quilla, clsact", "clsact", clsact)?,
+            Self::ours("quilla", "clsact", clsact)?,
+            Self::ours("quilla, tcx", "tcx", tcx)?,
             ptp,
             bridge,
         ])

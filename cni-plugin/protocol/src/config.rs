@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::attachment::{Attachment, validate_network_name};
-use crate::{CniError, DEFAULT_DATA_DIR, DEFAULT_SOCKET, Dns, ErrorCode, SpecVersion};
+use crate::{CniError, DEFAULT_DATA_DIR, DEFAULT_SOCKET, Dns, ErrorCode, Mechanism, SpecVersion};
 
 /// Everything the plugin reads from its configuration.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct NetworkConfig {
     pub agent_timeout: Duration,
     /// MTU of the Pod's interface, when the agent's own is not wanted.
     pub mtu: Option<u32>,
+    /// By what programs are to be attached, when the agent's own choice is not wanted.
+    pub programs: Option<Mechanism>,
     /// A file that gets a line per failed operation.
     pub log_file: Option<PathBuf>,
     /// Where DEL leaves its records while the agent is away.
@@ -67,6 +69,7 @@ struct Raw {
     agent_socket: Option<PathBuf>,
     agent_timeout_seconds: Option<u64>,
     mtu: Option<u32>,
+    programs: Option<String>,
     log_file: Option<PathBuf>,
     data_dir: Option<PathBuf>,
     dns: Option<Dns>,
@@ -124,6 +127,7 @@ impl NetworkConfig {
             agent_socket: raw.agent_socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             agent_timeout: Duration::from_secs(raw.agent_timeout_seconds.unwrap_or(10)),
             mtu: raw.mtu,
+            programs: raw.programs.as_deref().and_then(Mechanism::parse),
             log_file: raw.log_file,
             data_dir: raw.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             dns: raw.dns,
@@ -181,6 +185,10 @@ impl Raw {
                 self.agent_timeout_seconds
             ));
         }
+        if let Some(programs) = self.programs.as_ref().filter(|name| Mechanism::parse(name).is_none()) {
+            let known = Mechanism::ALL.map(Mechanism::as_str).join(" nor ");
+            return refuse(format!("programs {programs:?} is neither {known}"));
+        }
         if self.ipam.plugin.contains('/') {
             return refuse(format!("ipam type {:?} is not the name of a plugin", self.ipam.plugin));
         }
@@ -198,7 +206,7 @@ impl Raw {
 #[cfg(test)]
 mod tests {
     use super::NetworkConfig;
-    use crate::{ErrorCode, SpecVersion};
+    use crate::{ErrorCode, Mechanism, SpecVersion};
 
     fn code(input: &str) -> ErrorCode {
         NetworkConfig::parse(input.as_bytes()).expect_err("must be refused").code
@@ -221,6 +229,8 @@ mod tests {
             r#""name":"n","dataDir":"relative""#,
             r#""name":"n","agentTimeoutSeconds":0"#,
             r#""name":"n","ipam":{"type":"../host-local"}"#,
+            r#""name":"n","programs":"xdp""#,
+            r#""name":"n","programs":"""#,
         ] {
             let input = format!(r#"{{"cniVersion":"1.1.0",{keys}}}"#);
             assert_eq!(code(&input), ErrorCode::INVALID_CONFIG, "{input:?}");
@@ -234,6 +244,18 @@ mod tests {
         let config = NetworkConfig::parse(input).expect("valid");
         assert_eq!(config.version, SpecVersion::V0_4_0);
         assert_eq!(config.agent_socket.to_str(), Some("/run/quilla/cni.sock"));
+    }
+
+    /// CNI-13: a network whose chain needs the place of clsact says so.
+    #[test]
+    fn programs_are_attached_by_what_the_network_says() {
+        let parse = |rest: &str| {
+            let input = format!(r#"{{"cniVersion":"1.1.0","name":"n"{rest}}}"#);
+            NetworkConfig::parse(input.as_bytes()).expect("valid").programs
+        };
+        assert_eq!(parse(""), None);
+        assert_eq!(parse(r#","programs":"tcx""#), Some(Mechanism::Tcx));
+        assert_eq!(parse(r#","programs":"clsact""#), Some(Mechanism::Clsact));
     }
 
     /// CNI-18, CNI-31: what became unusable since the ADD does not keep a DEL from its work, as long as it finds the agent.
@@ -251,6 +273,8 @@ mod tests {
             r#""ipam":{"type":"../x"}"#,
             r#""agentTimeoutSeconds":0"#,
             r#""logFile":"relative""#,
+            r#""programs":"xdp""#,
+            r#""programs":["tcx"]"#,
             r#""cni.dev/valid-attachments":7"#,
             r#""cni.dev/attachments":[{}]"#,
         ] {
@@ -258,6 +282,7 @@ mod tests {
             let config = parse(&rest).unwrap_or_else(|error| panic!("{unusable}: {error}"));
             assert_eq!((config.agent_socket.to_str(), config.agent_timeout.as_secs()), (Some("/s"), 10));
             assert_eq!((config.mtu, config.ipam_plugin, config.log_file), (None, None, None), "{unusable}");
+            assert_eq!(config.programs, None, "{unusable}");
         }
         assert_eq!(
             parse(r#""mtu":1500,"ipam":{"type":"x"}"#).expect("valid").ipam_plugin.as_deref(),

@@ -28,7 +28,7 @@ pub use message::{
 pub use record::{RecordError, ReleaseRecord};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use version::SpecVersion;
-pub use wanted::{Bandwidth, Given, PortMapping, Transport, Wanted};
+pub use wanted::{Bandwidth, Given, Mechanism, PortMapping, Transport, Wanted};
 
 /// Where the agent listens unless the network configuration says otherwise (`agentSocket`).
 pub const DEFAULT_SOCKET: &str = "/run/quilla/cni.sock";

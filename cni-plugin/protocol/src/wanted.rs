@@ -26,9 +26,40 @@ pub struct Wanted {
     /// MTU of the interface, whatever the agent's is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// By what programs are to be attached; else the agent decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Mechanism>,
     /// What another plugin brings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
+}
+
+/// By what programs are attached to the host side of a Pod's interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mechanism {
+    /// Filters of the clsact queueing discipline.
+    Clsact,
+    /// tcx links, which leave the place of that discipline to other plugins.
+    Tcx,
+}
+
+impl Mechanism {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Clsact, Self::Tcx];
+
+    /// Parses the name; `None` for another one.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mechanism| mechanism.as_str() == text)
+    }
+
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Clsact => "clsact",
+            Self::Tcx => "tcx",
+        }
+    }
 }
 
 /// Limits in both directions, as seen by the Pod (`bandwidth`), in the conventions' words. A rate of 0 is none.

@@ -1,60 +1,111 @@
-//! The way to attach before Linux 6.6: filters of the clsact queueing discipline.
+//! Filters of the clsact queueing discipline, which belong to a device and go with it.
 //!
-//! A filter has a fixed priority, so that attaching again finds and replaces it. It belongs to the device and goes with
-//! it; there is nothing to pin, and nothing that tells us when another tool removes it.
+//! A filter has a fixed priority and handle, so that attaching again finds and replaces it. Invariant: what is in that
+//! place and does not run a program of ours is another's, and stays.
 
 use std::error::Error;
 use std::{io, iter, mem};
 
 use aya::programs::links::Link;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier};
 
+use super::{Direction, Pair, ifindex};
 use crate::datapath::Datapath;
 use crate::error::{DatapathError, Result};
+use crate::netlink::Netlink;
 
-/// Behind the filters of others, which usually have the small numbers.
-const PRIORITY: u16 = 0x514c;
+/// Of devices that are ours alone: before any other filter.
+pub(super) const FIRST: u16 = 1;
+/// Of devices that we share: behind the filters of others, which usually have the small numbers.
+pub(super) const LATE: u16 = 0x514c;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
+/// Who has the place of a filter of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    Nobody,
+    /// A filter with the program of that name, of whichever agent.
+    Us,
+    Another,
+}
+
 impl Datapath {
-    pub(super) fn attach_clsact(
+    /// Attaches both programs of a pair.
+    pub(super) fn attach_clsact(&self, pair: Pair, device: &str, ifindex: u32, priority: u16) -> Result<()> {
+        let holders = match tc::qdisc_add_clsact(device) {
+            Ok(()) => [Holder::Nobody; 2],
+            Err(error) if has(&error, libc::EEXIST) => holders(pair, device, ifindex, priority)?,
+            Err(error) => return Err(failed(pair[0].0, device, error.into())),
+        };
+        for ((program, direction), holder) in pair.into_iter().zip(holders) {
+            match holder {
+                Holder::Nobody => self.create(program, device, direction, priority)?,
+                Holder::Us => self.replace(program, device, direction, priority)?,
+                Holder::Another => return Err(taken(device, "a filter")),
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&self, name: &'static str, device: &str, direction: Direction, priority: u16) -> Result<()> {
+        let options = TcAttachOptions::Netlink(NlOptions { priority, handle: HANDLE, classid: None });
+        let created = self.with_program(name, device, |program| {
+            program.attach_with_options(device, direction.clsact(), options)
+        });
+        match created {
+            // A filter of another kind or protocol has the priority, or the handle was taken just now.
+            Err(error) if has(&error, libc::EINVAL) || has(&error, libc::EEXIST) => {
+                Err(taken(device, "a filter"))
+            }
+            other => other,
+        }
+    }
+
+    fn replace(&self, name: &'static str, device: &str, direction: Direction, priority: u16) -> Result<()> {
+        let present = SchedClassifierLink::attached(device, direction.clsact(), priority, HANDLE, None)
+            .map_err(|source| DatapathError::kernel("find device", device, source))?;
+        self.with_program(name, device, |program| program.attach_to_link(present))
+    }
+
+    fn with_program(
         &self,
         name: &'static str,
         device: &str,
-        direction: TcAttachType,
+        attach: impl FnOnce(&mut SchedClassifier) -> std::result::Result<tc::SchedClassifierLinkId, ProgramError>,
     ) -> Result<()> {
         let failed = |error| failed(name, device, error);
-        match tc::qdisc_add_clsact(device) {
-            Err(error) if !has(&error, libc::EEXIST) => return Err(failed(error.into())),
-            _ => {}
-        }
         let mut object = self.object.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let program: &mut SchedClassifier = object
             .program_mut(name)
             .ok_or_else(|| DatapathError::Missing { kind: "program", name: name.to_owned() })?
             .try_into()
             .map_err(failed)?;
-        let present = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None)
-            .map_err(|source| DatapathError::kernel("find device", device, source))?;
-        let id = match program.attach_to_link(present) {
-            Ok(id) => id,
-            Err(_none_yet) => {
-                let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-                program
-                    .attach_with_options(device, direction, TcAttachOptions::Netlink(options))
-                    .map_err(failed)?
-            }
-        };
+        let id = attach(program).map_err(failed)?;
         // aya detaches what it drops; the filter is to outlive us.
         mem::forget(program.take_link(id).map_err(failed)?);
         Ok(())
     }
 }
 
+/// Whether the device has a filter with each program of the pair.
+pub(super) fn runs(pair: Pair, ifindex: u32, priority: u16) -> Result<bool> {
+    let netlink = Netlink::open()?;
+    for (program, direction) in pair {
+        if holder(&netlink, program, ifindex, direction, priority)? != Holder::Us {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Of a device that is gone, or a filter that is or never was, there is nothing to detach.
-pub(super) fn detach(name: &'static str, device: &str, direction: TcAttachType) -> Result<()> {
-    let Ok(link) = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None) else {
+pub(super) fn detach(name: &'static str, device: &str, direction: Direction, priority: u16) -> Result<()> {
+    let Ok(ifindex) = ifindex(device) else { return Ok(()) };
+    if holder(&Netlink::open()?, name, ifindex, direction, priority)? != Holder::Us {
+        return Ok(());
+    }
+    let Ok(link) = SchedClassifierLink::attached(device, direction.clsact(), priority, HANDLE, None) else {
         return Ok(());
     };
     match link.detach() {
@@ -62,6 +113,33 @@ pub(super) fn detach(name: &'static str, device: &str, direction: TcAttachType) 
         Err(error) if has(&error, libc::ENOENT) || has(&error, libc::EINVAL) => Ok(()),
         other => other.map_err(|error| failed(name, device, error)),
     }
+}
+
+/// Where there is a queueing discipline already, which may be one without egress.
+fn holders(pair: Pair, device: &str, ifindex: u32, priority: u16) -> Result<[Holder; 2]> {
+    let netlink = Netlink::open()?;
+    if let Some(kind) = netlink.discipline(ifindex)?.filter(|kind| kind != "clsact") {
+        return Err(taken(device, &format!("queueing discipline {kind}")));
+    }
+    let [(first, ingress), (second, egress)] = pair;
+    let first = holder(&netlink, first, ifindex, ingress, priority)?;
+    Ok([first, holder(&netlink, second, ifindex, egress, priority)?])
+}
+
+fn holder(
+    netlink: &Netlink,
+    program: &str,
+    ifindex: u32,
+    direction: Direction,
+    priority: u16,
+) -> Result<Holder> {
+    let mut filters = netlink.filters(ifindex, direction.side())?;
+    filters.retain(|filter| filter.priority == priority && filter.handle == u32::from(HANDLE));
+    Ok(match filters.first().map(|filter| filter.program.as_deref()) {
+        None => Holder::Nobody,
+        Some(Some(name)) if name == program => Holder::Us,
+        Some(_) => Holder::Another,
+    })
 }
 
 /// Whether the kernel's answer at the bottom of `error` is `errno`.
@@ -72,4 +150,8 @@ fn has(error: &(dyn Error + 'static), errno: i32) -> bool {
 
 fn failed(program: &'static str, device: &str, error: ProgramError) -> DatapathError {
     DatapathError::Clsact { program, device: device.to_owned(), source: Box::new(io::Error::other(error)) }
+}
+
+fn taken(device: &str, by: &str) -> DatapathError {
+    DatapathError::PlaceTaken { device: device.to_owned(), by: by.to_owned() }
 }

@@ -39,6 +39,7 @@ fn pod() -> AttachedEndpoint {
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
         mtu: None,
+        programs: None,
         origin: Origin::Own,
     }
 }

@@ -28,6 +28,7 @@ fn endpoint(id: &str) -> Box<AttachedEndpoint> {
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
         mtu: None,
+        programs: None,
         origin: Origin::Own,
     })
 }
