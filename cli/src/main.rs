@@ -165,7 +165,7 @@ fn show(agent: &Agent, output: Output, query: &Query) -> Result<String> {
     Ok(match output {
         Output::Table => {
             view::for_people(query, &mut answer);
-            table::columns(&answer)
+            if matches!(query, Query::Status) { table::lines(&answer) } else { table::columns(&answer) }
         }
         Output::Json => format!("{:#}\n", table::objects(answer)),
         Output::Yaml => serde_saphyr::to_string(&table::objects(answer)).context("write YAML")?,

@@ -6,6 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::admin::Answer;
 
+/// Columns of a terminal.
+const WIDTH: usize = 80;
 /// How many items of a list a cell shows.
 const LIST: usize = 4;
 
@@ -28,6 +30,36 @@ pub(crate) fn columns(answer: &Answer) -> String {
         text.push('\n');
     }
     text
+}
+
+/// One line per value, with its heading before it: for an answer of one row. What is longer goes on below.
+pub(crate) fn lines(answer: &Answer) -> String {
+    let width = answer.columns.iter().map(|heading| heading.chars().count() + 1).max().unwrap_or(0);
+    let mut text = String::new();
+    for (heading, value) in answer.rows.iter().flat_map(|row| answer.columns.iter().zip(row)) {
+        let mut label = format!("{heading}:");
+        for line in wrapped(&cell(value), WIDTH.saturating_sub(width + 2)) {
+            // Writing to a string cannot fail.
+            writeln!(text, "{label:width$}  {line}").unwrap_or_default();
+            label.clear();
+        }
+    }
+    text
+}
+
+/// Lines of so many characters, or of one word.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// An array with one object per row.
@@ -63,7 +95,7 @@ fn list(items: &[Value]) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::{columns, objects};
+    use super::{WIDTH, columns, lines, objects};
     use crate::admin::Answer;
 
     fn answer() -> Answer {
@@ -75,6 +107,21 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         assert_eq!(columns(&answer()), "POD  ID\nweb  1\n-    200\n-    3\n");
+    }
+
+    #[test]
+    fn one_row_has_a_line_for_each_value_that_fits_the_terminal() {
+        let reason = "word ".repeat(30).trim_end().to_owned();
+        let row = vec![json!("a"), json!(true), json!(reason)];
+        let answer = Answer {
+            columns: ["node", "ready", "reason"].map(String::from).into(),
+            rows: vec![row],
+            omitted: 0,
+        };
+        let text = lines(&answer);
+        assert!(text.starts_with("node:    a\nready:   yes\nreason:  word word "), "{text}");
+        assert!(text.lines().all(|line| line.len() <= WIDTH) && text.contains("\n         word"), "{text}");
+        assert_eq!(text.split_whitespace().filter(|word| *word == "word").count(), 30);
     }
 
     #[test]
