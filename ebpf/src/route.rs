@@ -7,7 +7,7 @@ use quilla_abi::config::Config;
 use quilla_abi::epoch;
 use quilla_abi::flow::{FlowKey, action, flag};
 use quilla_abi::node::{Node, UnderlayAddress};
-use quilla_abi::route::Route;
+use quilla_abi::route::{Route, kind};
 use quilla_abi::version::SCHEMA;
 use quilla_abi::{DropReason, address, node};
 use quilla_ebpf_core::Family;
@@ -40,7 +40,12 @@ pub(crate) fn find<F: Maps>(addr: F::Addr) -> Option<Route> {
 #[inline(never)]
 pub(crate) fn endpoint<F: Maps>(addr: &F::Addr, side: &mut Side) -> bool {
     let Some(first) = helper::find(F::endpoints(), addr) else { return false };
-    let id = first.id;
+    endpoint_of::<F>(addr, first.id, side)
+}
+
+/// The same for a Pod whose endpoint id was read before.
+#[inline(always)]
+pub(crate) fn endpoint_of<F: Maps>(addr: &F::Addr, id: u32, side: &mut Side) -> bool {
     if id >= epoch::MAX_ENDPOINTS {
         return false;
     }
@@ -107,9 +112,15 @@ pub(crate) fn receiver<F: Maps>(
     }
 }
 
+/// Whether Pods reach an address outside under their own.
+#[inline(never)]
+pub(crate) fn is_native<F: Maps>(addr: &F::Addr) -> bool {
+    helper::find_prefix(F::routes(), F::BITS, *addr).is_some_and(|route| route.kind == kind::NATIVE)
+}
+
 /// Out of the cluster: masqueraded if the host's route leads to the uplink and masquerading is on.
 #[inline(never)]
-fn world<F: Family>(
+pub(crate) fn world<F: Family>(
     skb: Skb,
     config: &Config,
     out: &FlowKey<F::Addr>,

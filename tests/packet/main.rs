@@ -20,6 +20,7 @@ mod matrix;
 mod nat;
 mod outside;
 mod overlay;
+mod plain;
 mod rig;
 mod silence;
 mod sockets;
@@ -79,6 +80,9 @@ fn main() -> std::process::ExitCode {
         nat::masquerade,
         nat::masquerade_behind_the_stack,
         nat::exhausted_ports,
+        nat::identifiers_of_echoes,
+        nat::settings_change_under_connections,
+        nat::begun_in_the_world,
         nat::masquerade_under_a_new_name,
         nat::errors_about_translated_flows,
         nat::errors_about_stale_flows,
@@ -98,10 +102,24 @@ fn main() -> std::process::ExitCode {
         overlay::left_to_the_device,
         overlay::to_the_stack,
         overlay::answers,
+        overlay::ends,
+        overlay::errors,
+        overlay::too_big,
         overlay::congestion,
+        overlay::routes_say_what_fits,
+        overlay::routers_say_what_fits,
+        overlay::another_node_in_the_slot_is_another_way,
         overlay::from_nobody,
         overlay::malformed,
         overlay::not_ours,
+        plain::both_ways,
+        plain::paths_change_under_flows,
+        plain::strangers,
+        plain::the_world_s,
+        plain::to_the_stack,
+        plain::errors_and_answers,
+        plain::by_other_nodes,
+        plain::an_established_packet_costs_one_lookup,
         silence::late_answers,
         silence::one_way_masquerade,
         silence::recovered_ports,

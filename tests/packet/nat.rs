@@ -6,8 +6,8 @@ use quilla_abi::counter::path;
 use quilla_tests::packet::{Fault, IcmpError, Packet, decode, tcp};
 
 use crate::rig::{
-    DEVICE_A, Family, Hook, OK, REDIRECT, Rig, SNAT_MAX, SNAT_MIN, TCP, UDP, UPLINK, Who, from_a, from_b,
-    tell,
+    DEVICE_A, Family, Hook, OK, REDIRECT, Rig, SNAT_MAX, SNAT_MIN, Seen, TCP, UDP, UPLINK, Who, from_a,
+    from_b, tell,
 };
 
 /// E6: echoes reach Pods, cross the masquerade with their identifier, and get no answer from a Service.
@@ -166,6 +166,86 @@ pub(crate) fn exhausted_ports() -> Result<()> {
         rig.run(Hook::FromPodA, &sent(1004)).dropped(DropReason::PortsExhausted);
         let seen = rig.run(Hook::FromPodA, &sent(1000));
         assert!(seen.reason.is_none(), "{seen:?}");
+        Ok(())
+    })
+}
+
+/// E6, E16: echoes of two Pods with one identifier keep apart; without a free one only the new flow fails.
+pub(crate) fn identifiers_of_echoes() -> Result<()> {
+    tell("identifiers", |rig, family| {
+        let mut config = Rig::config();
+        config.snat_port_max = SNAT_MIN + 1;
+        rig.datapath.maps().config.set(0, &config)?;
+        rig.bump(quilla_abi::epoch::GLOBAL)?;
+        let (world, host) = (family.ip(Who::World), family.ip(Who::Host));
+        let [a, b] = [Who::PodA, Who::PodB].map(|who| family.ip(who));
+        let id = |seen: &Seen| -> u16 {
+            decode(seen.frame()).get("icmp.id").expect("an identifier").parse().expect("a number")
+        };
+        let first = id(&rig.run(Hook::FromPodA, &from_a(Packet::echo_request(a, world, SNAT_MIN, 1))));
+        let second = id(&rig.run(Hook::FromPodB, &from_b(Packet::echo_request(b, world, SNAT_MIN, 1))));
+        assert_eq!((first, second), (SNAT_MIN, SNAT_MIN + 1), "kept where it is free");
+        let third = from_b(Packet::echo_request(b, world, 7, 1));
+        rig.run(Hook::FromPodB, &third).dropped(DropReason::PortsExhausted);
+        let reply = |id| Packet::echo_reply(world, host, id, 1);
+        let told = |pod| Packet::echo_reply(world, pod, SNAT_MIN, 1).ttl(63);
+        rig.run(Hook::FromUplink, &reply(first)).to_pod_a(&told(a));
+        rig.run(Hook::FromUplink, &reply(second)).to_pod_b(&told(b));
+        // Towards somebody else both are free, and an identifier that was given up is, too.
+        let other = family.ip(Who::OtherNode);
+        assert!(rig.run(Hook::FromPodB, &from_b(Packet::echo_request(b, other, 7, 1))).reason.is_none());
+        rig.pass(quilla_abi::flow::UDP_TIMEOUT_SECONDS + 1)?;
+        assert!(rig.run(Hook::FromPodB, &third).reason.is_none());
+        Ok(())
+    })
+}
+
+/// What is said of a range outside concerns what begins from then on: whoever is connected keeps the name that the other
+/// end knows, the node's or the Pod's.
+pub(crate) fn settings_change_under_connections() -> Result<()> {
+    tell("settings", |rig, family| {
+        let world = |port| family.at(Who::World, port);
+        let (lent, own) = (family.at(Who::PodA, SNAT_MIN + 3), family.at(Who::PodA, SNAT_MIN + 4));
+        let host = family.at(Who::Host, lent.port());
+        let masqueraded = |seen: &Seen, packet: &Packet| {
+            seen.to_world(&from_a(packet.clone().between(host, packet.destination()).ttl(63)));
+        };
+        let opening = Packet::tcp(lent, world(443)).flags(tcp::SYN);
+        masqueraded(&rig.run(Hook::FromPodA, &from_a(opening.clone())), &opening);
+        rig.set_native(family.ip(Who::World), true)?;
+        let more = Packet::tcp(lent, world(443)).payload(b"more");
+        for _ in 0..2 {
+            masqueraded(&rig.run(Hook::FromPodA, &from_a(more.clone())), &more);
+        }
+        let answer = Packet::tcp(world(443), host);
+        rig.run(Hook::FromUplink, &answer).to_pod_a(&answer.between(world(443), lent).ttl(63));
+        // One that begins now has the Pod's own name, as the stack forwards it, and keeps that.
+        let opening = from_a(Packet::tcp(own, world(443)).flags(tcp::SYN));
+        rig.run(Hook::FromPodA, &opening).to_stack(&opening);
+        rig.run(Hook::ToUplink(DEVICE_A), &opening).passed();
+        let answer = Packet::tcp(world(443), own).flags(tcp::SYN | tcp::ACK);
+        rig.run(Hook::FromUplink, &answer).passed();
+        rig.run(Hook::ToPodA, &answer).went(path::LOCAL_POD, OK, 0, &answer);
+        rig.set_native(family.ip(Who::World), false)?;
+        let more = from_a(Packet::tcp(own, world(443)).payload(b"more"));
+        for _ in 0..2 {
+            rig.run(Hook::FromPodA, &more).to_stack(&more);
+            rig.run(Hook::ToUplink(DEVICE_A), &more).passed();
+        }
+        Ok(())
+    })
+}
+
+/// A connection that came in under the Pod's own address, on a network that knows the way, is answered under it.
+pub(crate) fn begun_in_the_world() -> Result<()> {
+    tell("begun", |rig, family| {
+        let (pod, world) = (family.at(Who::PodA, 80), family.at(Who::World, 4000));
+        let opening = Packet::tcp(world, pod).flags(tcp::SYN);
+        rig.run(Hook::FromUplink, &opening).passed();
+        rig.run(Hook::ToPodA, &opening).went(path::LOCAL_POD, OK, 0, &opening);
+        let answer = from_a(Packet::tcp(pod, world).flags(tcp::SYN | tcp::ACK));
+        rig.run(Hook::FromPodA, &answer).to_stack(&answer);
+        rig.run(Hook::ToUplink(DEVICE_A), &answer).passed();
         Ok(())
     })
 }

@@ -134,6 +134,10 @@ pub(crate) enum Hook {
     /// A packet of the agent's that tries direct encapsulation.
     ToOverlayProbe,
     FromUplink,
+    /// As it is where the kernel remembers that a packet was in a tunnel (`skb->encapsulation`).
+    FromUplinkMarked,
+    /// A packet that the Pod's own tunnel made.
+    FromPodAMarked,
     /// A second uplink, which lends Pod B's device its number.
     FromOtherUplink,
     /// By the given device, 0 for the node's own packets into the stack, and now out.
@@ -146,21 +150,25 @@ pub(crate) const FROM_OTHER_NODE: Hook = Hook::FromOverlay([192, 168, 77, 2]);
 impl Hook {
     fn program(self) -> &'static str {
         match self {
-            Self::FromPodA | Self::FromPodB => program::FROM_POD,
+            Self::FromPodA | Self::FromPodAMarked | Self::FromPodB => program::FROM_POD,
             Self::ToPodA => program::TO_POD,
             Self::FromOverlay(_) | Self::FromOverlaySent => program::FROM_OVERLAY,
             Self::ToOverlay | Self::ToOverlayProbe => program::TO_OVERLAY,
-            Self::FromUplink | Self::FromOtherUplink => program::FROM_UPLINK,
+            Self::FromUplink | Self::FromUplinkMarked | Self::FromOtherUplink => program::FROM_UPLINK,
             Self::ToUplink(_) => program::TO_UPLINK,
         }
     }
 
+    fn is_marked(self) -> bool {
+        matches!(self, Self::FromUplinkMarked | Self::FromPodAMarked)
+    }
+
     fn context(self) -> TestContext {
         let ifindex = match self {
-            Self::FromPodA | Self::ToPodA => DEVICE_A,
+            Self::FromPodA | Self::FromPodAMarked | Self::ToPodA => DEVICE_A,
             Self::FromPodB | Self::FromOtherUplink => DEVICE_B,
             Self::FromOverlay(_) | Self::FromOverlaySent | Self::ToOverlay | Self::ToOverlayProbe => OVERLAY,
-            Self::FromUplink | Self::ToUplink(_) => UPLINK,
+            Self::FromUplink | Self::FromUplinkMarked | Self::ToUplink(_) => UPLINK,
         };
         let mut cb = [0; 5];
         if let Self::FromOverlay(remote) = self {
@@ -267,7 +275,8 @@ impl Seen {
 
 pub(crate) struct Rig {
     pub(crate) datapath: Datapath,
-    runners: BTreeMap<&'static str, TestRunner>,
+    /// By program, and whether packets are marked as having been in a tunnel.
+    runners: BTreeMap<(&'static str, bool), TestRunner>,
     /// Backends in the order of their ids, which start at 1, by family.
     backends: [Vec<(SocketAddr, u8)>; 2],
     slots: u32,
@@ -298,10 +307,13 @@ impl Rig {
         let options =
             Options { bpffs, flow_capacity: 4096, trace: true, count_helpers, ..Options::default() };
         let datapath = Datapath::open(&options).context("load the object")?;
-        let runners = program::TC
+        let mut runners = program::TC
             .into_iter()
-            .map(|name| Ok((name, TestRunner::new(&datapath, name)?)))
-            .collect::<Result<_>>()?;
+            .map(|name| Ok(((name, false), TestRunner::new(&datapath, name)?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        for name in [program::FROM_POD, program::FROM_UPLINK] {
+            runners.insert((name, true), TestRunner::in_tunnel(&datapath, name)?);
+        }
         let mut rig = Self { datapath, runners, backends: [Vec::new(), Vec::new()], slots: 0 };
         rig.install()?;
         Ok(rig)
@@ -316,7 +328,7 @@ impl Rig {
     #[track_caller]
     pub(crate) fn run_frame(&mut self, hook: Hook, frame: &[u8]) -> Seen {
         let before = self.counted();
-        let runner = self.runners.get_mut(hook.program()).expect("a tc program");
+        let runner = self.runners.get_mut(&(hook.program(), hook.is_marked())).expect("a tc program");
         let outcome = runner.run(frame, &hook.context()).unwrap_or_else(|error| panic!("{hook:?}: {error}"));
         let (verdict, packet, cb, mark) =
             (outcome.verdict, outcome.packet.to_vec(), outcome.cb, outcome.mark);
@@ -344,7 +356,7 @@ impl Rig {
 
     /// The same frame many times, without a look at the counters; how often it was not simply dropped.
     pub(crate) fn flood(&mut self, hook: Hook, packet: &Packet, times: u32) -> Result<u32> {
-        let runner = self.runners.get_mut(hook.program()).expect("a tc program");
+        let runner = self.runners.get_mut(&(hook.program(), hook.is_marked())).expect("a tc program");
         let (frame, context) = (packet.build(), hook.context());
         let mut answered = 0;
         for _ in 0..times {
@@ -459,6 +471,26 @@ impl Rig {
         Ok(())
     }
 
+    /// Whether Pods reach an address outside under their own: what the agent writes for a range.
+    pub(crate) fn set_native(&self, address: IpAddr, native: bool) -> Result<()> {
+        let maps = self.datapath.maps();
+        let route = Route { kind: kind::NATIVE, pad: 0, node_slot: 0 };
+        macro_rules! set {
+            ($table:ident, $key:expr) => {
+                if native {
+                    maps.$table.insert($key, &route)?;
+                } else {
+                    maps.$table.remove($key)?;
+                }
+            };
+        }
+        match address {
+            IpAddr::V4(addr) => set!(routes_v4, &RouteKey { prefix_len: 32, addr: addr.octets() }),
+            IpAddr::V6(addr) => set!(routes_v6, &RouteKey { prefix_len: 128, addr: addr.octets() }),
+        }
+        self.bump(epoch::GLOBAL)
+    }
+
     pub(crate) fn config() -> Config {
         Config {
             schema: SCHEMA,
@@ -471,6 +503,10 @@ impl Rig {
             snat_port_max: SNAT_MAX,
             host_ipv4: v4(Family::V4.ip(Who::Host)),
             host_ipv6: v6(Family::V6.ip(Who::Host)),
+            pods_ipv4: [10, 244, 1, 0],
+            pods_mask_ipv4: [255, 255, 255, 0],
+            pods_ipv6: v6("fd00:244:0:1::".parse().expect("an address")),
+            pods_mask_ipv6: v6("ffff:ffff:ffff:ffff::".parse().expect("an address")),
             gateway_ipv4: v4(Family::V4.ip(Who::Gateway)),
             gateway_ipv6: v6(Family::V6.ip(Who::Gateway)),
             vtep_mac: VTEP,
@@ -560,24 +596,27 @@ impl Rig {
         Ok(())
     }
 
-    /// Removes the flow entry with this key, as eviction does; whether there was one.
+    /// Removes the flow entry with this key, as eviction does; there must be one.
     pub(crate) fn evict(&self, proto: u8, src: SocketAddr, dst: SocketAddr) -> Result<()> {
+        if self.forget(proto, src, dst)? { Ok(()) } else { anyhow::bail!("no such flow entry") }
+    }
+
+    /// Removes the flow entry with this key; whether there was one.
+    pub(crate) fn forget(&self, proto: u8, src: SocketAddr, dst: SocketAddr) -> Result<bool> {
         use quilla_abi::flow::FlowKey;
         let (sport, dport) = (Be16::new(src.port()), Be16::new(dst.port()));
         let maps = self.datapath.maps();
         macro_rules! evict {
             ($table:ident, $src:expr, $dst:expr) => {{
                 let key = FlowKey { src: $src, dst: $dst, sport, dport, proto, ..FlowKey::default() };
-                maps.$table.get(&key)?.context("no such flow entry")?;
-                maps.$table.remove(&key)?;
+                maps.$table.remove(&key)?
             }};
         }
-        match (src.ip(), dst.ip()) {
+        Ok(match (src.ip(), dst.ip()) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => evict!(flows_v4, src.octets(), dst.octets()),
             (IpAddr::V6(src), IpAddr::V6(dst)) => evict!(flows_v6, src.octets(), dst.octets()),
             _ => anyhow::bail!("two families"),
-        }
-        Ok(())
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use quilla_abi::DropReason;
 use quilla_abi::config::Config;
-use quilla_abi::flow::{Flow, FlowKey, Ingress, action, flag};
+use quilla_abi::flow::{Flow, FlowKey, Ingress, action, flag, state};
 use quilla_abi::node::UnderlayAddress;
 use quilla_abi::route::kind;
 use quilla_abi::service::scope::INTERNAL;
@@ -31,7 +31,7 @@ impl Hook for FromPod {
     #[inline(always)]
     fn admits<F: Pipeline>(skb: Skb, ingress: &Ingress, _origin: &UnderlayAddress) -> bool {
         // Entries of other hooks have no Ethernet address: a Pod cannot match them by sending zeroes.
-        ingress.ifindex == skb.ifindex() && ingress.mac != [0; 6] && skb.source_mac() == Ok(ingress.mac)
+        ingress.ifindex == skb.ifindex() && skb.is_from(&ingress.mac)
     }
 
     #[inline(always)]
@@ -54,7 +54,8 @@ impl Hook for FromPod {
         headers: &Headers<F::Addr>,
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
-        sender::<F>(skb, headers, &mut scratch.from)?;
+        let id = spoof::interface(skb)?.id;
+        sender::<F>(skb, headers, id, &mut scratch.from)?;
         route::receiver::<F>(skb, route::config()?, &headers.key, &mut scratch.to)?;
         // It would need a translation, and there is no flow that says which.
         if scratch.to.action == action::UPLINK { Err(DropReason::NoFlow) } else { Ok(Next::Forward) }
@@ -69,8 +70,8 @@ impl Hook for FromPod {
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
         let config = route::config()?;
-        spoof::sender::<F>(skb, headers)?;
-        sender::<F>(skb, headers, &mut scratch.from)?;
+        let id = spoof::sender::<F>(skb, headers)?.id;
+        sender::<F>(skb, headers, id, &mut scratch.from)?;
         let known = begin::<F>(headers, config, existing, scratch)? || F::select(scratch, INTERNAL)?;
         if !known {
             if is_stray(headers) && service::may_be_answer::<F>(headers) {
@@ -95,10 +96,15 @@ impl Hook for FromPod {
     }
 }
 
-/// The sending Pod as a party of the flow.
+/// The sending Pod, an endpoint by its interface, as a party of the flow.
 #[inline(always)]
-fn sender<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, side: &mut Side) -> Result<(), DropReason> {
-    let known = route::endpoint::<F>(&headers.key.src, side) && side.forward.ifindex == skb.ifindex();
+fn sender<F: Pipeline>(
+    skb: Skb,
+    headers: &Headers<F::Addr>,
+    id: u32,
+    side: &mut Side,
+) -> Result<(), DropReason> {
+    let known = route::endpoint_of::<F>(&headers.key.src, id, side) && side.forward.ifindex == skb.ifindex();
     if known { Ok(()) } else { Err(DropReason::UnknownInterface) }
 }
 
@@ -117,9 +123,26 @@ fn receiver<F: Pipeline>(
         Err(DropReason::NotAService) => return Err(service::nobody::<F>(headers, INTERNAL)),
         result => result?,
     }
-    // It came in through the stack, under its own address.
-    if scratch.to.action == action::UPLINK && scratch.flow.flags & flag::REPLY != 0 {
-        scratch.to.be_stack(skb.ifindex());
+    keep_name::<F>(skb, config, scratch)
+}
+
+/// A connection goes on under the name that the world knows, whatever was said of masquerading since: the Pod's own if it
+/// came in through the stack or was begun so, the node's if it left under that.
+#[inline(always)]
+fn keep_name<F: Pipeline>(
+    skb: Skb,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    let Scratch { flow, to, out, .. } = scratch;
+    let answers = flow.flags & flag::REPLY != 0;
+    // The entry still says where it led before; a new one says nothing.
+    let own = answers || (flow.action == action::STACK && flow.state != state::NEW);
+    let lent = flow.flags & (flag::REPLY | flag::SNAT) == flag::SNAT && flow.action == action::UPLINK;
+    if to.action == action::UPLINK && own {
+        to.be_stack(skb.ifindex());
+    } else if to.action == action::STACK && lent && route::is_native::<F>(&out.dst) {
+        return route::world::<F>(skb, config, out, to);
     }
     Ok(())
 }
