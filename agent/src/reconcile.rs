@@ -20,7 +20,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use quilla_cni_protocol::{Attachment, PortMapping, Transport};
-use quilla_datapath::{Datapath, DatapathError, Touched};
+use quilla_datapath::{Datapath, DatapathError, Touched, allocator};
 use quilla_model::{ObjectName, Protocol};
 use quilla_plan::{
     BackendKey, Desired, FrontendKey, Grace, HostPort, Layout, LocalEndpoint, Planner, ServiceFacts, Step,
@@ -209,10 +209,14 @@ impl Reconciler {
     fn reconcile(&mut self) -> Result<(), ReconcileError> {
         let started = Instant::now();
         self.metrics.reconcile_begun();
+        let anew = self.unsure;
         let result = self.program();
         match &result {
             Ok(()) => {
                 self.metrics.reconciled(started.elapsed());
+                if anew {
+                    allocator::give_free_pages_back();
+                }
                 self.agenda.settled();
                 if self.layout.awaits_room() {
                     self.agenda.crowded(Instant::now());
@@ -401,6 +405,7 @@ impl Reconciler {
         self.attached = None;
         self.touched = Touched::default();
         self.round();
+        allocator::give_free_pages_back();
     }
 
     /// Puts right what the kernel counts of connections, where a set chooses by it.

@@ -94,7 +94,8 @@ pub(crate) fn agent(
     let took = until(wanted, &cluster)?;
     samples.push(sample(&mut cluster, "all created, after the last one", Some(took))?);
     meanwhile(&cluster)?;
-    samples.push(sample(&mut cluster, "some changes later", None)?);
+    audited(cluster.node(NODE))?;
+    samples.push(sample(&mut cluster, "after the next audit", None)?);
 
     cluster.node_mut(NODE).agent()?.kill()?;
     let took = start(&mut cluster, wanted)?;
@@ -185,6 +186,14 @@ fn change(cluster: &Cluster, endpoints: usize) -> Result<Summary> {
         times.push(after.1 - before.1);
     }
     Ok(Summary::of(&times))
+}
+
+/// Waits for the round with which an audit ends: nothing else changes.
+fn audited(node: &Node) -> Result<()> {
+    let before = reconciled(node)?.0;
+    let seen = || eventually::becomes("an audit", || Ok(reconciled(node)?.0), |now| *now > before);
+    // One is due as often as a wait takes at most.
+    seen().or_else(|_| seen()).map(drop)
 }
 
 /// Reconciliations so far, and the seconds of all of them.

@@ -19,7 +19,7 @@ use quilla_agent::node::NodeSettings;
 use quilla_agent::reconcile::{Command, Handle, Parts, Reconciler, View, channel};
 use quilla_agent::snapshot::Published;
 use quilla_agent::table;
-use quilla_datapath::{Datapath, bpffs};
+use quilla_datapath::{Datapath, allocator, bpffs};
 use quilla_model::Snapshot;
 use quilla_plan::{Step, Tables, diff};
 use quilla_tests::netns::Netns;
@@ -99,6 +99,8 @@ fn reconciler(options: &Options) -> Result<()> {
 }
 
 fn inside(options: &Options) -> Result<()> {
+    // As the agent does: threads that want memory at the same time wait for one another.
+    allocator::give_memory_back();
     let Options { services, endpoints, largest, changes, only: _ } = *options;
     let mut cluster = Cluster::new(Shape { services, endpoints, largest });
     let mut agent = Agent::start("scale")?;

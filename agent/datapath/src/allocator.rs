@@ -1,4 +1,5 @@
-//! The C library's allocator, told to give memory back. Called once by the agent, before it has threads.
+//! The C library's allocator, told to give memory back. Called by the agent: once before it has threads, and
+//! by the reconciler after what needs much memory for a moment.
 //!
 //! By itself glibc raises the size from which a piece is mapped on its own to that of the largest piece that was ever
 //! freed, up to 32 MiB. What a start reads, the kernel's maps and the lists of the apiserver, so stays in the process for
@@ -19,6 +20,18 @@ pub fn give_memory_back() {
         }
     }
 }
+
+/// Gives back the pages in the middle of the heap that nothing is on any more. It looks at every free piece, for some
+/// milliseconds in which nobody gets memory: for when much was freed.
+#[cfg(target_env = "gnu")]
+pub fn give_free_pages_back() {
+    // SAFETY: works on the allocator's own state, under its own lock.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators are left as they are.
+#[cfg(not(target_env = "gnu"))]
+pub fn give_free_pages_back() {}
 
 /// Other allocators are left as they are.
 #[cfg(not(target_env = "gnu"))]
