@@ -617,4 +617,4 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> S
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -11,30 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::Duration;
 
-use quilla_cni_protocol::{Attachment, Wanted};
-
 use super::DurableStore;
 use crate::cni::disk::Disk;
-use crate::cni::store::{Entry, NewAttachment, Store, StoreError};
+use crate::cni::store::tests::{attachment, new};
+use crate::cni::store::{Entry, Store, StoreError};
 use crate::cni::{AttachedEndpoint, Pools};
 
 const THREADS: usize = 16;
 const ROUNDS: usize = 60;
-
-fn attachment(id: &str) -> Attachment {
-    Attachment { container_id: id.into(), ifname: "eth0".into() }
-}
-
-fn new(id: &str) -> NewAttachment {
-    NewAttachment {
-        attachment: attachment(id),
-        network: "n".into(),
-        netns: "/ns".into(),
-        pod: None,
-        wanted: Wanted::default(),
-        own_wish: Ok(Vec::new()),
-    }
-}
 
 /// An endpoint that is effective and not committed yet.
 fn reserved(store: &DurableStore, id: &str) -> AttachedEndpoint {

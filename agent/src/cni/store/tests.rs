@@ -1,6 +1,7 @@
 //! The store across restarts: what it promises is what it still knows after being dropped at any moment.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::thread;
@@ -20,11 +21,12 @@ fn open(dir: &Path) -> Store {
     store
 }
 
-fn attachment(id: usize) -> Attachment {
-    Attachment { container_id: format!("c{id}"), ifname: "eth0".into() }
+pub(in crate::cni) fn attachment(id: impl Display) -> Attachment {
+    Attachment { container_id: id.to_string(), ifname: "eth0".into() }
 }
 
-fn new(id: usize) -> NewAttachment {
+/// A Pod that takes whatever address there is.
+pub(in crate::cni) fn new(id: impl Display) -> NewAttachment {
     NewAttachment {
         attachment: attachment(id),
         network: "n".into(),
@@ -240,7 +242,7 @@ fn a_damaged_journal_gives_nothing_twice() {
         .map(|id| (attachment(id).host_ifname(), given[id - 1].parse().expect("is an address")))
         .collect();
     for lost in 1..5 {
-        let name = format!("\"c{lost}\"");
+        let name = format!("\"{lost}\"");
         let kept = whole.lines().map(|line| if line.contains(&name) { "damaged" } else { line });
         fs::write(&path, kept.collect::<Vec<_>>().join("\n") + "\n").expect("writes");
         let mut store = open(dir.path());
@@ -275,7 +277,7 @@ fn a_lost_release_leaves_one_holder() {
     let kept: Vec<_> = whole.lines().filter(|line| !line.contains("released")).collect();
     fs::write(&path, kept.join("\n") + "\n").expect("writes");
     let attached = open(dir.path()).attached();
-    assert_eq!(attached.iter().map(|endpoint| endpoint.container_id.as_str()).collect::<Vec<_>>(), ["c2"]);
+    assert_eq!(attached.iter().map(|endpoint| endpoint.container_id.as_str()).collect::<Vec<_>>(), ["2"]);
 }
 
 /// What the version before wrote: times of the wall clock, which say nothing here.
