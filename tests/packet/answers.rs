@@ -52,7 +52,7 @@ pub(crate) fn refused() -> Result<()> {
 }
 
 /// An error about a packet, in the name of whom it was for, with at most 128 bytes of it.
-fn error(kind: IcmpError, about: &Packet) -> Packet {
+pub(crate) fn error(kind: IcmpError, about: &Packet) -> Packet {
     let mut embedded = about.network_layer();
     embedded.truncate(128);
     Packet::icmp_error(about.destination().ip(), about.source().ip(), kind, about).payload(&embedded)

@@ -15,14 +15,14 @@ use crate::rig::{
 };
 
 /// Ends the connections to a backend.
-fn end(rig: &mut Rig, family: Family, backend: SocketAddr) -> Result<()> {
+pub(crate) fn end(rig: &mut Rig, family: Family, backend: SocketAddr) -> Result<()> {
     let first = if family == Family::V4 { epoch::BACKENDS_V4 } else { epoch::BACKENDS_V6 };
     let id = rig.backend(backend, TCP)?;
     rig.bump(first + id)
 }
 
 /// What a server sends without being asked.
-fn push(from: SocketAddr, to: SocketAddr) -> Packet {
+pub(crate) fn push(from: SocketAddr, to: SocketAddr) -> Packet {
     Packet::tcp(from, to).sequence(500, 1001).payload(b"an event")
 }
 

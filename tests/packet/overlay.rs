@@ -3,7 +3,9 @@
 //! Each story is told for both families inside and for both underneath. Segmentation and checksums that are left to a
 //! device are shown in namespaces (`tests/netns/overlay.rs`), because a test run's packet has neither.
 
+mod answers;
 mod hostile;
+mod narrow;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +18,10 @@ use quilla_abi::{epoch, node};
 use quilla_tests::command::Run;
 use quilla_tests::packet::{Fault, Packet, tcp};
 
+pub(crate) use answers::{answers, ends, errors, too_big};
 pub(crate) use hostile::{from_nobody, malformed, not_ours};
+pub(crate) use narrow::{another_node_in_the_slot_is_another_way, routers_say_what_fits, routes_say_what_fits};
 
-use crate::answers::made;
 use crate::rig::{
     Family, Hook, OTHER_VTEP, REDIRECT, Rig, SLOT, Seen, UPLINK, VTEP, Who, from_a, from_b, namespace, v4, v6,
 };
@@ -218,15 +221,9 @@ pub(crate) fn left_to_the_device() -> Result<()> {
         rig.datapath.maps().nodes.set(SLOT, &row)?;
         rig.bump(epoch::NODES + SLOT)?;
         under.left(&rig.run(Hook::FromPodA, &from_a(sent.clone())), &sent.ttl(63));
-        // E5: a narrower path underneath, and packets that may be fragmented.
-        narrow(under, Some(1300))?;
+        // E5: what may be fragmented.
         rig.datapath.maps().config.set(0, &Config { overlay_mtu: 1400, ..whole })?;
         rig.bump(epoch::NODES + SLOT)?;
-        let short = Packet::udp(a, remote);
-        rig.run(Hook::FromPodA, &from_a(short.clone())).to_other_node(&short.clone().ttl(63));
-        narrow(under, None)?;
-        rig.bump(epoch::NODES + SLOT)?;
-        under.left(&rig.run(Hook::FromPodA, &from_a(short.clone())), &short.ttl(63));
         if family == Family::V4 {
             rig.bump(epoch::GLOBAL)?;
             let long = Packet::udp(a, remote).payload(&[7; 1400]).may_be_fragmented();
@@ -234,16 +231,6 @@ pub(crate) fn left_to_the_device() -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// The host's route to the other node, with an MTU as an ICMP error teaches it, or as it was.
-fn narrow(under: Under, mtu: Option<u32>) -> Result<()> {
-    let (_, there) = under.ends();
-    let device = format!("d{UPLINK}");
-    let (route, size) = (there.to_string(), mtu.map(|mtu| mtu.to_string()));
-    let mut arguments = vec!["route", if mtu.is_some() { "replace" } else { "del" }, &route, "dev", &device];
-    arguments.extend(size.iter().flat_map(|size| ["mtu", "lock", size]));
-    Command::new("ip").args(arguments).text().map(drop)
 }
 
 /// What is for the node itself goes to its stack by the overlay device, as if that had opened it.
@@ -266,20 +253,6 @@ pub(crate) fn to_the_stack() -> Result<()> {
         config.flags &= !flag::DIRECT;
         rig.datapath.maps().config.set(0, &config)?;
         under.left(&rig.run(Hook::ToOverlayProbe, &answer), &answer);
-        Ok(())
-    })
-}
-
-/// Who is told about a dropped packet is told in a frame for the overlay device, whichever way the packet came.
-pub(crate) fn answers() -> Result<()> {
-    tell("direct-answers", false, |rig, family, under| {
-        let (remote, gone) = (family.at(Who::Remote, 40_000), family.at(Who::Nobody, 80));
-        let sent = Packet::tcp(remote, gone).sequence(7, 99);
-        let seen = rig.run(Hook::FromUplink, &under.frame(&sent));
-        let reset = made(Packet::tcp(gone, remote).flags(tcp::RST).sequence(99, 0).window(0));
-        let reset = reset.macs(VTEP, OTHER_VTEP);
-        // The trace names the device of the hook.
-        seen.answered(quilla_abi::DropReason::NoEndpoint, UPLINK, &reset);
         Ok(())
     })
 }

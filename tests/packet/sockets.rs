@@ -11,7 +11,7 @@ use quilla_abi::service::{Service, flag, scope};
 use quilla_tests::cgroup::Cgroup;
 use quilla_tests::sandbox::Sandbox;
 
-use crate::led::{Pinned, lead};
+use crate::led::{Pinned, led};
 use crate::rig::{Family, Rig, TCP, UDP, Who, namespace};
 
 /// The kernel has no test run for these programs: real sockets of a process in a cgroup of its own.
@@ -183,19 +183,22 @@ pub(crate) fn led_before() -> Result<()> {
     }
     let cgroup = Cgroup::create(&Sandbox::current()?.cgroup().join("led-before"))?;
     netns.run(|| {
-        let rig = Rig::load("led-before", false)?;
+        let mut rig = Rig::load("led-before", false)?;
         rig.datapath.attach_sockets(cgroup.path())?;
         let _pinned = Pinned::here()?;
         for family in Family::BOTH {
             let backend = family.at(Who::Vip(1), 80);
             let _listener = TcpListener::bind(backend)?;
-            lead(&rig, backend)?;
-            let rows = || -> Result<usize> {
+            let rows = |rig: &Rig| -> Result<usize> {
                 let maps = rig.datapath.maps();
                 Ok(maps.sockets_v4.entries()?.len() + maps.sockets_v6.entries()?.len())
             };
-            let before = rows()?;
-            let left = while_connected(&cgroup, backend, rows)?;
+            let (before, left) = led(
+                &mut rig,
+                backend,
+                |rig| Ok((rows(rig)?, while_connected(&cgroup, backend, || rows(rig))?)),
+                |_| Ok(()),
+            )?;
             ensure!(left + 1 == before, "{family:?}: {left} of {before} rows are left");
         }
         rig.datapath.detach_sockets()?;

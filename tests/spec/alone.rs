@@ -17,6 +17,7 @@ mod model;
 mod report;
 mod rig;
 mod service;
+mod tunnel;
 mod wire;
 mod world;
 

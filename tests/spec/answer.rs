@@ -57,8 +57,15 @@ pub(crate) fn ends(headers: &Headers, frame: &[u8]) -> bool {
         && frame[headers.ttl_at] > 1
 }
 
-/// Whether `after` is that reset, with this tuple. The client believes its number, or asks again with the right one.
-pub(crate) fn check_end(tuple: Tuple, decrement: bool, before: &[u8], after: &[u8]) -> Result<(), String> {
+/// Whether `after` is that reset, with this tuple. The client believes its number, or asks again with the right one. A
+/// `whole` packet cannot be cut: its hops, options and data stay.
+pub(crate) fn check_end(
+    tuple: Tuple,
+    decrement: bool,
+    whole: bool,
+    before: &[u8],
+    after: &[u8],
+) -> Result<(), String> {
     let (Frame::Ip(sent), Frame::Ip(told)) = (read(before), read(after)) else {
         return Err("the reset is malformed".into());
     };
@@ -69,23 +76,32 @@ pub(crate) fn check_end(tuple: Tuple, decrement: bool, before: &[u8], after: &[u
     let kept = sent.tcp_flags & ACK;
     let expected = (
         tuple,
-        20,
+        if whole { sent.l4_len } else { 20 },
         RST | kept,
         word(before, sent.l4 + 4).wrapping_add(u32::from(empty)),
         if kept == 0 { 0 } else { word(before, sent.l4 + 8) },
-        64 - u8::from(decrement),
+        if whole { before[sent.ttl_at] } else { 64 } - u8::from(decrement),
     );
     let (sequence, acknowledged) = (word(after, told.l4 + 4), word(after, told.l4 + 8));
     let seen = (told.tuple, told.l4_len, told.tcp_flags, sequence, acknowledged, after[told.ttl_at]);
-    let sums = (ip_checksum_error(after), transport_checksum_error(after, &told));
-    if seen == expected && sums.1 == Some(0) && (tuple.src.is_ipv6() || sums.0 == 0) {
+    let sums = errors(after, &told);
+    let right = if whole { errors(before, &sent) } else { (0, Some(0)) };
+    let rest = |frame: &[u8], headers: &Headers| frame[headers.l4 + 20..].to_vec();
+    let kept = !whole || rest(before, &sent) == rest(after, &told);
+    if seen == expected && sums == right && kept {
         return Ok(());
     }
     Err(format!("a wrong reset, {seen:?} for {expected:?}:\nbefore {before:02x?}\nafter {after:02x?}"))
 }
 
-/// Whether `after` is the answer to the packet.
-pub(crate) fn check(answer: Answer, before: &[u8], after: &[u8]) -> Result<(), String> {
+/// How wrong the checksums are, of IPv4 and of the transport.
+fn errors(frame: &[u8], headers: &Headers) -> (u32, Option<u32>) {
+    let network = if headers.tuple.src.is_ipv4() { ip_checksum_error(frame) } else { 0 };
+    (network, transport_checksum_error(frame, headers))
+}
+
+/// Whether `after` is the answer to the packet. `whole` is as for [`check_end`].
+pub(crate) fn check(answer: Answer, whole: bool, before: &[u8], after: &[u8]) -> Result<(), String> {
     let (Frame::Ip(asked), Frame::Ip(told)) = (read(before), read(after)) else {
         return Err("the answer is malformed".into());
     };
@@ -97,12 +113,16 @@ pub(crate) fn check(answer: Answer, before: &[u8], after: &[u8]) -> Result<(), S
     if (told.tuple.src, told.tuple.dst) != (asked.tuple.dst, asked.tuple.src) || after[told.ttl_at] < 32 {
         return differs("addresses or hops");
     }
-    let sums = (ip_checksum_error(after), transport_checksum_error(after, &told));
-    if (told.tuple.src.is_ipv4() && sums.0 != 0) || sums.1 != Some(0) {
+    let kept = whole && answer == Answer::Reset;
+    let right = if kept { transport_checksum_error(before, &asked) } else { Some(0) };
+    if errors(after, &told) != (0, right) {
         return differs("checksums");
     }
+    if kept && before[asked.l4 + 20..] != after[told.l4 + 20..] {
+        return differs("options or data");
+    }
     let right = match answer {
-        Answer::Reset => is_reset(&asked, before, &told, after),
+        Answer::Reset => is_reset(&asked, before, &told, after) && told.l4_len == left(&asked, kept),
         Answer::PortUnreachable => {
             let kind = if told.tuple.src.is_ipv4() { [3, 3] } else { [1, 4] };
             let subject = &after[told.l4 + 8..told.l4 + told.l4_len];
@@ -128,5 +148,10 @@ fn is_reset(asked: &Headers, before: &[u8], told: &Headers, after: &[u8]) -> boo
         (0, next, RST | ACK)
     };
     let said = (word(after, told.l4 + 4), word(after, told.l4 + 8), told.tcp_flags);
-    told.tuple == asked.tuple.mirrored() && told.l4_len == 20 && said == expected
+    told.tuple == asked.tuple.mirrored() && said == expected
+}
+
+/// How much of a segment is left when it becomes a reset.
+fn left(asked: &Headers, whole: bool) -> usize {
+    if whole { asked.l4_len } else { 20 }
 }

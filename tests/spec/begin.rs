@@ -133,7 +133,7 @@ impl Model {
     /// none.
     fn is_forged_overlay(&self, tuple: Tuple) -> bool {
         let to_a_node = self.world.is_host(tuple.dst)
-            || self.world.peers.iter().any(|peer| peer.addresses.contains(&tuple.dst));
+            || self.world.peers.iter().any(|peer| peer.tunnel_ends(self.world.tunnels).contains(&tuple.dst));
         to_a_node && tuple.proto == UDP && tuple.dport == OVERLAY_PORT
     }
 

@@ -8,11 +8,12 @@ use quilla_abi::counter::path;
 use quilla_abi::trace;
 use quilla_datapath::Outcome;
 
-use crate::answer;
+use crate::answer::{self, Answer};
 use crate::coverage::{self, Coverage};
 use crate::generate::{Continuation, Stimulus, hook_of};
 use crate::model::{Expect, Hook, Model, Seen, Target};
 use crate::report::Subject;
+use crate::tunnel::{self, Fate};
 use crate::wire::{
     Echo, Frame, ICMP, ICMPV6, Part, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
     without_checksums,
@@ -46,7 +47,7 @@ impl Tally {
         Self { drops: rows(&self.drops, &earlier.drops), forwards: rows(&self.forwards, &earlier.forwards) }
     }
 
-    fn count(&mut self, expect: &Expect, frame: &[u8]) {
+    fn count(&mut self, expect: &Expect, bytes: usize) {
         let (rows, row) = match expect {
             Expect::Drop(reason) => (&mut self.drops, *reason as u32),
             Expect::Pass => (&mut self.forwards, path::PASSED),
@@ -54,9 +55,9 @@ impl Tally {
                 (&mut self.forwards, target.path())
             }
         };
-        let (packets, bytes) = rows.entry(row).or_default();
+        let (packets, counted) = rows.entry(row).or_default();
         *packets += 1;
-        *bytes += frame.len() as u64;
+        *counted += bytes as u64;
     }
 }
 
@@ -69,6 +70,8 @@ impl Tally {
 }
 
 /// Compares, and says what may follow this packet. `slots` are those of the peers.
+///
+/// What the programs themselves take out of its tunnel, or put into one, is compared as the packet inside.
 pub(crate) fn judge(
     model: &mut Model,
     slots: &[u32],
@@ -76,14 +79,82 @@ pub(crate) fn judge(
     seen: &Outcome<'_>,
     tally: &mut Tally,
 ) -> Result<Vec<Continuation>, String> {
-    let Stimulus { hook, frame } = stimulus;
+    let mut arrived =
+        Arrived { hook: stimulus.hook, frame: stimulus.frame.clone(), opened: false, marked: false };
+    if let Some(outer) = stimulus.outer {
+        outer.meet(&mut model.coverage, &model.world);
+        arrived.frame = outer.wrap(&model.world, stimulus.hook, &stimulus.frame);
+        arrived.hook = Hook::FromUplink;
+        arrived.marked = outer.marked;
+    }
+    if model.world.tunnels.is_none() || arrived.hook != Hook::FromUplink {
+        return inside(model, slots, &arrived, seen, tally);
+    }
+    let fate = tunnel::arrive(&model.world, &arrived.frame);
+    tunnel::meet(&mut model.coverage, &arrived.frame, &fate);
+    match fate {
+        Fate::Opened(hook, frame) => {
+            let arrived = Arrived { hook, frame, opened: true, ..arrived };
+            inside(model, slots, &arrived, seen, tally)
+        }
+        Fate::Left => inside(model, slots, &arrived, seen, tally),
+        Fate::Lost(reason) => lost(model, reason, &arrived.frame, seen, tally),
+        Fate::LostInside(reason, frame) => lost(model, reason, &frame, seen, tally),
+    }
+}
+
+/// A packet as the pipeline gets it.
+struct Arrived {
+    hook: Hook,
+    frame: Vec<u8>,
+    /// The programs took it out of its tunnel.
+    opened: bool,
+    /// The kernel takes it for one in a tunnel.
+    marked: bool,
+}
+
+/// A frame whose tunnel is not as it should be is dropped, and nobody is told.
+fn lost(
+    model: &mut Model,
+    reason: DropReason,
+    frame: &[u8],
+    seen: &Outcome<'_>,
+    tally: &mut Tally,
+) -> Result<Vec<Continuation>, String> {
+    tally.count(&Expect::Drop(reason), frame.len());
+    model.coverage.meet(["drop", reason.label(), "", ""]);
+    let said = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
+    if (seen.verdict, said) == (SHOT, Some(reason)) && seen.packet == frame {
+        return Ok(Vec::new());
+    }
+    Err(format!("verdict {}, {said:?} for {reason:?} of {frame:02x?}: {:02x?}", seen.verdict, seen.packet))
+}
+
+fn inside(
+    model: &mut Model,
+    slots: &[u32],
+    arrived: &Arrived,
+    seen: &Outcome<'_>,
+    tally: &mut Tally,
+) -> Result<Vec<Continuation>, String> {
+    let Arrived { hook, frame, opened, marked: whole } = arrived;
     let reason = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
+    let (mut seen, mut overhead) = (*seen, 0);
+    if tunnel::is_made(&model.world, &seen) {
+        let peer = slots.iter().position(|slot| *slot == seen.cb[trace::NODE_SLOT]);
+        let Some(peer) = peer else { return Err("a tunnel to nobody".into()) };
+        (seen.packet, overhead) =
+            tunnel::open(&model.world, &model.world.peers[peer], &seen, &mut model.coverage)?;
+    }
     let expect = model.decide(
         *hook,
         frame,
         Seen { packet: seen.packet, dropped: reason, passed: seen.verdict == NEXT },
     )?;
-    tally.count(&expect, if matches!(expect, Expect::End { .. }) { seen.packet } else { frame });
+    tally.count(
+        &expect,
+        overhead + if matches!(expect, Expect::End { .. }) { seen.packet } else { frame }.len(),
+    );
     meet(&mut model.coverage, *hook, frame, &expect);
     let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
     match &expect {
@@ -92,9 +163,14 @@ pub(crate) fn judge(
             if seen.verdict != REDIRECT || reason != Some(*expected) {
                 return differs("not answered for this reason");
             }
-            answer::check(due, frame, seen.packet)?;
+            answer::check(due, *whole, frame, seen.packet)?;
             if let Frame::Ip(headers) = read(frame) {
-                model.coverage.meet(["answer", due.word(), coverage::family(headers.tuple.src), ""]);
+                model.coverage.meet([
+                    "answer",
+                    if *whole && due == Answer::Reset { "uncut reset" } else { due.word() },
+                    coverage::family(headers.tuple.src),
+                    "",
+                ]);
             }
             tally.answer(seen.packet);
             Ok(Vec::new())
@@ -115,8 +191,8 @@ pub(crate) fn judge(
             Ok(Vec::new())
         }
         Expect::Deliver { target, .. } | Expect::End { target, .. } | Expect::Report { target, .. }
-            if seen.verdict != verdict(*target)
-                || seen.cb[..4] != said(&model.world, slots, *target, seen.cb[trace::VERDICT]) =>
+            if seen.verdict != verdict(*target, *opened)
+                || seen.cb[..4] != said(&model.world, slots, *target, *opened, &seen) =>
         {
             differs(&format!("sent elsewhere: verdict {}, {:?}", seen.verdict, &seen.cb[..4]))
         }
@@ -130,8 +206,13 @@ pub(crate) fn judge(
             if addressed_frame != seen.packet {
                 return differs("the reset is for somebody else");
             }
-            answer::check_end(*tuple, *decrement, frame, seen.packet)?;
-            model.coverage.meet(["answer", "reset of the client", coverage::family(tuple.src), ""]);
+            answer::check_end(*tuple, *decrement, *whole, frame, seen.packet)?;
+            model.coverage.meet([
+                "answer",
+                if *whole { "uncut reset" } else { "reset of the client" },
+                coverage::family(tuple.src),
+                "",
+            ]);
             Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
         Expect::Deliver { target, tuple, decrement } => {
@@ -174,23 +255,28 @@ fn way(target: Target) -> &'static str {
     }
 }
 
-fn verdict(target: Target) -> i32 {
+/// `opened` for what the programs took out of its tunnel, which the stack gets by way of the overlay device.
+fn verdict(target: Target, opened: bool) -> i32 {
     match target {
+        Target::Stack if opened => REDIRECT,
         Target::Stack | Target::Onward | Target::OnwardOverlay(_) | Target::OnwardUplink => OK,
         Target::Pod(_) | Target::Overlay(_) | Target::Uplink => REDIRECT,
     }
 }
 
 /// What the program must say of its verdict. Which path of the code it took is its own business.
-fn said(world: &World, slots: &[u32], target: Target, word: u32) -> [u32; 4] {
+fn said(world: &World, slots: &[u32], target: Target, opened: bool, seen: &Outcome<'_>) -> [u32; 4] {
     let (ifindex, slot) = match target {
+        Target::Overlay(peer) if world.tunnels.is_some() => (world.uplink, slots[peer]),
+        Target::Stack if opened => (world.overlay, 0),
         Target::Pod(pod) => (world.pods[pod].ifindex, 0),
         Target::Overlay(peer) => (world.overlay, slots[peer]),
         Target::OnwardOverlay(peer) => (0, slots[peer]),
         Target::Uplink => (world.uplink, 0),
         Target::Stack | Target::Onward | Target::OnwardUplink => (0, 0),
     };
-    [u32::from(target.action()) | (word & trace::SLOW_PATH), ifindex, slot, target.path()]
+    let slow = seen.cb[trace::VERDICT] & trace::SLOW_PATH;
+    [u32::from(target.action()) | slow, ifindex, slot, target.path()]
 }
 
 /// The frame must be the one that came in, with this tuple, these Ethernet addresses and this TTL, and with checksums

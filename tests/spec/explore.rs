@@ -12,6 +12,7 @@ use crate::coverage::Coverage;
 use crate::generate::{Generator, Stimulus};
 use crate::model::Model;
 use crate::rig::{OVERLAY, POD_DEVICES, Rig, UPLINK};
+use crate::tunnel::inside;
 use crate::wire::{self, Frame, Tuple};
 use crate::world::World;
 
@@ -92,9 +93,10 @@ struct Run {
 impl Run {
     fn packet(&mut self, rig: &mut Rig, rng: &mut Rng, number: u64) -> Result<()> {
         let stimulus = self.generator.next(&self.model, rng);
-        let slots: Vec<u32> = self.model.world.peers.iter().map(|peer| rig.slot(peer)).collect();
+        let slots: Vec<u32> =
+            self.model.world.peers.iter().map(|peer| rig.slot(&self.model.world, peer)).collect();
         let outcome = rig
-            .run(&self.model.world, stimulus.hook, &stimulus.frame)
+            .run(&self.model.world, &stimulus)
             .with_context(|| format!("packet {number}: {stimulus:02x?}"))?;
         match judge(&mut self.model, &slots, &stimulus, &outcome, &mut self.tally) {
             Ok(continuations) => {
@@ -105,10 +107,11 @@ impl Run {
                 Ok(())
             }
             Err(disagreement) => bail!(Disagreement(format!(
-                "packet {number} at {:?}: {disagreement}\nframe {:02x?}\npast {}services {:#?}\nslices {:#?}",
+                "packet {number} at {:?} in {:?}: {disagreement}\nframe {:02x?}\npast {}services {:#?}\nslices {:#?}",
                 stimulus.hook,
+                stimulus.outer,
                 stimulus.frame,
-                related(&self.past, &stimulus.frame, outcome.packet),
+                related(&self.past, &stimulus.frame, inside(outcome.packet)),
                 self.model.world.snapshot.services,
                 self.model.world.snapshot.slices,
             ))),
@@ -130,7 +133,7 @@ fn related(past: &[Past], before: &[u8], after: &[u8]) -> String {
         [before, after].into_iter().filter_map(headers).flat_map(|found| either(found.tuple)).collect();
     let mut story = Vec::new();
     for (number, stimulus, cb, out) in past {
-        let (Some(arrived), Some(left)) = (headers(&stimulus.frame), headers(out)) else { continue };
+        let (Some(arrived), Some(left)) = (headers(&stimulus.frame), headers(inside(out))) else { continue };
         if wanted.contains(&arrived.tuple) || wanted.contains(&left.tuple) {
             let flags = arrived.tcp_flags;
             let (hook, arrived, left) = (stimulus.hook, arrived.tuple, left.tuple);

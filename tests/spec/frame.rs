@@ -141,6 +141,7 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
         Piece::Later(id) => (u16::from(id), if rng.u8(0..8) == 0 { 2 } else { 3 }, rng.bool()),
     };
     let source_routed = !hook.is_egress() && rng.u8(0..8) == 0;
+    let ecn = if rng.bool() { rng.u8(0..4) } else { 0 };
     let mut frame = Vec::with_capacity(128);
     frame.extend(dst_mac);
     frame.extend(src_mac);
@@ -150,7 +151,7 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
             frame.extend([8, 0]);
             let start = frame.len();
             let total = u16::try_from(20 + options + transport.len()).expect("a small packet");
-            frame.extend([0x45 + u8::try_from(options / 4).expect("few"), 0]);
+            frame.extend([0x45 + u8::try_from(options / 4).expect("few"), ecn]);
             frame.extend(total.to_be_bytes());
             frame.extend(id.to_be_bytes());
             let flags = if more {
@@ -183,7 +184,7 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
                 first = ROUTING;
             }
             let payload = extensions.len() + fragment.len() + transport.len();
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend([0x86, 0xdd, 0x60, ecn << 4, 0, 0]);
             frame.extend(u16::try_from(payload).expect("a small packet").to_be_bytes());
             frame.extend([first, ttl]);
             frame.extend(src.octets());

@@ -11,6 +11,7 @@ use crate::cluster::{NODE_PORTS, SERVICES, VIRTUAL};
 use crate::frame::{Piece, arp, damage, frame, is_told_elsewhere, report};
 use crate::model::{Hook, Model};
 use crate::service::Side;
+use crate::tunnel::Outer;
 use crate::wire::{Frame, ICMP, ICMPV6, TCP, Tuple, UDP, read};
 use crate::world::{World, service_address, virtual_address};
 
@@ -19,6 +20,8 @@ use crate::world::{World, service_address, virtual_address};
 pub(crate) struct Stimulus {
     pub hook: Hook,
     pub frame: Vec<u8>,
+    /// How it arrives if the programs are to take it out of its tunnel themselves.
+    pub outer: Option<Outer>,
 }
 
 /// What the next packet may continue: the tuple with which the answer to an earlier packet would arrive, and where.
@@ -99,23 +102,21 @@ impl Generator {
 
     pub(crate) fn next(&mut self, model: &Model, rng: &mut Rng) -> Stimulus {
         loop {
-            let stimulus = self.make(&model.world, rng);
+            let (hook, frame) = self.make(&model.world, rng);
+            let stimulus = Stimulus { hook, frame, outer: outer(&model.world, rng, hook) };
             if !is_unclear(model, &stimulus) {
                 return stimulus;
             }
         }
     }
 
-    fn make(&mut self, world: &World, rng: &mut Rng) -> Stimulus {
+    fn make(&mut self, world: &World, rng: &mut Rng) -> (Hook, Vec<u8>) {
         let continuation = self.choose(world, rng);
         let Continuation { hook, tuple } = continuation;
         let from_stack = hook.is_egress();
         let mut frame = match (rng.u8(0..24), self.begun.take()) {
             (0..=15, Some((begun, id))) => {
-                return Stimulus {
-                    hook: begun.hook,
-                    frame: frame(world, rng, begun.hook, begun.tuple, Piece::Later(id)),
-                };
+                return (begun.hook, frame(world, rng, begun.hook, begun.tuple, Piece::Later(id)));
             }
             (16, _) => {
                 let id = self.age * IDS + rng.u8(0..IDS);
@@ -144,7 +145,7 @@ impl Generator {
                 frame = whole;
             }
         }
-        Stimulus { hook, frame }
+        (hook, frame)
     }
 
     /// Something known, or something new.
@@ -155,6 +156,13 @@ impl Generator {
             _ => fresh(world, rng),
         }
     }
+}
+
+/// What another node sends comes either way; a test run knows the far end of the device's tunnels over IPv4 only.
+fn outer(world: &World, rng: &mut Rng, hook: Hook) -> Option<Outer> {
+    let family = world.tunnels.filter(|_| matches!(hook, Hook::FromOverlay(_)))?;
+    let outer = Outer::random(rng);
+    (family == 1 || rng.u8(0..4) != 0).then_some(outer)
 }
 
 fn fresh(world: &World, rng: &mut Rng) -> Continuation {

@@ -19,6 +19,7 @@ mod mutants;
 mod report;
 mod rig;
 mod service;
+mod tunnel;
 mod wire;
 mod world;
 
@@ -58,9 +59,19 @@ fn setting(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-/// A namespace with the devices that the programs see.
+/// A namespace with the devices that the programs see, and the ways to the other nodes.
 fn namespace(name: &str) -> Result<Netns> {
-    bare_node::create(name, &POD_DEVICES, UPLINK, OVERLAY)
+    let netns = bare_node::create(name, &POD_DEVICES, UPLINK, OVERLAY)?;
+    let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mut commands = format!("link set d{UPLINK} address {}", text(tunnel::OWN_MAC));
+    for number in world::PEERS {
+        for address in world::node_address(number) {
+            let mac = text(tunnel::next_hop(number));
+            commands += &format!("\nneigh replace {address} lladdr {mac} dev d{UPLINK} nud permanent");
+        }
+    }
+    netns.ip(&commands)?;
+    Ok(netns)
 }
 
 /// Where a run has its pins.

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use quilla_abi::address::v4_mapped;
 use quilla_abi::config::Config;
+use quilla_abi::node::UnderlayAddress;
 use quilla_abi::program;
 use quilla_datapath::{Datapath, Object, Options, Outcome, TestContext, TestRunner, bpffs};
 use quilla_plan::{Layout, Tables};
 
+use crate::generate::Stimulus;
 use crate::model::Hook;
 use crate::table::apply;
 use crate::world::{Peer, SNAT_PORTS, World};
@@ -22,6 +23,8 @@ pub(crate) const OVERLAY: u32 = 22;
 pub(crate) struct Rig {
     pub datapath: Datapath,
     runners: [TestRunner; 6],
+    /// `from_uplink` for frames that the kernel takes for ones in a tunnel.
+    marked: TestRunner,
     layout: Layout,
 }
 
@@ -41,11 +44,18 @@ impl Rig {
             runner(program::FROM_UPLINK)?,
             runner(program::TO_UPLINK)?,
         ];
-        Ok(Self { datapath, runners, layout: Layout::default() })
+        let marked = TestRunner::in_tunnel(&datapath, program::FROM_UPLINK)?;
+        Ok(Self { datapath, runners, marked, layout: Layout::default() })
     }
 
-    /// One packet through the program of its hook.
-    pub(crate) fn run(&mut self, world: &World, hook: Hook, frame: &[u8]) -> Result<Outcome<'_>> {
+    /// One packet through the program of its hook; one in a tunnel arrives on the uplink.
+    pub(crate) fn run(&mut self, world: &World, stimulus: &Stimulus) -> Result<Outcome<'_>> {
+        let &Stimulus { hook, ref frame, outer } = stimulus;
+        if let Some(outer) = outer {
+            let context = TestContext { ifindex: world.uplink, ..TestContext::default() };
+            let runner = if outer.marked { &mut self.marked } else { &mut self.runners[4] };
+            return Ok(runner.run(&outer.wrap(world, hook, frame), &context)?);
+        }
         let (program, ifindex, tunnel) = match hook {
             Hook::FromPod(pod) => (0, world.pods[pod].ifindex, 0),
             Hook::ToPod(pod) => (1, world.pods[pod].ifindex, 0),
@@ -116,8 +126,11 @@ impl Rig {
     }
 
     /// The slot that the layout gave a node, by which the programs speak of it.
-    pub(crate) fn slot(&self, peer: &Peer) -> u32 {
-        let IpAddr::V4(underlay) = peer.addresses[0] else { unreachable!("the first of a pair is IPv4") };
-        self.layout.tables().node_slots.get(&v4_mapped(underlay.octets())).copied().unwrap_or_default()
+    pub(crate) fn slot(&self, world: &World, peer: &Peer) -> u32 {
+        let end: UnderlayAddress = match peer.tunnel_ends(world.tunnels)[0] {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        self.layout.tables().node_slots.get(&end).copied().unwrap_or_default()
     }
 }

@@ -14,6 +14,9 @@ use crate::service::{self, Services, SetId, Side};
 
 pub(crate) const SNAT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=61_400;
 pub(crate) const OVERLAY_PORT: u16 = 8472;
+pub(crate) const VNI: u32 = 7;
+/// Numbers that other nodes may have.
+pub(crate) const PEERS: std::ops::RangeInclusive<u8> = 2..=4;
 /// This node's name.
 pub(crate) const HERE: &str = "here";
 
@@ -40,6 +43,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// The addresses that its object names. The overlay is over IPv4 where both ends have it.
+    pub(crate) fn tunnel_ends(&self, tunnels: Option<usize>) -> &[IpAddr] {
+        if tunnels == Some(1) { &self.addresses[1..] } else { &self.addresses }
+    }
+
     pub(crate) fn name(&self) -> String {
         format!("peer-{}", self.number)
     }
@@ -61,6 +69,8 @@ pub(crate) struct World {
     pub vtep_mac: [u8; 6],
     pub uplink: u32,
     pub overlay: u32,
+    /// The family of the tunnels that the programs make and open themselves; `None` where the overlay device does.
+    pub tunnels: Option<usize>,
     /// Hosts outside of the cluster.
     pub outside: Vec<IpAddr>,
     /// Of the flow hash. It changes, as if another node had its turn: the choices of some Services must not.
@@ -147,7 +157,7 @@ impl World {
                 host_ports: Vec::new(),
             })
             .collect();
-        let peers: Vec<Peer> = (2..=2 + rng.u8(1..3)).map(|number| peer(rng, number)).collect();
+        let peers: Vec<Peer> = PEERS.take(1 + rng.usize(1..3)).map(|number| peer(rng, number)).collect();
         let mut world = Self {
             pods,
             snapshot: Snapshot::default(),
@@ -161,6 +171,7 @@ impl World {
             vtep_mac: quilla_plan::tunnel::mac_of(HERE),
             uplink,
             overlay,
+            tunnels: rng.choice([None, None, Some(0), Some(1)]).expect("not empty"),
             outside: ["192.168.77.200", "203.0.113.9", "fd00:77::200", "2001:db8::9"]
                 .map(|address| address.parse().expect("an address"))
                 .to_vec(),
@@ -175,18 +186,14 @@ impl World {
         let services = ["10.96.0.0/16", "fd00:96::/112"].map(|net| net.parse().expect("a range"));
         self.snapshot.service_cidrs.insert("kubernetes".into(), services.to_vec());
         let zone = (rng.u8(0..6) != 0).then(|| "zone-1".to_owned());
-        let here = (HERE.to_owned(), 1, self.host, zone);
-        let others = self.peers.iter().map(|peer| (peer.name(), peer.number, peer.addresses, None));
+        let here = (HERE.to_owned(), 1, self.host.to_vec(), zone);
+        let tunnels = self.tunnels;
+        let ends = |peer: &Peer| peer.tunnel_ends(tunnels).to_vec();
+        let others = self.peers.iter().map(|peer| (peer.name(), peer.number, ends(peer), None));
         for (name, number, addresses, zone) in std::iter::once(here).chain(others) {
             let [v4, v6] = pod_address(number, 0);
             let cidrs = [(v4, 24), (v6, 64)].map(|(net, length)| IpNet::new(net, length).expect("a range"));
-            let node = Node {
-                name: name.clone(),
-                addresses: addresses.into(),
-                pod_cidrs: cidrs.into(),
-                zone,
-                leaving: false,
-            };
+            let node = Node { name: name.clone(), addresses, pod_cidrs: cidrs.into(), zone, leaving: false };
             self.snapshot.nodes.insert(name, Arc::new(node));
         }
     }
@@ -210,10 +217,10 @@ impl World {
             ipv6: Some(v6(pod.addresses[1])),
             host_ports: pod.host_ports.clone(),
         });
-        NodeFacts {
+        let mut facts = NodeFacts {
             uplink_ifindex: self.uplink,
             overlay_ifindex: self.overlay,
-            vni: 7,
+            vni: VNI,
             overlay_port: OVERLAY_PORT,
             host_ipv4: Some(v4(self.host[0])),
             host_ipv6: Some(v6(self.host[1])),
@@ -221,7 +228,10 @@ impl World {
             hash_seed: self.hash_seed,
             endpoints: endpoints.collect(),
             ..NodeFacts::new(HERE)
-        }
+        };
+        facts.encapsulation.direct = self.tunnels.is_some();
+        facts.encapsulation.open = self.tunnels.is_some();
+        facts
     }
 
     /// To be called after every change of the snapshot. The endpoints that are gone.

@@ -94,6 +94,16 @@ pub fn end_header(fixed: [u8; 16], payload: u32) -> [u8; 20] {
     [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, 5 << 4, tcp::RST | kept, 0, 0, 0, 0, 0, 0]
 }
 
+/// The reset for a segment of which all stays but the fixed header: with its data offset and its checksum, which is still
+/// to be changed. `fixed` and `rest` are the first 16 bytes of the segment's header and the next four.
+#[inline(always)]
+pub fn with_options(mut reset: [u8; 20], fixed: [u8; 16], rest: [u8; 4]) -> [u8; 20] {
+    reset[12] = fixed[12] & 0xf0;
+    reset[16] = rest[0];
+    reset[17] = rest[1];
+    reset
+}
+
 /// The ICMP header of an error; the checksum is 0. `mtu` counts for [`Answer::TooBig`] only.
 #[inline(always)]
 pub fn error_header<F: Family>(answer: Answer, mtu: u16) -> [u8; 8] {
@@ -147,6 +157,15 @@ mod tests {
         assert_eq!(of(tcp::FIN | tcp::ACK, 0), (u32::MAX, 7, tcp::RST | tcp::ACK));
         assert_eq!(of(tcp::RST, 0), (u32::MAX, 0, tcp::RST));
         assert_eq!(of(tcp::ACK, 0), (0, 7, tcp::RST | tcp::ACK), "perhaps a keep-alive");
+    }
+
+    #[test]
+    fn a_reset_over_a_segment_keeps_its_length() {
+        let mut fixed = segment(tcp::ACK);
+        fixed[12] = 8 << 4 | 1;
+        let header = with_options(end_header(fixed, 100), fixed, [1, 2, 3, 4]);
+        assert_eq!(header[12..], [8 << 4, tcp::RST | tcp::ACK, 0, 0, 1, 2, 0, 0]);
+        assert_eq!(header[..12], end_header(fixed, 100)[..12]);
     }
 
     /// S45: a client is told once, by what is certainly its connection's.
