@@ -6,15 +6,17 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 mod command {
+    pub(super) const MAP_CREATE: u32 = 0;
     pub(super) const MAP_LOOKUP: u32 = 1;
     pub(super) const MAP_UPDATE: u32 = 2;
     pub(super) const MAP_DELETE: u32 = 3;
     pub(super) const MAP_NEXT_KEY: u32 = 4;
+    pub(super) const PROGRAM_LOAD: u32 = 5;
     pub(super) const PIN: u32 = 6;
     pub(super) const GET: u32 = 7;
     pub(super) const TEST_RUN: u32 = 10;
@@ -352,6 +354,52 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 }
 
 // === Test runs ===
+
+#[repr(C)]
+struct MapCreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+/// A table of one program, from which others go on with a tail call.
+pub(crate) fn program_table(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const PROGRAM_ARRAY: u32 = 3;
+    let mut attr = MapCreateAttr { kind: PROGRAM_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+    // SAFETY: the struct holds no addresses.
+    let fd = unsafe { bpf(command::MAP_CREATE, &mut attr)? };
+    // SAFETY: the kernel has just made the descriptor for us.
+    let table = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: key and value are of four bytes.
+    unsafe { update(table.as_fd(), &[0; 4], &raw(program).to_ne_bytes())? };
+    Ok(table)
+}
+
+#[repr(C)]
+struct ProgramLoadAttr {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    rest: [u64; 4],
+}
+
+/// Loads instructions, 8 bytes each, as a program for packets.
+pub(crate) fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const CLASSIFIER: u32 = 3;
+    let mut attr = ProgramLoadAttr {
+        kind: CLASSIFIER,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: address(instructions),
+        license: c"GPL".as_ptr() as u64,
+        rest: [0; 4],
+    };
+    // SAFETY: the instructions and the licence outlive the call.
+    let fd = unsafe { bpf(command::PROGRAM_LOAD, &mut attr)? };
+    // SAFETY: the kernel has just made the descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
 
 #[repr(C)]
 #[derive(Default)]

@@ -4,7 +4,7 @@
 //! [`crate::Options::trace`] the programs say in `cb` where the packet would have gone.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::datapath::Datapath;
 use crate::error::{DatapathError, Result};
@@ -62,6 +62,9 @@ pub struct Outcome<'a> {
 pub struct TestRunner {
     name: String,
     program: OwnedFd,
+    /// Where `program` finds the one that it goes on with; it is empty when nobody has it open.
+    #[expect(dead_code, reason = "kept open")]
+    table: Option<OwnedFd>,
     packet: Vec<u8>,
 }
 
@@ -74,12 +77,21 @@ impl TestRunner {
         Self::from_fd(program, datapath.program(program)?)
     }
 
+    /// Of the same program for packets that the kernel takes for ones in a tunnel (`skb->encapsulation`), as those are
+    /// which a program has taken out of one.
+    pub fn in_tunnel(datapath: &Datapath, program: &str) -> Result<Self> {
+        let error = |source| DatapathError::kernel("put in a tunnel", program, source);
+        let table = sys::program_table(datapath.program(program)?).map_err(error)?;
+        let before = sys::load_classifier(&tunnel(table.as_fd())).map_err(error)?;
+        Ok(Self { table: Some(table), ..Self::from_fd(program, before.as_fd())? })
+    }
+
     /// Of any program for packets with an Ethernet header.
     pub fn from_fd(name: &str, program: BorrowedFd<'_>) -> Result<Self> {
         let program = program
             .try_clone_to_owned()
             .map_err(|source| DatapathError::kernel("duplicate program", name, source))?;
-        Ok(Self { name: name.to_owned(), program, packet: vec![0; PACKET_LIMIT] })
+        Ok(Self { name: name.to_owned(), program, table: None, packet: vec![0; PACKET_LIMIT] })
     }
 
     /// Runs `packet`, an Ethernet frame, once.
@@ -122,4 +134,36 @@ impl TestRunner {
     fn error(&self, source: io::Error) -> DatapathError {
         DatapathError::kernel("test-run program", &self.name, source)
     }
+}
+
+/// Makes room for the headers of a tunnel, takes it away again, and goes on with the program in `table`.
+fn tunnel(table: BorrowedFd<'_>) -> Vec<u64> {
+    const ROOM: i32 = 50;
+    /// UDP with Ethernet inside, and segments stay as long as they are (`BPF_F_ADJ_ROOM_*`).
+    const REST: u64 = 14 << 56 | 1 << 6 | 1 << 4 | 1;
+    const IPV4: u64 = 1 << 1 | REST;
+    const IPV6: u64 = 1 << 2 | REST;
+    let instruction = |code: u8, registers: u8, offset: u8, value: i32| {
+        u64::from(code)
+            | u64::from(registers) << 8
+            | u64::from(offset) << 16
+            | u64::from(value.cast_unsigned()) << 32
+    };
+    let set = |register: u8, value: i32| instruction(0xb7, register, 0, value);
+    let copy = |to: u8, from: u8| instruction(0xbf, from << 4 | to, 0, 0);
+    let long = |register: u8, kind: u8, value: u64| {
+        let first = u64::from(kind << 4 | register) << 8 | 0x18;
+        [first | value << 32, value >> 32 << 32]
+    };
+    let call = |helper: i32| instruction(0x85, 0, 0, helper);
+    let mut program = vec![copy(6, 1), instruction(0x61, 0x17, 16, 0)];
+    program.extend(long(4, 0, IPV4));
+    // Over IPv6 if that is the packet's own protocol.
+    program.push(instruction(0x55, 7, 2, i32::from(0x86dd_u16.to_be())));
+    program.extend(long(4, 0, IPV6));
+    program.extend([set(2, ROOM), set(3, 1), call(50)]);
+    program.extend([copy(1, 6), set(2, -ROOM), set(3, 1), set(4, 1), call(50), copy(1, 6)]);
+    program.extend(long(2, 1, u64::from(table.as_raw_fd().cast_unsigned())));
+    program.extend([set(3, 0), call(12), set(0, -1), instruction(0x95, 0, 0, 0)]);
+    program
 }
