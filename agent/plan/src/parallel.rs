@@ -11,8 +11,9 @@ const OF_A_THREAD: usize = 512;
 
 /// What `work` makes of each.
 pub(crate) fn map<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = processors.min(things.len() / OF_A_THREAD).max(1);
+    let enough = things.len() / OF_A_THREAD;
+    // Asked only where it matters: it is read from the control group's files.
+    let threads = if enough > 1 { processors().min(enough) } else { 1 };
     if threads == 1 {
         return things.iter().map(work).collect();
     }
@@ -28,6 +29,10 @@ pub(crate) fn map<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync)
         }
         results
     })
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 #[cfg(test)]
