@@ -35,8 +35,8 @@ use crate::sockets::Support;
 use crate::static_address::StaticAddresses;
 use crate::watch::Update;
 use crate::{
-    abandoned, admin, events, health, health_check, kernel_watch, last_known, masquerade, overlay, proxy_health, snapshot,
-    sockets, watch as watches,
+    abandoned, admin, events, health, health_check, kernel_watch, last_known, masquerade, overlay,
+    proxy_health, snapshot, sockets, watch as watches,
 };
 
 /// How long the apiserver may take before the last-known snapshot is used.
@@ -149,8 +149,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let ending =
         sockets::end(ended, Arc::clone(&datapath), support_sender, Arc::clone(&metrics), drain.clone());
     tasks.start("sockets of deleted backends", ending);
-    tasks.start("device watch", kernel_watch::devices(reconciler.clone(), drain.clone()));
-    tasks.start("program watch", kernel_watch::programs(reconciler.clone(), drain.clone()));
+    tasks.start_kernel_watches(&reconciler);
     tasks.start("address pools", follow_pools(view.clone(), pools_sender, drain.clone()));
     let shared = || (view.clone(), Arc::clone(&metrics), drain.clone());
     let (seen, counted, until) = shared();
@@ -167,13 +166,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let outcome = tasks.supervise(&mut worker).await;
     cni.shutdown().await;
     drop(reconciler);
-    tasks.join().await;
-    // It ends with the last handle, unless its end is why we are here.
-    if !worker.is_finished()
-        && let Err(error) = worker.await
-    {
-        tracing::error!(error = %error, "the reconciler ended badly");
-    }
+    tasks.join(worker).await;
     outcome
 }
 
@@ -218,6 +211,15 @@ impl Tasks {
         self.start("snapshot forwarder", forwarding);
     }
 
+    /// What the kernel says of the node's devices and of programs that others remove.
+    fn start_kernel_watches(&mut self, reconciler: &Handle) {
+        let drain = || self.drain.clone();
+        let devices = kernel_watch::devices(reconciler.clone(), drain());
+        let programs = kernel_watch::programs(reconciler.clone(), drain());
+        self.start("device watch", devices);
+        self.start("program watch", programs);
+    }
+
     /// Whether packets for other nodes may be encapsulated directly, if that is to be found out.
     fn start_overlay(
         &mut self,
@@ -242,8 +244,7 @@ impl Tasks {
     ) {
         if let Some(file) = options.masquerade_config.clone() {
             let drain = self.drain.clone();
-            let following =
-                masquerade::follow(options.masquerade(), file, chosen, reconciler.clone(), drain);
+            let following = masquerade::follow(options.masquerade(), file, chosen, reconciler.clone(), drain);
             self.start("masquerade configuration", following);
         }
     }
@@ -303,11 +304,17 @@ impl Tasks {
         outcome
     }
 
-    async fn join(mut self) {
+    async fn join(mut self, reconciler: JoinHandle<()>) {
         while let Some(ended) = self.set.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(error = %error, "a part ended badly");
             }
+        }
+        // It ends with the last handle, unless its end is why we are here.
+        if !reconciler.is_finished()
+            && let Err(error) = reconciler.await
+        {
+            tracing::error!(error = %error, "the reconciler ended badly");
         }
     }
 }

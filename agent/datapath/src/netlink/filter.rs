@@ -191,7 +191,7 @@ impl FilterChanges {
                 }
             }
             // The socket is gone: nothing more is told.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         runtime.block_on(async { timeout(limit, next).await }).ok()?;
         while let Ok((message, _)) = messages.try_recv() {

@@ -67,7 +67,7 @@ impl DeviceChanges {
                 }
             }
             // The socket is gone: nothing more is told.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let changed = runtime.block_on(async { timeout(limit, next).await });
         while messages.try_recv().is_ok() {}
