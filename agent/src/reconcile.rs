@@ -401,11 +401,11 @@ impl Reconciler {
             tracing::error!(error = error.in_full(), "audit failed");
             self.unsure = true;
         }
+        allocator::give_free_pages_back();
         self.node.forget();
         self.attached = None;
         self.touched = Touched::default();
         self.round();
-        allocator::give_free_pages_back();
     }
 
     /// Puts right what the kernel counts of connections, where a set chooses by it.

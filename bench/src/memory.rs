@@ -100,6 +100,8 @@ pub(crate) fn agent(
     cluster.node_mut(NODE).agent()?.kill()?;
     let took = start(&mut cluster, wanted)?;
     samples.push(sample(&mut cluster, "killed and started, maps kept", Some(took))?);
+    audited(cluster.node(NODE))?;
+    samples.push(sample(&mut cluster, "after its first audit", None)?);
 
     cluster.node_mut(NODE).agent()?.kill()?;
     forget_maps(cluster.node(NODE))?;
