@@ -76,8 +76,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "datagrams stay with whoever does not serve",
         file: "agent/plan/src/candidate.rs",
-        from: "filter(|endpoint| !others || answers(endpoint))",
-        to: "filter(|_| true | others)",
+        from: "!served.contains(&*target.name)",
+        to: "true | served.contains(&*target.name)",
     },
     Mutant {
         name: "no share is a share",
