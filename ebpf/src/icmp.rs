@@ -27,7 +27,7 @@ pub(crate) fn error<H: Hook, F: Pipeline>(
     let Memory { headers, origin, scratch, embedded, .. } = memory;
     // Nobody is told about errors that got lost.
     if headers.hop_limit <= 1 && !H::EGRESS {
-        return H::lost();
+        return H::lost(origin);
     }
     H::reporter::<F>(skb, headers, origin)?;
     scratch.clear();

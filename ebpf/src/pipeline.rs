@@ -237,7 +237,7 @@ pub(crate) trait Hook {
     ) -> Result<Next, DropReason>;
 
     /// An ICMP error that may not be routed any further.
-    fn lost() -> Result<Next, DropReason> {
+    fn lost(_origin: &UnderlayAddress) -> Result<Next, DropReason> {
         Err(DropReason::HopLimit)
     }
 

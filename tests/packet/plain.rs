@@ -210,11 +210,17 @@ fn forged_by_a_router(packet: &Packet) -> Packet {
 pub(crate) fn the_world_s() -> Result<()> {
     tell("plain-world", false, |rig, family| {
         let (a, world) = (family.at(Who::PodA, 80), family.at(Who::World, 4000));
+        // About a packet of the node itself, on its last hop.
+        let last_hop = |own| {
+            let about = Packet::udp(std::net::SocketAddr::new(own, 9), world);
+            Packet::icmp_error(world.ip(), own, IcmpError::PortUnreachable, &about).ttl(1)
+        };
         for packet in [
             Packet::tcp(world, a).flags(tcp::SYN),
             Packet::echo_request(world.ip(), a.ip(), 1, 1),
             Packet::udp(family.at(Who::OtherNode, 5), a),
             Packet::icmp_error(world.ip(), a.ip(), IcmpError::PortUnreachable, &Packet::udp(a, world)),
+            last_hop(family.ip(Who::Gateway)),
             Packet::udp(family.at(Who::Remote, 9), a).fragment(7, 1480, false).payload(&[7; 64]),
         ] {
             rig.run(Hook::FromUplink, &packet).passed();

@@ -172,6 +172,9 @@ impl Model {
     /// What must become of this frame at this hook.
     pub(crate) fn decide(&mut self, hook: Hook, frame: &[u8], seen: Seen<'_>) -> Result<Expect, String> {
         let mut headers = match (hook, read(frame)) {
+            (Hook::FromUplink, Frame::Ip(headers)) if self.is_forged_inside(&headers) => {
+                return Ok(Expect::Drop(DropReason::SpoofedAddress));
+            }
             (Hook::FromUplink | Hook::ToUplink(_), Frame::Ip(headers)) if self.concerns(hook, &headers) => {
                 headers
             }
@@ -265,6 +268,20 @@ impl Model {
             },
             _ => true,
         }
+    }
+
+    /// Without a tunnel nobody speaks to an own Pod under an address of this node's, and under one of another node's Pods only
+    /// that node does, which is known by its Ethernet address (E19). No stimulus has one.
+    fn is_forged_inside(&self, headers: &Headers) -> bool {
+        let Tuple { src, dst, .. } = headers.tuple;
+        let own = |address| matches!(self.world.place(address), Place::Local(_) | Place::Nobody);
+        let from_inside = own(src) || matches!(self.world.place(src), Place::Host | Place::Remote(_));
+        let cluster = Scope::of(Hook::FromOverlay(None));
+        let is_clear = headers.part != Part::Later
+            || !headers.has_ports()
+            || self.complete(cluster, &mut headers.clone());
+        let to_inside = own(dst) || self.world.gateway.contains(&dst);
+        to_inside && from_inside && !headers.is_error() && is_clear
     }
 
     /// ARP of a Pod: about itself, or not at all (E19).

@@ -78,6 +78,12 @@ impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
         if DIRECT && plain::is_plain(origin) { Ok(()) } else { sender::<F>(headers, origin).map(|_| ()) }
     }
 
+    /// What comes plainly may be the world's, for the node itself.
+    #[inline(always)]
+    fn lost(origin: &UnderlayAddress) -> Result<Next, DropReason> {
+        if DIRECT && plain::is_plain(origin) { Ok(Next::Leave) } else { Err(DropReason::HopLimit) }
+    }
+
     #[inline(always)]
     fn relay<F: Pipeline>(
         _skb: Skb,

@@ -74,7 +74,7 @@ impl Hook for FromUplink {
     }
 
     #[inline(always)]
-    fn lost() -> Result<Next, DropReason> {
+    fn lost(_origin: &UnderlayAddress) -> Result<Next, DropReason> {
         Ok(Next::Leave)
     }
 
