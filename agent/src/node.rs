@@ -14,7 +14,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use quilla_abi::config::OVERLAY_PORT;
-use quilla_datapath::{DatapathError, Device, Netlink, Overlay, PodRoute, Surroundings, netns, sysctl};
+use quilla_datapath::{
+    DatapathError, Destroyed, Device, Netlink, Overlay, PodRoute, Sockets, Surroundings, netns, sysctl,
+};
 use quilla_model::{ObjectRef, Problem, Reason, Snapshot};
 use quilla_plan::facts::{DEFAULT_VNI, NodePortAddresses};
 use quilla_plan::{Desired, LocalEndpoint, NodeFacts, Routing};
@@ -220,9 +222,25 @@ impl Node {
                 self.settings.mtu.send_if_modified(|mtu| std::mem::replace(mtu, wanted.mtu) != wanted.mtu);
             tracing::debug!(device = wanted.name, mtu = wanted.mtu, mtu_changed, gateways = ?wanted.gateways, "overlay device ready");
             self.overlay = Some((wanted, device));
-            self.addresses = address::usable(host.netlink.all_addresses()?);
+            let addresses = address::usable(host.netlink.all_addresses()?);
+            let lost: BTreeSet<_> = self.addresses.difference(&addresses).copied().collect();
+            self.addresses = addresses;
+            self.end_stranded(&lost);
         }
         Ok(())
+    }
+
+    /// Ends connections to the apiserver from addresses that the node has lost: nothing gets through them any more, and
+    /// whoever watches by one would learn of nothing for minutes.
+    fn end_stranded(&self, lost: &BTreeSet<IpAddr>) {
+        let servers = self.settings.servers.borrow().clone().unwrap_or_default();
+        if lost.is_empty() || servers.is_empty() {
+            return;
+        }
+        match Sockets::open().map(|sockets| sockets.destroy_between(lost, &servers)) {
+            Ok(Destroyed { ended, errors }) => tracing::info!(?lost, ended, ?errors, "addresses lost"),
+            Err(error) => tracing::warn!(?lost, error = %error, "end connections from lost addresses"),
+        }
     }
 
     /// What the planner must know.

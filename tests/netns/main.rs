@@ -1,16 +1,22 @@
 //! Real veths, real sockets: topologies of namespaces, first the harness itself.
 
+mod bulk;
 mod churn;
 mod clients;
 mod external;
 mod guard;
 mod harness;
 mod led;
+mod lifecycle;
+mod mtu;
 mod node;
 mod overlay;
 mod paths;
 mod restart;
+mod routing;
 mod services;
+mod soak;
+mod traffic;
 mod uplinks;
 
 fn main() -> std::process::ExitCode {
@@ -44,11 +50,22 @@ fn main() -> std::process::ExitCode {
         node::connections_led_at_the_socket_have_a_service,
         node::a_node_that_is_leaving_says_so_to_load_balancers,
         led::connections_end_with_their_backend,
+        led::where_nobody_listens_clients_are_refused,
         overlay::pods_of_two_nodes_need_no_device,
         overlay::modes_mix_and_change,
         overlay::a_plain_vxlan_device_is_a_node,
         overlay::the_agent_finds_out,
+        routing::everybody_reaches_everybody_in_each_mode,
+        routing::modes_change_under_flows,
+        routing::routes_are_kept_exactly,
+        routing::exceptions_are_followed,
         uplinks::each_uplink_answers_its_own_clients,
+        mtu::pods_follow_the_uplink,
+        mtu::a_narrow_link_between_nodes,
+        lifecycle::another_node_takes_the_pod_cidrs,
+        lifecycle::an_address_changes_hands,
+        lifecycle::uplinks_are_renamed_made_anew_and_added,
+        soak::everything_changes_and_nothing_goes_astray,
         churn::a_type_that_flaps_breaks_no_flow,
         churn::endpoints_come_and_go_under_load,
         guard::programs_that_somebody_removes_come_back_at_once,

@@ -23,7 +23,7 @@ const STREAM: usize = 4 << 20;
 const MTU: usize = 1450;
 
 /// The agents of all nodes with these arguments.
-fn start(name: &str, nodes: u8, arguments: &[&str]) -> Result<Cluster> {
+pub(crate) fn start(name: &str, nodes: u8, arguments: &[&str]) -> Result<Cluster> {
     let mut cluster = Cluster::builder(name).nodes(nodes).control_plane()?;
     let names: Vec<String> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
     for node in &names {

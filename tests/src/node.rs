@@ -132,10 +132,17 @@ impl Node {
 
     /// Starts the podlet.
     pub fn start_podlet(&mut self) -> Result<()> {
+        self.announce(&self.machine.addresses.clone())
+    }
+
+    /// Starts the podlet, which has the cluster know the node by these addresses. One that runs is replaced, and the Pods
+    /// with it.
+    pub fn announce(&mut self, addresses: &[IpAddr]) -> Result<()> {
+        self.podlet = None;
         let program = binary::path("quilla-podlet")?;
         let mut command = self.command(&program.to_string_lossy());
         command.args(["--node-name", self.name()]);
-        for address in self.machine.addresses {
+        for address in addresses {
             command.args(["--address", &address.to_string()]);
         }
         command.args(["--zone", &format!("zone-{}", &self.name()[5..])]);
@@ -147,6 +154,20 @@ impl Node {
         command.args(["--netns-prefix", self.machine.netns.name()]);
         command.arg("--log-dir").arg(self.files.join("log"));
         self.podlet = Some(Daemon::start("quilla-podlet", &mut command, &self.log("podlet"))?);
+        Ok(())
+    }
+
+    /// `kill -9` of the podlet: the node's object and its Pods stay as they are, and nobody looks after them.
+    pub fn kill_podlet(&mut self) -> Result<()> {
+        self.podlet.as_mut().context("the podlet has not been started")?.kill()?;
+        self.podlet = None;
+        Ok(())
+    }
+
+    /// `kill -9` of the agent, which is not expected to come again.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent()?.kill()?;
+        self.agent = None;
         Ok(())
     }
 

@@ -134,6 +134,7 @@ impl Datapath {
 
     /// Attaches to a device that leads to the other nodes or the world.
     pub fn attach_uplink(&self, device: &str) -> Result<()> {
+        self.rename_pins(UPLINK, device)?;
         self.attach_shared(UPLINK, device)
     }
 
@@ -210,6 +211,27 @@ impl Datapath {
     fn unpin_links(&self, which: impl Fn(&LinkStatus) -> bool) -> Result<Vec<String>> {
         let names = self.links()?.into_iter().filter(which).map(|link| link.name);
         names.map(|name| unpin(&self.layout.links.join(&name)).map(|()| name)).collect()
+    }
+
+    /// Links of a device that is called something else by now get pins of its new name: a program cannot be attached to it
+    /// twice.
+    fn rename_pins(&self, pair: Pair, device: &str) -> Result<()> {
+        let ifindex = ifindex(device)?;
+        for (program, _) in pair {
+            let pin = self.pin(program, device);
+            let others = self.links()?.into_iter().map(|link| self.layout.links.join(link.name));
+            let prefix = pin_name(program, "");
+            let of_program = |path: &PathBuf| {
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) && *path != pin
+            };
+            for other in others.filter(of_program) {
+                if open(&other)?.is_some_and(|(_, info)| info.ifindex() == Some(ifindex)) {
+                    unpin(&pin)?;
+                    fs::rename(&other, &pin).map_err(|source| failed("rename link", &other, source))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// To a device that others attach to as well: after theirs, and where others cannot remove it by mistake.

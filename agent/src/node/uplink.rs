@@ -29,20 +29,22 @@ impl Uplinks {
             };
             found.push((name, netlink.device(name)?.map_or_else(renamed, |device| Ok(Some(device)))?));
         }
-        Ok(self.with(found))
+        Ok(self.with(&found))
     }
 
-    fn with(&self, found: Vec<(&String, Option<Device>)>) -> Self {
+    fn with(&self, found: &[(&String, Option<Device>)]) -> Self {
         let mut now = Self { devices: Vec::new(), seen: self.seen.clone() };
         let named = |device: &Device| found.iter().any(|(name, _)| **name == device.name);
-        for (name, device) in &found {
+        for (name, device) in found {
             // What has another of the names is that uplink.
             let Some(device) = device.as_ref().filter(|device| device.name == **name || !named(device))
             else {
                 continue;
             };
             now.seen.insert((*name).clone(), device.ifindex);
-            now.devices.push(device.clone());
+            if !now.devices.contains(device) {
+                now.devices.push(device.clone());
+            }
         }
         now
     }
@@ -76,8 +78,13 @@ mod tests {
 
     use super::Uplinks;
 
-    fn device(ifindex: u32, name: &str) -> Option<Device> {
-        Some(Device { ifindex, name: name.into(), ..Device::default() })
+    /// With the device of each name: its number, 0 for none, and what it is called.
+    fn look(before: &Uplinks, found: &[(&String, u32, &str)]) -> Uplinks {
+        let device = |ifindex, name: &str| Device { ifindex, name: name.into(), ..Device::default() };
+        let found = found
+            .iter()
+            .map(|&(wanted, ifindex, name)| (wanted, (ifindex > 0).then(|| device(ifindex, name))));
+        before.with(&found.collect::<Vec<_>>())
     }
 
     fn numbers(uplinks: &Uplinks) -> Vec<u32> {
@@ -88,25 +95,27 @@ mod tests {
     fn e15_an_uplink_is_followed_until_another_device_has_its_name() {
         let names = ["eth0", "eth1"].map(str::to_owned);
         let [eth0, eth1] = &names;
-        let both = Uplinks::default().with(vec![(eth0, device(2, "eth0")), (eth1, device(3, "eth1"))]);
+        let both = look(&Uplinks::default(), &[(eth0, 2, "eth0"), (eth1, 3, "eth1")]);
         assert_eq!(numbers(&both), [2, 3]);
         assert!(both.require_first(&names).is_ok() && both.faults(&names).is_empty());
 
-        let renamed = both.with(vec![(eth0, device(2, "wan")), (eth1, device(3, "eth1"))]);
+        let renamed = look(&both, &[(eth0, 2, "wan"), (eth1, 3, "eth1")]);
         assert_eq!(numbers(&renamed), [2, 3]);
         assert_eq!(renamed.faults(&names), ["uplink eth0, which is called wan now"]);
         assert!(renamed.require_first(&names).is_ok());
 
-        let anew = renamed.with(vec![(eth0, device(9, "eth0")), (eth1, device(3, "eth1"))]);
+        let anew = look(&renamed, &[(eth0, 9, "eth0"), (eth1, 3, "eth1")]);
         assert_eq!((numbers(&anew), anew.faults(&names).len()), (vec![9, 3], 0));
 
-        let swapped = both.with(vec![(eth0, device(3, "eth0")), (eth1, device(2, "eth1"))]);
+        let swapped = look(&both, &[(eth0, 3, "eth0"), (eth1, 2, "eth1")]);
         assert_eq!(numbers(&swapped), [3, 2]);
-        let taken = both.with(vec![(eth0, device(2, "eth1")), (eth1, device(2, "eth1"))]);
+        let taken = look(&both, &[(eth0, 2, "eth1"), (eth1, 2, "eth1")]);
         assert_eq!(numbers(&taken), [2], "one device is one uplink");
         assert_eq!(taken.faults(&names), ["uplink eth0"]);
 
-        let gone = both.with(vec![(eth0, None), (eth1, device(3, "eth1"))]);
+        let twice = look(&Uplinks::default(), &[(eth0, 2, "eth0"), (eth0, 2, "eth0")]);
+        assert_eq!(numbers(&twice), [2]);
+        let gone = look(&both, &[(eth0, 0, ""), (eth1, 3, "eth1")]);
         assert_eq!((numbers(&gone), gone.faults(&names)), (vec![3], vec!["uplink eth0".to_owned()]));
         assert!(gone.require_first(&names).is_err());
     }

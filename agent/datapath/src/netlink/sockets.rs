@@ -82,11 +82,29 @@ impl Sockets {
         peers: &BTreeSet<SocketAddr>,
         mut chosen: impl FnMut(&ConnectedSocket) -> bool,
     ) -> Destroyed {
+        let lists = families(peers).map(|family| (family, filter(family, peers)));
+        self.end_all(protocol, lists, |socket| peers.contains(&socket.peer) && chosen(socket))
+    }
+
+    /// Ends TCP connections from one of the addresses to one of the peers.
+    pub fn destroy_between(&self, locals: &BTreeSet<IpAddr>, peers: &BTreeSet<IpAddr>) -> Destroyed {
+        let lists = [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())];
+        self.end_all(IPPROTO_TCP, lists.into_iter(), |socket| {
+            locals.contains(&socket.local.ip()) && peers.contains(&socket.peer.ip())
+        })
+    }
+
+    fn end_all(
+        &self,
+        protocol: u8,
+        lists: impl Iterator<Item = (u8, SocketId)>,
+        mut chosen: impl FnMut(&ConnectedSocket) -> bool,
+    ) -> Destroyed {
         let mut outcome = Destroyed::default();
-        for family in families(peers) {
+        for (family, filter) in lists {
             let mut doomed = Vec::new();
-            let listed = self.visit(protocol, request(family, protocol, filter(family, peers)), |socket| {
-                if peers.contains(&socket.peer) && chosen(&socket) {
+            let listed = self.visit(protocol, request(family, protocol, filter), |socket| {
+                if chosen(&socket) {
                     doomed.push(socket);
                 }
             });
