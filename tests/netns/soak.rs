@@ -100,7 +100,8 @@ fn start_agent(cluster: &mut Cluster, node: &str, round: usize) -> Result<()> {
     let [encapsulation, routing] = MODES[round % MODES.len()];
     let node = cluster.node_mut(node);
     node.start_agent_with(&["--encapsulation", encapsulation, "--routing", routing])?;
-    node.wait_ready()
+    // For hours on a busy machine; the last one counts.
+    node.wait_ready().or_else(|_| node.wait_ready()).or_else(|_| node.wait_ready())
 }
 
 /// node-c goes as an operator has it go, and comes again with Pods of other names.
