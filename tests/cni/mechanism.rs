@@ -55,7 +55,7 @@ fn nothing_left(site: &Site, pod: &Pod, before: &str) -> Result<()> {
     Ok(())
 }
 
-/// CNI-13, CNI-18: `bandwidth` behind ours gets its place if the network's configuration says so, also from an agent that
+/// CNI-13: `bandwidth` behind ours gets its place if the network's configuration says so, also from an agent that
 /// is started anew; otherwise the ADD fails and leaves nothing.
 pub(crate) fn bandwidth_behind_ours() -> Result<()> {
     if skip("mechanism::bandwidth_behind_ours", &[Need::ReferencePlugins]) {

@@ -80,7 +80,7 @@ fn programs(node: &Node, device: &str) -> Result<BTreeSet<String>> {
     Ok(found.into_iter().map(str::to_owned).collect())
 }
 
-/// CNI-18: however another tool removes the programs of a Pod, they are back as soon as the kernel says so, with no audit
+/// E19: however another tool removes the programs of a Pod, they are back as soon as the kernel says so, with no audit
 /// for an hour; the Pod cannot send under another address then. A removal without an agent shows what they prevent.
 pub(crate) fn programs_that_somebody_removes_come_back_at_once() -> Result<()> {
     let mut cluster = Cluster::builder("guard").nodes(1).start()?;

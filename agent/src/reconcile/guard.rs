@@ -1,4 +1,4 @@
-//! Programs of Pods that somebody else took away: put back at once, not at the next audit (CNI-18).
+//! Programs of Pods that somebody else took away: put back at once, not at the next audit (E19).
 //!
 //! Between the two a Pod's packets meet the host's stack alone, so whoever learns of it acts first. Invariant: no ADD
 //! succeeds for a device whose programs were taken away before its endpoint was known here.

@@ -80,7 +80,7 @@ fn start() -> (Agent, Runtime) {
     (agent, runtime)
 }
 
-/// CNI-16, CNI-18: Pods that share a round have programs and rows when they are answered, and one that cannot have them
+/// CNI-16: Pods that share a round have programs and rows when they are answered, and one that cannot have them
 /// costs the others nothing.
 #[test]
 fn endpoints_that_share_a_round_are_effective_each() {
@@ -128,7 +128,7 @@ fn endpoints_of(
     runtime.block_on(async { endpoints(datapath, handle.clone(), seen.clone()) })
 }
 
-/// CNI-18, CNI-23: CHECK misses programs that somebody removed, who says so has them put back, and an ADD whose programs
+/// CNI-16, CNI-23: CHECK misses programs that somebody removed, who says so has them put back, and an ADD whose programs
 /// went before it was answered fails.
 #[test]
 fn programs_that_somebody_removes_are_missed_and_put_back() {

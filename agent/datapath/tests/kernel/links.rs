@@ -273,7 +273,7 @@ fn a_filter_of_another_hides_nothing_from_ours() {
     assert!(filters(&namespace, "ingress").contains("u32"));
 }
 
-/// CNI-18: whoever takes a filter away is heard, however he does it; what we do ourselves is no news.
+/// E19: whoever takes a filter away is heard, however he does it; what we do ourselves is no news.
 #[test]
 fn what_others_take_away_is_heard_and_seen() {
     let (bpffs, namespace) = (Bpffs::new(), Namespace::new());
