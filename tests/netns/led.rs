@@ -182,3 +182,46 @@ fn push(connections: &mut [TcpStream], readers: &mut [Reader]) -> Result<()> {
     }
     Ok(())
 }
+
+const SILENT: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: silent, namespace: default}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: led}
+  ports:
+  - {name: tcp, port: 80, targetPort: 9, protocol: TCP}
+";
+
+/// S20: whoever connects to where nobody listens is refused at once, on the Pod's node and on another; to the Pod itself, and
+/// through a Service with it and without any endpoint, led at the socket and per packet.
+pub(crate) fn where_nobody_listens_clients_are_refused() -> Result<()> {
+    let cluster = Cluster::builder("silent").nodes(2).start()?;
+    let server = cluster.pod("node-a", "server").label("app", "led").start()?;
+    let clients = [cluster.pod("node-a", "near").start()?, cluster.pod("node-b", "far").start()?];
+    cluster.apply(SILENT)?;
+    let ips = cluster.wait_service("silent", 1)?;
+    let refused = |to: SocketAddr| {
+        for client in &clients {
+            for mut command in [client.command("bash"), client.command_without_hooks("bash")] {
+                command.args(["-c", "exec 3<>/dev/tcp/$0/$1", &to.ip().to_string(), &to.port().to_string()]);
+                let output = command.output().context("run bash")?;
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                ensure!(said.contains("Connection refused"), "{} to {to}: {said}", client.name());
+            }
+        }
+        Ok(())
+    };
+    for ip in &ips {
+        let ip: std::net::IpAddr = ip.parse()?;
+        refused(SocketAddr::new(server.address(ip.is_ipv6()), 9))?;
+        eventually::succeeds("the Service's Pod refuses", || refused(SocketAddr::new(ip, 80)))?;
+    }
+    cluster.kubectl(&["label", "pod", "server", "app=other", "--overwrite"])?;
+    cluster.wait_service("silent", 0)?;
+    for ip in &ips {
+        eventually::succeeds("the Service refuses", || refused(SocketAddr::new(ip.parse()?, 80)))?;
+    }
+    cluster.stop()
+}
