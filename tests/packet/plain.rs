@@ -142,9 +142,9 @@ pub(crate) fn paths_change_under_flows() -> Result<()> {
                 let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
                 assert_eq!(seen.slow(), slow);
                 if native == 0 {
-                    seen.to_other_node(&sent.clone().ttl(63))
+                    seen.to_other_node(&sent.clone().ttl(63));
                 } else {
-                    left(&seen, &sent.clone().ttl(63))
+                    left(&seen, &sent.clone().ttl(63));
                 }
                 rig.run(Hook::FromUplink, &plain(&answer)).to_pod_a(&answer.clone().ttl(63));
                 let seen = rig.run(FROM_OTHER_NODE, &opened(&answer));

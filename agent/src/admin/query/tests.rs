@@ -9,7 +9,7 @@ use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort,
     ServiceType, Snapshot, TrafficPolicy,
 };
-use quilla_plan::{FrontendKey, Layout, NodeFacts, plan};
+use quilla_plan::{FrontendKey, Layout, NodeFacts, Path, Tunnel, Why, plan};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use super::filter::Filter;
 use super::flows::{Found, passes};
 use super::names::Names;
 use super::services::{BACKENDS, SERVICES, backends, services};
+use super::{nodes, routing};
 use crate::cni::{AttachedEndpoint, Origin};
 use crate::reconcile::View;
 
@@ -232,6 +233,26 @@ fn found() -> [Found; 2] {
     let rewrite = Rewrite { src: service, dst: client, sport: port, dport: sport, ..Rewrite::default() };
     let answer = Flow { action: action::LOCAL_POD, flags: flag::REPLY, rewrite, ..flow };
     [Found::new(&key, &flow), Found::new(&back, &answer)]
+}
+
+/// How packets get to other nodes, in one word where both families go the same way.
+#[test]
+fn nodes_say_their_paths_and_why() {
+    let mut view = view();
+    let tunnel = |path_ipv4, path_ipv6| Tunnel { ipv4: None, ipv6: None, mac: [2; 6], path_ipv4, path_ipv6 };
+    let (near, far) = (Path::Native(Why::SameNetwork), Path::Overlay(Why::OtherNetwork));
+    view.desired.tunnels = [("a".into(), tunnel(near, near)), ("b".into(), tunnel(near, far))].into();
+    let said: Vec<_> = nodes(&view).iter().map(|row| (row[5].clone(), row[6].clone())).collect();
+    let words = |routing: &str, reason: &str| (json!(routing), json!(reason));
+    assert_eq!(
+        said,
+        [words("native", "same network"), words("native/overlay", "same network/other network")]
+    );
+    assert_eq!(routing(&view), "1 native, 1 native/overlay");
+    view.desired.tunnels.remove("b");
+    assert_eq!(routing(&view), "native");
+    view.desired.tunnels.clear();
+    assert_eq!(routing(&view), "-");
 }
 
 #[test]
