@@ -16,7 +16,7 @@ use crate::site::{self, NODE, Site};
 /// A list of these plugins on the node.
 fn network(site: &Site, plugins: &Value) -> Result<Network> {
     let list = json!({ "cniVersion": "1.0.0", "name": "quilla", "plugins": plugins });
-    let folders = vec![binary::folder()?.to_owned(), REFERENCE_PLUGINS.into()];
+    let folders = vec![binary::folder()?, REFERENCE_PLUGINS.into()];
     Ok(Network::new(list, folders).on_host(site.node().netns().path()))
 }
 
