@@ -42,12 +42,7 @@ impl Contender {
     pub(super) fn all(clsact: &Node, tcx: &Node, disk: &Disk) -> Result<Vec<Self>> {
         let ptp = Self::reference("ptp", 1, &json!({}), disk)?;
         let bridge = Self::reference("bridge", 2, &json!({ "bridge": "cni0", "isGateway": true }), disk)?;
-        Ok(vec![
-            Self::ours("quilla", "clsact", clsact)?,
-            Self::ours("quilla, tcx", "tcx", tcx)?,
-            ptp,
-            bridge,
-        ])
+        Ok(vec![Self::ours("quilla", "clsact", clsact)?, Self::ours("quilla, tcx", "tcx", tcx)?, ptp, bridge])
     }
 
     fn ours(name: &'static str, id: &'static str, node: &Node) -> Result<Self> {
