@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilla_datapath::probe::{self, Way};
-use quilla_plan::{facts, route};
+use quilla_plan::{Tunnel, facts, route};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -120,14 +120,15 @@ async fn wait(
     drain.run_until_cancelled(changed).await?.ok().map(drop)
 }
 
-/// Where each other node's stack can be reached through the overlay.
+/// Where each other node's stack can be reached through the overlay; what goes there plainly would show nothing.
 fn peers(view: &View) -> BTreeMap<String, IpAddr> {
-    let gateway = |node: &String| {
+    let gateway = |(node, tunnel): (&String, &Tunnel)| {
         let (ipv4, ipv6) = route::gateways(&view.snapshot, node);
-        let address = ipv4.map(IpAddr::V4).or(ipv6.map(IpAddr::V6))?;
-        Some((node.clone(), address))
+        let ipv4 = ipv4.filter(|_| !tunnel.path_ipv4.is_native()).map(IpAddr::V4);
+        let ipv6 = ipv6.filter(|_| !tunnel.path_ipv6.is_native()).map(IpAddr::V6);
+        Some((node.clone(), ipv4.or(ipv6)?))
     };
-    if view.programmed { view.desired.tunnels.keys().filter_map(gateway).collect() } else { BTreeMap::new() }
+    if view.programmed { view.desired.tunnels.iter().filter_map(gateway).collect() } else { BTreeMap::new() }
 }
 
 async fn try_both(to: SocketAddr) -> Shown {
@@ -177,7 +178,55 @@ fn judge(known: &BTreeMap<String, Shown>) -> Option<(bool, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Encapsulation, Mode, Shown, judge};
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    use quilla_model::{Node, Snapshot};
+    use quilla_plan::{NodeFacts, Routing, plan};
+
+    use super::{Encapsulation, Mode, Shown, judge, peers};
+    use crate::reconcile::View;
+
+    /// A node to which packets go plainly says nothing of tunnels, and one family in tunnels is enough to ask.
+    #[test]
+    fn only_tunnels_are_probed() {
+        let node = |name: &str, addresses: &[&str], cidrs: [&str; 2]| Node {
+            name: name.into(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            pod_cidrs: cidrs.map(|cidr| cidr.parse().unwrap()).into(),
+            zone: None,
+            leaving: false,
+        };
+        let own = ["192.0.2.1", "2001:db8::1"];
+        let nodes = [
+            node("here", &own, ["10.244.0.0/24", "fd00:244::/64"]),
+            node("near", &["192.0.2.2", "2001:db8::2"], ["10.244.1.0/24", "fd00:244:0:1::/64"]),
+            node("v4", &["192.0.2.3"], ["10.244.2.0/24", "fd00:244:0:2::/64"]),
+            node("far", &["198.51.100.4", "2001:db8::4"], ["10.244.3.0/24", "fd00:244:0:3::/64"]),
+        ];
+        let nodes = nodes.map(|node| (node.name.clone(), Arc::new(node))).into();
+        let snapshot = Arc::new(Snapshot { nodes, ..Snapshot::default() });
+        let facts = |routing| NodeFacts {
+            routing,
+            addresses: own.map(|address| address.parse().unwrap()).into(),
+            networks: ["192.0.2.1/24", "2001:db8::1/64"].map(|network| network.parse().unwrap()).into(),
+            ..NodeFacts::new("here")
+        };
+        let probed = |routing| {
+            let (desired, _) = plan(&snapshot, &facts(routing));
+            let snapshot = Arc::clone(&snapshot);
+            peers(&View { programmed: true, snapshot, desired, ..View::default() })
+        };
+        let expected = |list: &[(&str, &str)]| {
+            let pair =
+                |(node, address): &(&str, &str)| ((*node).to_owned(), address.parse::<IpAddr>().unwrap());
+            list.iter().map(pair).collect()
+        };
+        let v4 = ("v4", "fd00:244:0:2::1");
+        assert_eq!(probed(Routing::Auto), expected(&[("far", "10.244.3.1"), v4]));
+        assert_eq!(probed(Routing::Native), expected(&[v4]));
+        assert_eq!(probed(Routing::Overlay).len(), 3);
+    }
 
     #[test]
     fn one_broken_way_leaves_everything_to_the_device() {
