@@ -130,6 +130,21 @@ fn lost(
     Err(format!("verdict {}, {said:?} for {reason:?} of {frame:02x?}: {:02x?}", seen.verdict, seen.packet))
 }
 
+/// What was seen, without the tunnel that the programs put it in, and how long that is.
+fn unwrapped<'a>(
+    model: &mut Model,
+    slots: &[u32],
+    seen: &Outcome<'a>,
+) -> Result<(Outcome<'a>, usize), String> {
+    if !tunnel::is_made(&model.world, seen) {
+        return Ok((*seen, 0));
+    }
+    let peer = slots.iter().position(|slot| *slot == seen.cb[trace::NODE_SLOT]);
+    let Some(peer) = peer else { return Err("a tunnel to nobody".into()) };
+    let (packet, overhead) = tunnel::open(&model.world, &model.world.peers[peer], seen, &mut model.coverage)?;
+    Ok((Outcome { packet, ..*seen }, overhead))
+}
+
 fn inside(
     model: &mut Model,
     slots: &[u32],
@@ -139,13 +154,7 @@ fn inside(
 ) -> Result<Vec<Continuation>, String> {
     let Arrived { hook, frame, opened, marked: whole } = arrived;
     let reason = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
-    let (mut seen, mut overhead) = (*seen, 0);
-    if tunnel::is_made(&model.world, &seen) {
-        let peer = slots.iter().position(|slot| *slot == seen.cb[trace::NODE_SLOT]);
-        let Some(peer) = peer else { return Err("a tunnel to nobody".into()) };
-        (seen.packet, overhead) =
-            tunnel::open(&model.world, &model.world.peers[peer], &seen, &mut model.coverage)?;
-    }
+    let (seen, overhead) = unwrapped(model, slots, seen)?;
     let expect = model.decide(
         *hook,
         frame,

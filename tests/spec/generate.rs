@@ -263,6 +263,8 @@ fn outside(world: &World, rng: &mut Rng, family: usize) -> IpAddr {
     match rng.u8(0..16) {
         0 => world.peers[0].pods[0][family],
         1 => world.peers[0].addresses[family],
+        2 => [world.pods[0].addresses, world.host, world.gateway, crate::world::pod_address(1, 200)]
+            [rng.usize(0..4)][family],
         _ => world.outside[family * 2 + rng.usize(0..2)],
     }
 }

@@ -63,14 +63,13 @@ fn setting(name: &str, default: u64) -> Result<u64> {
 fn namespace(name: &str) -> Result<Netns> {
     let netns = bare_node::create(name, &POD_DEVICES, UPLINK, OVERLAY)?;
     let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    let mut commands = format!("link set d{UPLINK} address {}", text(tunnel::OWN_MAC));
+    netns.ip(&format!("link set d{UPLINK} address {}", text(tunnel::OWN_MAC)))?;
     for number in world::PEERS {
-        for address in world::node_address(number) {
-            let mac = text(tunnel::next_hop(number));
-            commands += &format!("\nneigh replace {address} lladdr {mac} dev d{UPLINK} nud permanent");
-        }
+        let mac = text(tunnel::next_hop(number));
+        let [v4, v6] = world::node_address(number)
+            .map(|address| format!("neigh replace {address} lladdr {mac} dev d{UPLINK} nud permanent"));
+        netns.ip(&format!("{v4}\n{v6}"))?;
     }
-    netns.ip(&commands)?;
     Ok(netns)
 }
 

@@ -200,7 +200,7 @@ fn word(family: usize) -> &'static str {
 }
 
 /// Outer headers of a frame for this node's tunnel end.
-struct Read {
+struct Network {
     src: IpAddr,
     /// Bytes behind Ethernet and IP, as IP has them.
     payload: Option<usize>,
@@ -211,15 +211,15 @@ struct Read {
     ecn: u8,
 }
 
-impl Read {
+impl Network {
     /// Fragments, options and extension headers are the stack's.
-    fn read(world: &World, frame: &[u8]) -> Option<Self> {
+    fn of(world: &World, frame: &[u8]) -> Option<Self> {
         match be16(frame, 12) {
             0x0800 => {
                 let ip = frame[14..].first_chunk::<20>()?;
                 let [src, dst] =
                     [12, 16].map(|at| IpAddr::from([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]));
-                let plain = ip[0] == 0x45 && be16(ip, 6) & 0x3fff == 0 && ip[9] == UDP;
+                let plain = ip[0] == 0x45 && [ip[6] & 0x3f, ip[7]] == [0, 0] && ip[9] == UDP;
                 let total = usize::from(be16(ip, 2));
                 // A length of 0 stands for one that does not fit.
                 (plain && dst == world.host[0] && total != 0).then(|| Self {
@@ -251,7 +251,7 @@ impl Read {
 
 /// What becomes of a frame that arrives where tunnels are opened (E19, E20).
 pub(crate) fn arrive(world: &World, frame: &[u8]) -> Fate {
-    let Some(outer) = Read::read(world, frame) else { return Fate::Left };
+    let Some(outer) = Network::of(world, frame) else { return Fate::Left };
     let Some(behind) = frame[outer.at..].first_chunk::<BEHIND>() else { return Fate::Left };
     if be16(behind, 2) != OVERLAY_PORT {
         return Fate::Left;

@@ -137,6 +137,72 @@ const MUTANTS: &[Mutant] = &[
         from: "if is_outside(route::find::<F>(*client)) {",
         to: "if is_outside(route::find::<F>(*client)) || F::BITS != 0 {",
     },
+    Mutant {
+        name: "a node speaks for the Pods of another",
+        file: "ebpf/src/hook/overlay.rs",
+        from: "kind::REMOTE_PODS && u32::from(route.node_slot) == slot =>",
+        to: "kind::REMOTE_PODS && u32::from(route.node_slot) >= slot =>",
+    },
+    Mutant {
+        name: "tunnels of any network are opened",
+        file: "ebpf/src/decap.rs",
+        from: "if vni != vni_word(config.vni) {",
+        to: "if vni != vni_word(config.vni) && vni == 0 {",
+    },
+    Mutant {
+        name: "tunnels with any flags are opened",
+        file: "ebpf/src/decap.rs",
+        from: "part.word::<8>() != VXLAN_FLAGS.to_be() || ",
+        to: "",
+    },
+    Mutant {
+        name: "a tunnel's datagram may be longer than its packet",
+        file: "ebpf/src/decap.rs",
+        from: "length > outer.payload || ",
+        to: "",
+    },
+    Mutant {
+        name: "congestion in a tunnel is forgotten",
+        file: "ebpf/src/decap.rs",
+        from: "if outer.congested && ",
+        to: "if false && outer.congested && ",
+    },
+    Mutant {
+        name: "congestion before a tunnel is met in it",
+        file: "ebpf/core/src/tunnel.rs",
+        from: "if inner & 3 == CE { ECT0 } else { inner & 3 }",
+        to: "inner & 3",
+    },
+    Mutant {
+        name: "a tunnel over IPv4 says another length",
+        file: "ebpf/src/encap.rs",
+        from: "let length = inner.length + OVERHEAD_V4;",
+        to: "let length = inner.length + OVERHEAD_V6;",
+    },
+    Mutant {
+        name: "a tunnel over IPv6 says another length",
+        file: "ebpf/src/encap.rs",
+        from: "inner.length + OVERHEAD_V6 - V6::HEADER",
+        to: "inner.length + OVERHEAD_V6",
+    },
+    Mutant {
+        name: "errors leave in tunnels without a source port",
+        file: "ebpf/src/icmp.rs",
+        from: "scratch.flow.tunnel_port = entry.tunnel_port;",
+        to: "",
+    },
+    Mutant {
+        name: "a reset that is not cut has another checksum",
+        file: "ebpf/src/answer.rs",
+        from: "checksum::difference(old, words(&new))",
+        to: "checksum::difference(words(&new), old)",
+    },
+    Mutant {
+        name: "a node's own addresses come in by the uplink",
+        file: "ebpf/src/plain.rs",
+        from: "kind::LOCAL_PODS | kind::HOST => Err(DropReason::SpoofedAddress),",
+        to: "kind::LOCAL_PODS | kind::HOST => Ok(0),",
+    },
 ];
 
 /// The specification proves its worth: each mutant of the programs disagrees with it.
