@@ -12,10 +12,10 @@ use quilla_ebpf_core::protocol::{ETHERNET, ip};
 use quilla_ebpf_core::tunnel::{CE, OVERHEAD_V4, OVERHEAD_V6, VXLAN_FLAGS, vni_word};
 use quilla_ebpf_core::{Family, Frame, V4, V6, checksum};
 
-use crate::encap::BEHIND;
 use crate::helper::{self, Underlay};
 use crate::packet::{Part, Skb};
 use crate::pipeline::{Pipeline, memory};
+use crate::template::BEHIND;
 use crate::{plain, route};
 
 /// What became of a packet on the uplink.

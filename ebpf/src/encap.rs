@@ -4,12 +4,12 @@
 //! device*: the kernel's VXLAN device does, from a tunnel key. Directly goes what can; the device takes everything.
 
 use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key};
-use quilla_abi::config::{self, Config};
-use quilla_abi::node::{self, Node, UnderlayAddress};
+use quilla_abi::config;
+use quilla_abi::node::{self, UnderlayAddress};
 use quilla_abi::program::{PROBE_MARK, SENT_MARK};
-use quilla_abi::{Be16, DropReason, Mac, address};
-use quilla_ebpf_core::protocol::{ETHERNET, ethertype, ip};
-use quilla_ebpf_core::tunnel::{self, HOPS, OVERHEAD_V4, OVERHEAD_V6, VXLAN_FLAGS};
+use quilla_abi::{Be16, DropReason, address};
+use quilla_ebpf_core::protocol::ethertype;
+use quilla_ebpf_core::tunnel::{self, HOPS, OVERHEAD_V4, OVERHEAD_V6};
 use quilla_ebpf_core::{Family, V4, V6, checksum};
 
 use crate::helper::{self, Underlay};
@@ -17,7 +17,7 @@ use crate::maps::NODES;
 use crate::packet::{Part, Skb};
 use crate::pipeline::Scalar;
 use crate::way::{self, Way};
-use crate::{entry, route};
+use crate::{entry, route, template};
 
 /// How a packet gets to another node.
 #[derive(Clone, Copy)]
@@ -53,13 +53,11 @@ pub(crate) fn encapsulate(skb: Skb, slot: u32, port: u32, length: u32) -> Result
     if !direct && skb.mark() != PROBE_MARK {
         return Ok(Departure::Device);
     }
-    let node = helper::row(&NODES, slot).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;
-    let Some(underlay) = way::underlay(config, node) else { return Ok(Departure::Device) };
     // What is longer than a length field can say is the device's.
     if length + OVERHEAD_V6 > u32::from(u16::MAX) {
         return Ok(Departure::Device);
     }
-    let (departure, way) = way::to(skb, config, slot, node, underlay)?;
+    let (departure, way) = way::to(skb, config, slot)?;
     // So is what must be fragmented: on a way too narrow for IPv6, nobody may be told to send less.
     let whole = skb.segment() != 0 && way.mtu >= u32::from(V6::LEAST_MTU);
     if length > way.mtu && way.mtu != 0 && !whole {
@@ -69,23 +67,17 @@ pub(crate) fn encapsulate(skb: Skb, slot: u32, port: u32, length: u32) -> Result
         return Ok(Departure::Device);
     };
     let inner = Inner { kind: inner.half::<12>(), ecn: ecn(inner), port: port as u16, length };
-    let written = match underlay {
-        Underlay::V4 if helper::grow(skb.raw(), OVERHEAD_V4, underlay).is_ok() => {
-            over_v4(skb, config, node, way, &inner)
-        }
-        Underlay::V6 if helper::grow(skb.raw(), OVERHEAD_V6, underlay).is_ok() => {
-            over_v6(skb, config, node, way, &inner)
-        }
+    let (overhead, underlay) =
+        if way.over_v6 == 0 { (OVERHEAD_V4, Underlay::V4) } else { (OVERHEAD_V6, Underlay::V6) };
+    if helper::grow(skb.raw(), overhead, underlay).is_err() {
         // It is in a tunnel of its own, or segmented in a way that the kernel does not nest.
-        _ => return Ok(Departure::Device),
-    };
+        return Ok(Departure::Device);
+    }
+    let written = if way.over_v6 == 0 { over_v4(skb, way, &inner) } else { over_v6(skb, way, &inner) };
     written.ok_or(DropReason::Internal)?;
     skb.set_mark(SENT_MARK);
     Ok(departure)
 }
-
-/// Length of what stands between the outer network header and the packet: UDP, VXLAN, inner Ethernet.
-pub(crate) const BEHIND: usize = (OVERHEAD_V4 - V4::HEADER) as usize;
 
 /// What the outer headers say of the packet.
 struct Inner {
@@ -106,82 +98,35 @@ fn ecn(inner: Part<16>) -> u8 {
     tunnel::ecn(if inner.half::<12>() == ethertype::IPV6.to_be() { second >> 4 } else { second })
 }
 
-/// Outer headers over IPv4. Not to be fragmented, so they need no identification (RFC 6864).
+/// Outer headers over IPv4.
 #[inline(always)]
-fn over_v4(skb: Skb, config: &Config, node: &Node, way: &Way, inner: &Inner) -> Option<()> {
+fn over_v4(skb: Skb, way: &Way, inner: &Inner) -> Option<()> {
     let length = inner.length + OVERHEAD_V4;
-    let (src, dst) = (u32::from_ne_bytes(config.tunnel_ipv4), u32::from_ne_bytes(node.ipv4));
-    let first = u32::from_ne_bytes([0x45, inner.ecn, (length >> 8) as u8, length as u8]);
-    let fragment = u32::from_ne_bytes([0, 0, 0x40, 0]);
-    let hops = u32::from_ne_bytes([HOPS, ip::UDP, 0, 0]);
-    let fixed = checksum::add(checksum::add(first, fragment), hops);
-    let sum = checksum::add(fixed, checksum::add(src, dst));
-    ethernet(skb.part(0)?, way, ethertype::IPV4);
-    let header = skb.part::<{ V4::HEADER as usize }>(ETHERNET)?;
-    header.set_word::<0>(first);
-    header.set_word::<4>(fragment);
-    header.set_word::<8>(hops);
-    header.set_half::<10>(!checksum::fold(sum));
-    header.set_word::<12>(src);
-    header.set_word::<16>(dst);
-    behind(skb.part(ETHERNET + V4::HEADER)?, config, node, inner, length - V4::HEADER);
+    let [high, low] = (length as u16).to_be_bytes();
+    let sum = checksum::add(way.sum, u32::from_ne_bytes([0, inner.ecn, high, low]));
+    let part = skb.part::<{ template::OVER_V4 }>(0)?;
+    part.set(way.template.bytes());
+    part.set_byte::<15>(inner.ecn);
+    part.set_half::<16>((length as u16).to_be());
+    part.set_half::<24>(!checksum::fold(sum));
+    part.set_half::<34>(inner.port);
+    part.set_half::<38>(((length - V4::HEADER) as u16).to_be());
+    part.set_half::<62>(inner.kind);
     Some(())
 }
 
-/// Outer headers over IPv6. Without a checksum, as tunnels may be (RFC 6935); who receives it knows the port.
+/// Outer headers over IPv6.
 #[inline(always)]
-fn over_v6(skb: Skb, config: &Config, node: &Node, way: &Way, inner: &Inner) -> Option<()> {
-    let length = inner.length + OVERHEAD_V6 - V6::HEADER;
-    ethernet(skb.part(0)?, way, ethertype::IPV6);
-    let header = skb.part::<{ V6::HEADER as usize }>(ETHERNET)?;
-    header.set_word::<0>(u32::from_ne_bytes([0x60, inner.ecn << 4, 0, 0]));
-    header.set_half::<4>((length as u16).to_be());
-    header.set_half::<6>(u16::from_ne_bytes([ip::UDP, HOPS]));
-    let [a, b, c, d] = V6::words(&config.tunnel_ipv6);
-    header.set_word::<8>(a);
-    header.set_word::<12>(b);
-    header.set_word::<16>(c);
-    header.set_word::<20>(d);
-    let [a, b, c, d] = V6::words(&node.ipv6);
-    header.set_word::<24>(a);
-    header.set_word::<28>(b);
-    header.set_word::<32>(c);
-    header.set_word::<36>(d);
-    behind(skb.part(ETHERNET + V6::HEADER)?, config, node, inner, length);
+fn over_v6(skb: Skb, way: &Way, inner: &Inner) -> Option<()> {
+    let length = ((inner.length + OVERHEAD_V6 - V6::HEADER) as u16).to_be();
+    let part = skb.part::<{ template::OVER_V6 }>(0)?;
+    part.set(way.template.bytes());
+    part.set_byte::<15>(inner.ecn << 4);
+    part.set_half::<18>(length);
+    part.set_half::<54>(inner.port);
+    part.set_half::<58>(length);
+    part.set_half::<82>(inner.kind);
     Some(())
-}
-
-/// The outer Ethernet header. Where the kernel is to find the next hop, it writes its own.
-#[inline(always)]
-fn ethernet(part: Part<{ ETHERNET as usize }>, way: &Way, kind: u16) {
-    let [a, b, c] = addresses(way.dmac, way.smac);
-    part.set_word::<0>(a);
-    part.set_word::<4>(b);
-    part.set_word::<8>(c);
-    part.set_half::<12>(kind.to_be());
-}
-
-/// What follows the outer network header: UDP, VXLAN, inner Ethernet.
-#[inline(always)]
-fn behind(part: Part<{ BEHIND }>, config: &Config, node: &Node, inner: &Inner, length: u32) {
-    part.set_half::<0>(inner.port);
-    part.set_half::<2>(config.overlay_port.to_be());
-    part.set_half::<4>((length as u16).to_be());
-    part.set_half::<6>(0);
-    part.set_word::<8>(VXLAN_FLAGS.to_be());
-    part.set_word::<12>(tunnel::vni_word(config.vni).to_be());
-    let [a, b, c] = addresses(node.vtep_mac, config.vtep_mac);
-    part.set_word::<16>(a);
-    part.set_word::<20>(b);
-    part.set_word::<24>(c);
-    part.set_half::<28>(inner.kind);
-}
-
-/// Two Ethernet addresses as words.
-#[inline(always)]
-fn addresses(d: Mac, s: Mac) -> [u32; 3] {
-    let middle = u32::from_ne_bytes([d[4], d[5], s[0], s[1]]);
-    [u32::from_ne_bytes([d[0], d[1], d[2], d[3]]), middle, u32::from_ne_bytes([s[2], s[3], s[4], s[5]])]
 }
 
 fn empty_key() -> bpf_tunnel_key {

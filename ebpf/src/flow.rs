@@ -206,6 +206,13 @@ pub(crate) fn claim<F: Maps>(
         return Ok(Claim::Taken);
     }
     complete_twin::<F>(headers, scratch);
+    if reuses(headers, scratch)
+        && let Some(holder) = lookup::<F>(&scratch.twin_key)
+        && connection::answers::<F>(&holder.rewrite, &headers.key)
+    {
+        *holder = scratch.twin;
+        return Ok(Claim::Done);
+    }
     match helper::insert(F::flows(), &scratch.twin_key, &scratch.twin, NEW_ONLY) {
         Ok(()) => return Ok(Claim::Done),
         Err(EXISTS) => {}
@@ -315,10 +322,32 @@ fn forget_replaced<F: Maps>(scratch: &Scratch<F::Addr>) {
     }
 }
 
+/// Whether a connection opens under the tuple of one that is over. Its entries are written in place, which is cheaper than
+/// to have them replaced: only late packets of the old connection could see a mixture, and nobody waits for those.
+#[inline(always)]
+fn reuses<A>(headers: &Headers<A>, scratch: &Scratch<A>) -> bool {
+    scratch.replaces != 0 && opens(headers.tcp)
+}
+
+/// Writes the packet's own entry. Says whether there was room.
+#[inline(always)]
+fn write<F: Maps>(headers: &Headers<F::Addr>, scratch: &Scratch<F::Addr>) -> bool {
+    if reuses(headers, scratch)
+        && let Some(entry) = lookup::<F>(&headers.key)
+    {
+        *entry = scratch.flow;
+        return true;
+    }
+    helper::insert(F::flows(), &headers.key, &scratch.flow, ANY).is_ok()
+}
+
 /// Writes the packet's own entry; on failure the answers' entry goes too, unless it was there before.
 #[inline(never)]
-pub(crate) fn store<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) -> Result<(), DropReason> {
-    if helper::insert(F::flows(), key, &scratch.flow, ANY).is_ok() {
+pub(crate) fn store<F: Maps>(
+    headers: &Headers<F::Addr>,
+    scratch: &Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    if write::<F>(headers, scratch) {
         forget_replaced::<F>(scratch);
         if scratch.uncounted != 0 {
             load::leave::<F>(scratch.uncounted);

@@ -98,6 +98,6 @@ fn finish<F: Pipeline>(
 ) -> Result<Next, DropReason> {
     nat::choose_source::<F>(headers, config, scratch)?;
     flow::complete::<F>(headers, scratch);
-    flow::store::<F>(&headers.key, scratch)?;
+    flow::store::<F>(headers, scratch)?;
     Ok(Next::Forward)
 }

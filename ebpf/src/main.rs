@@ -60,6 +60,8 @@ mod socket;
 #[cfg(target_arch = "bpf")]
 mod spoof;
 #[cfg(target_arch = "bpf")]
+mod template;
+#[cfg(target_arch = "bpf")]
 mod verdict;
 #[cfg(target_arch = "bpf")]
 mod way;

@@ -7,7 +7,7 @@ use quilla_abi::{Be16, DropReason};
 use quilla_ebpf_core::headers::{Message, Part};
 use quilla_ebpf_core::nat::{PROBES, Ports, STRAY_PROBES};
 use quilla_ebpf_core::protocol::{ETHERNET, ip};
-use quilla_ebpf_core::{Frame, Headers, checksum};
+use quilla_ebpf_core::{Headers, checksum};
 
 use crate::flow::Claim;
 use crate::helper;
@@ -35,28 +35,29 @@ pub(crate) fn translate<F: Pipeline>(
         skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, &flow.rewrite.dst)?;
     }
     let addresses = if rewrite { flow.rewrite.addr_delta } else { 0 };
-    let hops = if routed { hop::<F>(skb, headers.hop_limit)? } else { 0 };
-    header_checksum::<F>(skb, checksum::add(addresses, hops))
+    network::<F>(skb, headers.hop_limit, routed, addresses)
 }
 
-/// Takes one hop away; the difference it makes to the IPv4 header's sum.
+/// Takes one hop away, if we are a router, and brings the network header's sum up to date.
 #[inline(always)]
-fn hop<F: Pipeline>(skb: Skb, hop_limit: u8) -> Result<u32, DropReason> {
+fn network<F: Pipeline>(skb: Skb, hop_limit: u8, routed: bool, addresses: u32) -> Result<(), DropReason> {
     let left = hop_limit.wrapping_sub(1);
-    skb.write(ETHERNET + F::HOP_LIMIT, [left])?;
-    let word = |hops: u8| u32::from(u16::from_ne_bytes([hops, 0]));
-    Ok(checksum::difference(word(hop_limit), word(left)))
-}
-
-#[inline(always)]
-fn header_checksum<F: Pipeline>(skb: Skb, difference: u32) -> Result<(), DropReason> {
-    match F::CHECKSUM {
-        Some(at) if difference != 0 => {
-            let old = u16::from_ne_bytes(skb.bytes(ETHERNET + at)?);
-            skb.write(ETHERNET + at, checksum::replace(old, difference).to_ne_bytes())
-        }
-        _ => Ok(()),
+    if F::CHECKSUM.is_none() {
+        return if routed { skb.write(ETHERNET + F::HOP_LIMIT, [left]) } else { Ok(()) };
     }
+    if !routed && addresses == 0 {
+        return Ok(());
+    }
+    const { assert!(matches!(F::CHECKSUM, None | Some(10)) && (F::CHECKSUM.is_none() || F::HOP_LIMIT == 8)) };
+    let part = skb.part::<4>(ETHERNET + F::HOP_LIMIT).ok_or(DropReason::Internal)?;
+    let mut difference = addresses;
+    if routed {
+        let word = |hops: u8| u32::from(u16::from_ne_bytes([hops, 0]));
+        difference = checksum::add(difference, checksum::difference(word(hop_limit), word(left)));
+        part.set_byte::<0>(left);
+    }
+    part.set_half::<2>(checksum::replace(part.half::<2>(), difference));
+    Ok(())
 }
 
 /// Ports or identifier, and the transport checksum.

@@ -2,6 +2,8 @@
 //!
 //! Every read and write checks against `data_end`; `data` is read anew each time, because helpers may move the packet.
 
+mod words;
+
 use core::arch::asm;
 
 use aya_ebpf::bindings::__sk_buff;
@@ -136,7 +138,7 @@ impl Skb {
         let place = self.at::<A>(offset).ok_or(DropReason::Internal)?;
         // Not by value: a copy on the stack is one too many.
         // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
-        unsafe { *place = *address };
+        unsafe { words::copy(address, place) };
         Ok(())
     }
 
@@ -145,7 +147,7 @@ impl Skb {
     pub(crate) fn write<B: Copy>(self, offset: u32, bytes: B) -> Result<(), DropReason> {
         let place = self.at::<B>(offset).ok_or(DropReason::Internal)?;
         // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
-        unsafe { *place = bytes };
+        unsafe { words::store(place, bytes) };
         Ok(())
     }
 
@@ -166,13 +168,21 @@ impl Skb {
     /// Writes the Ethernet addresses of the next hop.
     #[inline(always)]
     pub(crate) fn address(self, forward: &Forward) -> Result<(), DropReason> {
-        self.write(0, forward.dmac)?;
-        self.write(6, forward.smac)
+        let place = self.at::<[Mac; 2]>(0).ok_or(DropReason::Internal)?.cast::<Mac>();
+        // SAFETY: `at` checked that both lie in the linear part of the packet.
+        unsafe {
+            words::copy(&forward.dmac, place);
+            words::copy(&forward.smac, place.add(1));
+        };
+        Ok(())
     }
 
+    /// Whether the frame comes from an Ethernet address; none comes from the address of all zeroes.
     #[inline(always)]
-    pub(crate) fn source_mac(self) -> Result<Mac, DropReason> {
-        self.bytes(6)
+    pub(crate) fn is_from(self, mac: &Mac) -> bool {
+        // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
+        self.at::<Mac>(6)
+            .is_some_and(|source| unsafe { words::are_equal(source, mac) && !words::are_zero(mac) })
     }
 
     /// The EtherType; tagged frames have none that we know.
@@ -199,58 +209,55 @@ impl Skb {
 
 /// A part of a frame, which was checked to be linear; valid until a helper moves the packet.
 ///
-/// The compiler assumes no alignment and would take the bytes one by one; the machines that this runs on need not.
 /// Values are in the order of memory: network order, if they are compared with what the packet says.
 #[derive(Clone, Copy)]
 pub(crate) struct Part<const N: usize>(*mut u8);
 
-macro_rules! read {
-    ($read:ident, $type:ty, $size:literal) => {
+macro_rules! access {
+    ($($read:ident, $write:ident, $type:ty;)+) => {$(
         #[inline(always)]
         pub(crate) fn $read<const AT: usize>(self) -> $type {
             const { assert!(AT + size_of::<$type>() <= N) };
-            let value: u64;
-            // For all the compiler knows it writes, too: or it would keep `data` in halves, which is no pointer any more.
             // SAFETY: within the bytes that were checked.
-            unsafe {
-                asm!(
-                    concat!("{value} = *(", $size, " *)({part} + {at})"),
-                    value = out(reg) value,
-                    part = in(reg) self.0,
-                    at = const AT,
-                    options(nostack, preserves_flags)
-                );
-            }
-            value as $type
+            unsafe { words::$read::<AT>(self.0) }
         }
-    };
-}
 
-macro_rules! write {
-    ($write:ident, $type:ty, $size:literal) => {
         #[inline(always)]
         pub(crate) fn $write<const AT: usize>(self, value: $type) {
             const { assert!(AT + size_of::<$type>() <= N) };
-            // SAFETY: within the bytes that were checked.
-            unsafe {
-                asm!(
-                    concat!("*(", $size, " *)({part} + {at}) = {value}"),
-                    value = in(reg) u64::from(value),
-                    part = in(reg) self.0,
-                    at = const AT,
-                    options(nostack, preserves_flags)
-                );
-            }
+            // SAFETY: as above.
+            unsafe { words::$write::<AT>(self.0, value) };
         }
-    };
+    )+};
 }
 
 impl<const N: usize> Part<N> {
-    read!(byte, u8, "u8");
-    read!(half, u16, "u16");
-    read!(word, u32, "u32");
-    write!(set_half, u16, "u16");
-    write!(set_word, u32, "u32");
+    /// Bytes of a row, to be written like those of a frame.
+    #[inline(always)]
+    pub(crate) fn of(row: &mut [u8; N]) -> Self {
+        Self(row.as_mut_ptr())
+    }
+
+    /// Writes the bytes of a row.
+    #[inline(always)]
+    pub(crate) fn set(self, row: &[u8; N]) {
+        // SAFETY: within the bytes that were checked.
+        unsafe { words::copy(row, self.0.cast()) };
+    }
+
+    /// `M` bytes of it.
+    #[inline(always)]
+    pub(crate) fn within<const M: usize, const AT: usize>(self) -> Part<M> {
+        const { assert!(AT + M <= N) };
+        // SAFETY: within the bytes that were checked.
+        Part(unsafe { self.0.add(AT) })
+    }
+
+    access! {
+        byte, set_byte, u8;
+        half, set_half, u16;
+        word, set_word, u32;
+    }
 }
 
 fn halves(m: [u8; 12]) -> [Mac; 2] {
@@ -282,6 +289,6 @@ impl Frame for Skb {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         // SAFETY: `at` checked that the bytes lie in the linear part of the packet.
-        self.at::<[u8; N]>(offset).map(|place| unsafe { *place })
+        self.at::<[u8; N]>(offset).map(|place| unsafe { words::load(place) })
     }
 }

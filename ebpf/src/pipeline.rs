@@ -301,6 +301,7 @@ fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
         return H::headless::<F>(headers, reason);
     }
     let mut found = flow::lookup::<F>(&memory.headers.key);
+    memory.is_new = found.is_none().into();
     let established = found.as_mut().filter(|entry| is_established::<H, F>(skb, memory, entry));
     let verdict = if let Some(entry) = established {
         flow::account::<F>(&memory.headers, entry);
@@ -365,11 +366,11 @@ pub(crate) fn select<F: Pipeline>(
 /// The first packet of a flow, or the first after something changed: computes the flow into this CPU's memory.
 #[inline(always)]
 pub(crate) fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
-    let Memory { headers, origin, scratch, .. } = memory::<F>()?;
+    let Memory { headers, origin, scratch, is_new, .. } = memory::<F>()?;
     scratch.clear();
     // Before any map is read: a change from here on leaves the flow stale, never wrong.
     scratch.global = flow::depend(epoch::GLOBAL);
-    let existing = flow::lookup::<F>(&headers.key);
+    let existing = if *is_new == 0 { flow::lookup::<F>(&headers.key) } else { None };
     let next = H::resolve::<F>(skb, headers, origin, existing.as_deref(), scratch)?;
     Ok(if next == Next::Forward && scratch.ends != 0 { Next::End } else { next })
 }

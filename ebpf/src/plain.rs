@@ -193,7 +193,7 @@ pub(crate) fn came_from(skb: Skb, slot: u32, family: u32) -> bool {
     if !(hop.is_of(owner, slot) && is_recent(hop.seen)) && entry::find_hop(skb.raw(), slot, family, 0) < 0 {
         return false;
     }
-    hop.direct == 0 || hop.direct != skb.ifindex() || skb.source_mac() == Ok(hop.dmac)
+    hop.direct == 0 || hop.direct != skb.ifindex() || skb.is_from(&hop.dmac)
 }
 
 /// The slot of the node whose Pod has the source of a packet for an own Pod; 0: it comes from the world. Nobody outside

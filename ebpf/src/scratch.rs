@@ -141,6 +141,8 @@ pub(crate) struct Memory<A> {
     pub(crate) copy: [u8; COPY as usize],
     /// What a packet that is too big should have kept to.
     pub(crate) mtu: u32,
+    /// Whether the flow table had no entry for the packet.
+    pub(crate) is_new: u32,
     /// What the slow path builds.
     pub(crate) scratch: Scratch<A>,
 }

@@ -15,7 +15,7 @@ use crate::verdict::{Exit, Outcome, Verdict};
 #[inline(always)]
 pub(crate) fn interface(skb: Skb) -> Result<&'static Interface, DropReason> {
     let interface = helper::find(&INTERFACES, &skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
-    if skb.source_mac()? == interface.pod_mac { Ok(interface) } else { Err(DropReason::SpoofedMac) }
+    if skb.is_from(&interface.pod_mac) { Ok(interface) } else { Err(DropReason::SpoofedMac) }
 }
 
 /// The sender of an IP packet, if the source address is its own and the destination is one receiver.

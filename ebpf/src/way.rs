@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bp
 use quilla_abi::config::Config;
 use quilla_abi::flow::FlowKey;
 use quilla_abi::node::{self, Node};
-use quilla_abi::{DropReason, Mac, epoch};
+use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::protocol::ip;
 use quilla_ebpf_core::tunnel::{self, OVERHEAD_V4, OVERHEAD_V6};
 use quilla_ebpf_core::{Family, Frame, Headers, V4, V6};
@@ -21,12 +21,13 @@ use crate::helper::{self, Underlay};
 use crate::maps::{Maps, NODE_SLOTS, NODES, PATHS, WAYS};
 use crate::packet::Skb;
 use crate::route;
+use crate::template::Template;
 
 /// What a CPU knows of the way to a node.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Way {
-    /// The node's epoch before its row was read.
+    /// The sum of the node's epoch and of the global one, before the rows were read: both only grow.
     epoch: u32,
     /// When it was asked for, in ticks.
     since: u32,
@@ -34,10 +35,12 @@ pub(crate) struct Way {
     ifindex: u32,
     /// The largest packet that gets there in one piece, without what encapsulation adds; 0 = any.
     pub(crate) mtu: u32,
-    /// Ethernet address of the next hop.
-    pub(crate) dmac: Mac,
-    /// Ethernet address of the device.
-    pub(crate) smac: Mac,
+    /// Whether the outer headers are those of IPv6.
+    pub(crate) over_v6: u32,
+    /// The sum over an outer IPv4 header without what it says of the packet.
+    pub(crate) sum: u32,
+    /// The outer headers, but for what they say of the packet.
+    pub(crate) template: Template,
 }
 
 /// What fits the way to a node, without what encapsulation adds.
@@ -144,17 +147,11 @@ pub(crate) fn underlay(config: &Config, node: &Node) -> Option<Underlay> {
     }
 }
 
-/// By which device, and with which addresses.
+/// By which device, and with which headers.
 #[inline(always)]
-pub(crate) fn to(
-    skb: Skb,
-    config: &Config,
-    slot: u32,
-    node: &Node,
-    underlay: Underlay,
-) -> Result<(Departure, &'static Way), DropReason> {
+pub(crate) fn to(skb: Skb, config: &Config, slot: u32) -> Result<(Departure, &'static Way), DropReason> {
     let way = helper::own_row(&WAYS, slot).ok_or(DropReason::UnknownNode)?;
-    let now = flow::epoch(epoch::NODES + slot);
+    let now = flow::epoch(epoch::NODES + slot).wrapping_add(flow::epoch(epoch::GLOBAL));
     let fresh = way.epoch == now && helper::now().wrapping_sub(way.since) < helper::hz();
     if fresh {
         return Ok((if way.ifindex == 0 { Departure::Device } else { Departure::Known(way.ifindex) }, way));
@@ -162,6 +159,15 @@ pub(crate) fn to(
     way.epoch = now;
     way.since = helper::now();
     way.ifindex = 0;
+    let node = helper::row(&NODES, slot).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;
+    let Some(underlay) = underlay(config, node) else { return Ok((Departure::Device, way)) };
+    // The packet that asks is sent by the kernel.
+    Ok((find(skb, config, slot, node, underlay, way).unresolved(), way))
+}
+
+/// Asks for the way, and makes the headers ready.
+#[inline(always)]
+fn find(skb: Skb, config: &Config, slot: u32, node: &Node, underlay: Underlay, way: &mut Way) -> Departure {
     // SAFETY: integers and unions of integers, for which zero is a value.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     let overhead = match underlay {
@@ -181,16 +187,16 @@ pub(crate) fn to(
     // Any length has the kernel say what fits the route, with what it has learnt from errors (since Linux 5.12).
     params.__bindgen_anon_1.tot_len = 1;
     let departure = ask(skb, &mut params, way);
-    way.mtu = match departure {
-        // SAFETY: an integer, whichever member was written.
-        Departure::Known(_) => {
-            note(config, slot, node, unsafe { params.__bindgen_anon_1.mtu_result }, overhead)
-        }
+    // SAFETY: an integer, whichever member was written.
+    let routed = unsafe { params.__bindgen_anon_1.mtu_result };
+    let mtu = match departure {
+        Departure::Known(_) => note(config, slot, node, routed, overhead),
         _ => mtu(config, slot, node),
-    }
-    .into();
-    // The packet that asks is sent by the kernel.
-    Ok((departure.unresolved(), way))
+    };
+    way.mtu = mtu.into();
+    way.over_v6 = u32::from(underlay == Underlay::V6);
+    way.sum = way.template.write(config, node, underlay, [params.dmac, params.smac]);
+    departure
 }
 
 #[inline(always)]
@@ -206,8 +212,6 @@ fn ask(skb: Skb, params: &mut bpf_fib_lookup, way: &mut Way) -> Departure {
     match helper::host_route(skb.raw(), params) as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
             way.ifindex = params.ifindex;
-            way.dmac = params.dmac;
-            way.smac = params.smac;
             Departure::Known(params.ifindex)
         }
         // The kernel finds it while it sends; asked again for the next packet.

@@ -42,8 +42,10 @@ pub(crate) fn network<P: Frame + ?Sized>(
     } else {
         Part::Whole
     };
-    headers.key.src = [ip[12], ip[13], ip[14], ip[15]];
-    headers.key.dst = [ip[16], ip[17], ip[18], ip[19]];
+    // As words, in which the kernel reads them again to look the tuple up.
+    let word = |at: usize| u32::from_ne_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]).to_ne_bytes();
+    headers.key.src = word(12);
+    headers.key.dst = word(16);
     headers.key.proto = ip[9];
     headers.id = u32::from(u16::from_be_bytes([ip[4], ip[5]]));
     headers.hop_limit = ip[8];

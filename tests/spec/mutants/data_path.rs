@@ -20,7 +20,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "an established flow trusts any Ethernet source",
         file: "ebpf/src/hook/pod.rs",
-        from: "&& skb.source_mac() == Ok(ingress.mac)",
+        from: "&& skb.is_from(&ingress.mac)",
         to: "",
     },
     Mutant {
