@@ -3,8 +3,11 @@
 //! A run of the kernel repeats the program on one packet, each time on what the time before left. All packets here are
 //! chosen so that this is again an established packet of the same path with the same work: [`world`] and
 //! [`rig::alternate`] say how. That it is so is checked by the counted helper calls, which must be a whole number for each
-//! packet, and by the counters of forwarded packets, which must have moved by every single one.
+//! packet, and by the counters of forwarded packets, which must have moved by every single one. What cannot be repeated,
+//! outer headers and connections from their first packet to their last, is in [`connection`].
 
+mod candidate;
+mod connection;
 mod empty;
 pub(crate) mod growth;
 mod path;
@@ -21,6 +24,7 @@ use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 use crate::statistics::Summary;
 use crate::table::Table;
+use candidate::Candidate;
 use path::{Path, check, establish};
 use rig::{Calls, Rig};
 
@@ -35,16 +39,39 @@ pub(crate) struct Options {
     /// System calls of each path and round, of which the middle one counts.
     #[arg(long, default_value_t = 300)]
     calls: u32,
+    /// New connections of each kind and round.
+    #[arg(long, default_value_t = 300)]
+    connections: u16,
+    /// How often the programs are loaded anew to measure connections.
+    #[arg(long, default_value_t = 3)]
+    loads: usize,
+    /// Entries of each flow table.
+    #[arg(long, default_value_t = 65_536)]
+    flows: u32,
+    /// A kernel object instead of the one of this build; several are measured in turn.
+    #[arg(long = "object", value_name = "NAME=FILE")]
+    objects: Vec<Candidate>,
+    /// Only established packets, or only connections.
+    #[arg(long)]
+    only: Option<Part>,
+}
+
+/// A part of the measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Established,
+    Connections,
 }
 
 /// Kinds of helpers worth a column.
-const COLUMNS: [(u32, &str); 8] = [
+const COLUMNS: [(u32, &str); 9] = [
     (helper::LOOKUP_FLOW, "flow"),
     (helper::LOOKUP_HASH, "hash"),
     (helper::LOOKUP_LPM, "trie"),
     (helper::UPDATE, "update"),
     (helper::LOOKUP_ARRAY, "array"),
     (helper::CHECKSUM, "sum"),
+    (helper::PACKET, "packet"),
     (helper::TUNNEL, "tunnel"),
     (helper::REDIRECT, "redirect"),
 ];
@@ -55,7 +82,23 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
 }
 
 fn measure_inside(options: &Options) -> Result<()> {
-    let mut counted = Rig::load("counted", true, true)?;
+    let mut candidates = options.objects.clone();
+    if candidates.is_empty() {
+        candidates.push(Candidate::built());
+    }
+    let mut empty = empty::load()?;
+    if options.only != Some(Part::Connections) {
+        println!("{}", established(options, &candidates, &mut empty)?);
+    }
+    if options.only != Some(Part::Established) {
+        println!("{}", connection::measure(options, &candidates, &mut empty)?);
+    }
+    Ok(())
+}
+
+/// Established packets, one repeated again and again.
+fn established(options: &Options, candidates: &[Candidate], empty: &mut TestRunner) -> Result<String> {
+    let mut counted = Rig::load("counted", &candidates[0].object(), options.flows, true, true)?;
     let mut paths = Vec::new();
     for addresses in &world::FAMILIES {
         paths.extend(establish(&mut counted, addresses)?);
@@ -64,13 +107,18 @@ fn measure_inside(options: &Options) -> Result<()> {
         check(&mut counted, path).with_context(|| format!("{}, IPv{}", path.name, path.family()))?;
     }
     let calls = paths.iter().map(|path| count(&mut counted, path)).collect::<Result<Vec<_>>>()?;
-    let plain = Rig::load("plain", false, false)?;
-    let traced = Rig::load("traced", true, false)?;
-    plain.adopt(&counted)?;
-    traced.adopt(&counted)?;
-    let times = Bench { empty: empty::load()?, plain, traced }.run(options, &paths)?;
-    print!("{}", report(options, &paths, &calls, &times));
-    Ok(())
+    let mut rigs = Vec::new();
+    for (number, candidate) in candidates.iter().enumerate() {
+        let load = |name: &str, trace| {
+            let rig =
+                Rig::load(&format!("{name}-{number}"), &candidate.object(), options.flows, trace, false)?;
+            rig.adopt(&counted)?;
+            anyhow::Ok(rig)
+        };
+        rigs.push(Pair { plain: load("plain", false)?, traced: load("traced", true)? });
+    }
+    let times = Bench { empty, rigs }.run(options, &paths)?;
+    Ok(report(options, candidates, &paths, &calls, &times))
 }
 
 /// Helper calls of one packet. Anything but a whole number means that the packets were not alike.
@@ -87,38 +135,47 @@ fn count(rig: &mut Rig, path: &Path) -> Result<Calls> {
     Ok(calls)
 }
 
-/// Nanoseconds of one run: the empty program, the program that reads the clock, then each path.
+/// Nanoseconds of one run: the empty program, the program that reads the clock, then each path of each candidate.
 struct Times {
     empty: Summary,
     clock: Summary,
-    paths: Vec<Summary>,
+    paths: Vec<Vec<Summary>>,
 }
 
-struct Bench {
-    empty: TestRunner,
+struct Bench<'a> {
+    empty: &'a mut TestRunner,
+    rigs: Vec<Pair>,
+}
+
+/// A candidate's programs, as they are in production and as tests have them.
+struct Pair {
     plain: Rig,
     traced: Rig,
 }
 
-impl Bench {
+impl Bench<'_> {
     /// Interleaved: whatever disturbs the machine disturbs all of them.
     fn run(&mut self, options: &Options, paths: &[Path]) -> Result<Times> {
         pin()?;
         let frame = paths.first().context("a path")?.step.frame();
         let (mut empty, mut clock) = (Vec::new(), Vec::new());
-        let mut each = vec![Vec::new(); paths.len()];
+        let mut each = vec![vec![Vec::new(); paths.len()]; self.rigs.len()];
         for _ in 0..options.rounds.max(1) {
             let nowhere = TestContext::default();
-            empty.push(sample(&mut self.empty, &frame, &nowhere, options.calls)?);
-            clock.push(sample(self.plain.runner(CLOCK)?, &frame, &nowhere, options.calls)?);
-            for (path, times) in paths.iter().zip(&mut each) {
-                times.push(self.sample(path, options.calls)?);
+            empty.push(sample(self.empty, &frame, &nowhere, options.calls)?);
+            clock.push(sample(self.rigs[0].plain.runner(CLOCK)?, &frame, &nowhere, options.calls)?);
+            for (number, path) in paths.iter().enumerate() {
+                for (rigs, times) in self.rigs.iter_mut().zip(&mut each) {
+                    times[number].push(rigs.sample(path, options.calls)?);
+                }
             }
         }
-        let paths = each.iter().map(|times| Summary::of(times)).collect();
+        let paths = each.iter().map(|paths| paths.iter().map(|times| Summary::of(times)).collect()).collect();
         Ok(Times { empty: Summary::of(&empty), clock: Summary::of(&clock), paths })
     }
+}
 
+impl Pair {
     fn sample(&mut self, path: &Path, calls: u32) -> Result<f64> {
         let rig = if path.needs_trace() { &mut self.traced } else { &mut self.plain };
         let before = rig.forwarded(path.exit)?;
@@ -149,10 +206,18 @@ fn pin() -> Result<()> {
     sched_setaffinity(None, &set).context("stay on one processor")
 }
 
-fn report(options: &Options, paths: &[Path], calls: &[Calls], times: &Times) -> String {
+fn report(
+    options: &Options,
+    candidates: &[Candidate],
+    paths: &[Path],
+    calls: &[Calls],
+    times: &Times,
+) -> String {
     let names = COLUMNS.map(|(_, name)| name);
+    let others: Vec<String> = candidates[1..].iter().map(|other| format!("ns {}", other.name)).collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
     let mut table =
-        Table::new(&[&["path", "IP", "program", "ns", "range", "over empty"][..], &names].concat());
+        Table::new(&[&["path", "IP", "program", "ns", "range", "over empty"][..], &others, &names].concat());
     let base = times.empty.median;
     let cells = |name: &str, family: &str, program: &str, time: &Summary| {
         let range = format!("{:.0}-{:.0}", time.least, time.most);
@@ -161,12 +226,15 @@ fn report(options: &Options, paths: &[Path], calls: &[Calls], times: &Times) -> 
         let (ns, over) = (format!("{:.0}", time.median), format!("{over:.0}"));
         vec![name.to_owned(), family.to_owned(), program.to_owned(), ns, range, over]
     };
-    let none = COLUMNS.map(|_| String::new());
-    table.row([cells("empty program", "", "", &times.empty), none.to_vec()].concat());
-    table.row([cells("reading the clock", "", CLOCK, &times.clock), none.to_vec()].concat());
-    for ((path, calls), time) in paths.iter().zip(calls).zip(&times.paths) {
+    let none = vec![String::new(); others.len() + names.len()];
+    table.row([cells("empty program", "", "", &times.empty), none.clone()].concat());
+    table.row([cells("reading the clock", "", CLOCK, &times.clock), none].concat());
+    for (number, (path, calls)) in paths.iter().zip(calls).enumerate() {
+        let (own, others) = times.paths.split_first().expect("a candidate");
+        let others: Vec<String> = others.iter().map(|times| format!("{:.0}", times[number].median)).collect();
         let counts = COLUMNS.map(|(kind, _)| calls[kind as usize].to_string());
-        table.row([cells(path.name, path.family(), path.step.program, time), counts.to_vec()].concat());
+        let first = cells(path.name, path.family(), path.step.program, &own[number]);
+        table.row([first, others, counts.to_vec()].concat());
     }
     format!(
         "Median of {} rounds, least and most; each round the median of {} calls of {REPEATS} runs.\n\n{table}",

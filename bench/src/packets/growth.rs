@@ -12,7 +12,7 @@ use quilla_abi::Be16;
 use quilla_abi::backend::Backend;
 use quilla_abi::counter::path;
 use quilla_abi::service::{Service, ServiceKey, scope};
-use quilla_datapath::Maps;
+use quilla_datapath::{Maps, Object};
 use quilla_plan::{BackendKey, Member, maglev};
 use quilla_tests::packet::number::TCP;
 use quilla_tests::packet::tcp;
@@ -27,6 +27,7 @@ const SIZES: [u32; 6] = [1, 10, 100, 1_000, 10_000, 100_000];
 /// Of each size and round; both entries of all their flows fit the table.
 const PACKETS: u32 = 8_000;
 const ROUNDS: usize = 7;
+const FLOWS: u32 = 65_536;
 /// Of the Service with many endpoints.
 const MANY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 112, 0, 1));
 /// Where its slots begin.
@@ -41,7 +42,7 @@ pub(crate) fn measure() -> Result<String> {
 
 fn inside() -> Result<String> {
     pin()?;
-    let mut rig = Rig::load("growth", false, false)?;
+    let mut rig = Rig::load("growth", &Object::embedded(), FLOWS, false, false)?;
     let mut table =
         Table::new(&["there are", "ns to find a Service", "range", "ns to choose an endpoint", "range"]);
     let mut before = 0;

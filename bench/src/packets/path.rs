@@ -10,7 +10,7 @@ use quilla_ebpf_core::{V4, V6};
 use quilla_tests::packet::{Packet, decode, tcp};
 
 use super::rig::{Rig, Step, alternate};
-use super::world::{Addresses, OVERLAY, PODS, PORTS, UPLINK};
+use super::world::{Addresses, NEXT_HOP, OVERLAY, PODS, PORTS, UPLINK, UPLINK_MAC};
 
 /// A packet of an established connection at a hook, and how it leaves.
 pub(super) struct Path {
@@ -57,7 +57,7 @@ pub(super) fn establish(rig: &mut Rig, at: &Addresses) -> Result<Vec<Path>> {
     add("overlay → Pod", &back, path::LOCAL_POD);
 
     let there = from_pod(0, (a, 40_004), (at.world[0], port));
-    let uplink = |from, to| Step::new(FROM_UPLINK, UPLINK, Packet::tcp((from, port), to));
+    let uplink = |from, to| from_world(Packet::tcp((from, port), to));
     let back = connect(rig, &there, |client| Ok(uplink(at.world[0], client)))?;
     repeatable(rig, &there, None)?;
     // Only what is addressed to the node is looked up there: so that it stays that way, the source changes instead.
@@ -71,7 +71,7 @@ pub(super) fn establish(rig: &mut Rig, at: &Addresses) -> Result<Vec<Path>> {
     connect(rig, &there, |client| Ok(from_pod(0, (a, port), client)))?;
     add("host → Pod", &there, path::LOCAL_POD);
 
-    let foreign = Step::new(FROM_UPLINK, UPLINK, Packet::tcp((at.world[0], 40_006), (at.host, 22)));
+    let foreign = from_world(Packet::tcp((at.world[0], 40_006), (at.host, 22)));
     add("uplink in, not ours", &foreign, path::PASSED);
     let own = Step::new(TO_UPLINK, UPLINK, Packet::tcp((at.host, 40_007), (at.world[0], 22)));
     add("uplink out, the host's own", &own, path::PASSED);
@@ -86,6 +86,11 @@ pub(super) fn from_pod(
     const GATEWAY: [u8; 6] = [2, 0, 0, 0, 2, 1];
     let (device, mac) = PODS[pod];
     Step::new(FROM_POD, device, Packet::tcp(source, destination).macs(mac, GATEWAY))
+}
+
+/// A frame for the uplink's own Ethernet address: others are let go at once.
+pub(super) fn from_world(packet: Packet) -> Step {
+    Step::new(FROM_UPLINK, UPLINK, packet.macs(NEXT_HOP, UPLINK_MAC))
 }
 
 /// Shakes hands; `back` makes the answers' packet from the address that the server sees.

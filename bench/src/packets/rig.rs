@@ -10,7 +10,7 @@ use quilla_abi::flow::{Flow, FlowKey, flag, scope};
 use quilla_abi::program;
 use quilla_abi::trace::TUNNEL_SOURCE;
 use quilla_abi::{Be16, flow};
-use quilla_datapath::{Datapath, Options, Outcome, Table, TestContext, TestRunner, bpffs};
+use quilla_datapath::{Datapath, Object, Options, Outcome, Table, TestContext, TestRunner, bpffs};
 use quilla_ebpf_core::Family;
 use quilla_ebpf_core::connection::set_rewrite;
 use quilla_tests::packet::Packet;
@@ -18,8 +18,6 @@ use quilla_tests::packet::number::TCP;
 use quilla_tests::sandbox;
 
 use super::world;
-
-const FLOWS: u32 = 65_536;
 
 /// A packet at a hook.
 #[derive(Clone)]
@@ -38,6 +36,11 @@ impl Step {
     /// The packet with other TCP flags.
     pub(super) fn flags(&self, flags: u8) -> Vec<u8> {
         self.packet.clone().flags(flags).build()
+    }
+
+    /// The step with other TCP flags.
+    pub(super) fn with_flags(self, flags: u8) -> Self {
+        Self { packet: self.packet.flags(flags), ..self }
     }
 
     /// The packet as it is in the middle of a connection.
@@ -84,11 +87,17 @@ pub(super) struct Rig {
 
 impl Rig {
     /// Loads the programs with the cluster in their maps; pins are named after the rig.
-    pub(super) fn load(name: &str, trace: bool, count_helpers: bool) -> Result<Self> {
+    pub(super) fn load(
+        name: &str,
+        object: &Object<'_>,
+        flow_capacity: u32,
+        trace: bool,
+        count_helpers: bool,
+    ) -> Result<Self> {
         let bpffs = Path::new(sandbox::FILES).join(format!("bpf-{name}"));
         bpffs::mount(&bpffs)?;
-        let options = Options { bpffs, flow_capacity: FLOWS, trace, count_helpers, ..Options::default() };
-        let datapath = Datapath::open(&options).context("load the programs")?;
+        let options = Options { bpffs, flow_capacity, trace, count_helpers, ..Options::default() };
+        let datapath = Datapath::open_object(object, &options).context("load the programs")?;
         world::install(datapath.maps()).context("fill the maps")?;
         let runner = |name: &'static str| Ok((name, TestRunner::new(&datapath, name)?));
         let names = program::TC.into_iter().chain([program::CLOCK]);

@@ -29,6 +29,10 @@ pub(super) const OVERLAY: u32 = 22;
 pub(super) const PORTS: [u16; 2] = [80, 8080];
 /// The other node's slot and underlay address.
 pub(super) const PEER: (u32, Ipv4Addr) = (2, Ipv4Addr::new(192, 168, 77, 2));
+/// The other node's Ethernet address on the underlay, and the uplink's own.
+pub(super) const NEXT_HOP: [u8; 6] = [2, 0, 0, 0, 9, 9];
+pub(super) const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
+pub(super) const VNI: u32 = 7;
 
 /// The parties, in one family.
 pub(super) struct Addresses {
@@ -67,7 +71,30 @@ pub(super) const FAMILIES: [Addresses; 2] = [
 
 /// A namespace with the devices, for whoever runs inside.
 pub(super) fn namespace() -> Result<Netns> {
-    bare_node::create("bench", &[PODS[0].0, PODS[1].0], UPLINK, OVERLAY)
+    let netns = bare_node::create("bench", &[PODS[0].0, PODS[1].0], UPLINK, OVERLAY)?;
+    let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    netns.ip(&format!(
+        "link set d{UPLINK} address {}\nneigh replace {} lladdr {} dev d{UPLINK} nud permanent",
+        text(UPLINK_MAC),
+        PEER.1,
+        text(NEXT_HOP)
+    ))?;
+    Ok(netns)
+}
+
+/// Has the programs write and remove outer headers themselves.
+pub(super) fn encapsulate(maps: &Maps) -> Result<()> {
+    let config = config();
+    let row =
+        Config { flags: config.flags | flag::DIRECT | flag::OPEN, tunnel_ipv4: config.host_ipv4, ..config };
+    maps.config.set(0, &row)?;
+    bump(maps)
+}
+
+/// Makes every flow look at the maps again.
+fn bump(maps: &Maps) -> Result<()> {
+    let global = maps.epochs.get(epoch::GLOBAL)?.unwrap_or_default();
+    Ok(maps.epochs.set(epoch::GLOBAL, &(global + 1))?)
 }
 
 /// Writes the cluster into empty maps.
@@ -90,8 +117,7 @@ pub(super) fn install(maps: &Maps) -> Result<()> {
         maps.interfaces.insert(&ifindex, &row)?;
     }
     maps.config.set(0, &config())?;
-    let global = maps.epochs.get(epoch::GLOBAL)?.unwrap_or_default();
-    Ok(maps.epochs.set(epoch::GLOBAL, &(global + 1))?)
+    bump(maps)
 }
 
 fn peer() -> Node {
@@ -107,7 +133,7 @@ fn config() -> Config {
         flags: flag::MASQUERADE_V4 | flag::MASQUERADE_V6,
         uplink_ifindex: UPLINK,
         overlay_ifindex: OVERLAY,
-        vni: 7,
+        vni: VNI,
         hash_seed: 0x5eed,
         snat_port_min: SNAT_PORT_MIN,
         snat_port_max: SNAT_PORT_MAX,
