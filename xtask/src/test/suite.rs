@@ -1,5 +1,6 @@
 //! Test binaries: which there are, how they are built, how one is run.
 
+use std::env;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -22,6 +23,9 @@ const CNI: &str = "cni";
 
 /// A binary still running after this is stuck: the whole suite takes minutes.
 const LIMIT: Duration = Duration::from_mins(15);
+
+/// Tests that run for as long as they are asked to, beyond that.
+const LENGTHS: [&str; 2] = ["QUILLA_CHURN_SECONDS", "QUILLA_SOAK_SECONDS"];
 
 /// How long the output of a binary that has ended may stay open.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -108,7 +112,7 @@ impl Suite {
         let output = child.stdout.take().context("output of the tests")?;
         let tallies = echo(output);
         let succeeded =
-            wait_within(&mut child, LIMIT).with_context(|| format!("{} of {}", self.name, self.tier))?;
+            wait_within(&mut child, limit()).with_context(|| format!("{} of {}", self.name, self.tier))?;
         let mut tally = match last(&tallies) {
             Ok(Some(tally)) => tally,
             Ok(None) => {
@@ -126,6 +130,11 @@ impl Suite {
         }
         Ok(tally)
     }
+}
+
+fn limit() -> Duration {
+    let asked = LENGTHS.iter().filter_map(|name| env::var(name).ok()?.parse().ok());
+    LIMIT + asked.map(Duration::from_secs).sum::<Duration>()
 }
 
 /// Prints what the tests print, and hands on each closing line. The channel closes at the end of the output.
