@@ -41,9 +41,8 @@ impl Ways {
         if differ {
             self.ask(netlink, tunnel_ends(&settings.name, snapshot))?;
         }
-        let left =
-            least(uplinks, &self.devices).map(|mtu| mtu.saturating_sub(overhead(snapshot)).max(LEAST_V4));
-        Ok(left.map(|left| settings.overlay_mtu.map_or(left, |chosen| left.min(chosen.into()))))
+        let least = least(uplinks, &self.devices);
+        Ok(least.map(|least| carried(least, overhead(snapshot), settings.overlay_mtu)))
     }
 
     fn ask(&mut self, netlink: &Netlink, ends: Vec<IpAddr>) -> Result<(), DatapathError> {
@@ -54,6 +53,12 @@ impl Ways {
         }
         Ok(())
     }
+}
+
+/// What is left of an uplink's MTU, or what was chosen, if that is less.
+fn carried(uplink: u32, overhead: u32, chosen: Option<u16>) -> u32 {
+    let left = uplink.saturating_sub(overhead).max(LEAST_V4);
+    chosen.map_or(left, |chosen| left.min(chosen.into()))
 }
 
 /// The least MTU of those uplinks that are used, or of all, if none is known to be.
@@ -139,7 +144,7 @@ mod tests {
     use quilla_datapath::Device;
     use quilla_model::{Node as ModelNode, Snapshot};
 
-    use super::{least, overhead, problem};
+    use super::{carried, least, overhead, problem};
 
     fn snapshot(there: &[&str]) -> Snapshot {
         let node = |name: &str, addresses: &[&str]| ModelNode {
@@ -165,6 +170,13 @@ mod tests {
                 "a node without a tunnel end changes nobody's mtu"
             );
         }
+    }
+
+    #[test]
+    fn e5_a_chosen_mtu_only_lowers() {
+        assert_eq!((carried(1500, 50, None), carried(9000, 70, None)), (1450, 8930));
+        assert_eq!((carried(1500, 50, Some(1400)), carried(1500, 50, Some(9000))), (1400, 1450));
+        assert_eq!(carried(60, 50, None), 68);
     }
 
     #[test]
