@@ -4,10 +4,11 @@
 //! Invariant: they only say that something happened; the reconciler looks. Where nothing can be heard, audits find out
 //! later.
 
+use std::thread;
 use std::time::Duration;
 
 use quilla_cni_protocol::is_host_ifname;
-use quilla_datapath::{DatapathError, DeviceChanges, FilterChanges};
+use quilla_datapath::{DatapathError, DeviceChanges, FilterChanges, Touched};
 use tokio_util::sync::CancellationToken;
 
 use crate::reconcile::{Command, Handle};
@@ -35,16 +36,35 @@ pub async fn devices(reconciler: Handle, drain: CancellationToken) {
 pub async fn programs(reconciler: Handle, drain: CancellationToken) {
     let until = drain.clone();
     let listen = move || {
-        let mut changes = FilterChanges::open()?;
+        let mut deaf = false;
         while !until.is_cancelled() {
-            let Some(touched) = changes.wait(PATIENCE) else { continue };
-            if !reconciler.tell(Command::ProgramsTouched(touched)) {
-                break;
+            match listen_to_filters(&reconciler, &until) {
+                Ok(()) => break,
+                Err(error) if !deaf => tracing::warn!(error = %error, "listen to changes of filters"),
+                Err(_) => {}
             }
+            deaf = true;
+            thread::sleep(PATIENCE);
         }
         Ok(())
     };
     on_a_thread("watch filters", listen, drain).await;
+}
+
+/// Until `drain`, or until nobody can be told.
+fn listen_to_filters(reconciler: &Handle, drain: &CancellationToken) -> Result<(), DatapathError> {
+    let mut changes = FilterChanges::open()?;
+    // What went before was not heard.
+    let mut touched = Some(Touched::any());
+    while !drain.is_cancelled() {
+        if let Some(touched) = touched.take()
+            && !reconciler.tell(Command::ProgramsTouched(touched))
+        {
+            break;
+        }
+        touched = changes.wait(PATIENCE)?;
+    }
+    Ok(())
 }
 
 async fn on_a_thread(

@@ -106,30 +106,38 @@ impl Datapath {
     /// number. Where another has the place of a filter it is tcx, and on a kernel without tcx always clsact.
     pub fn attach_pod(&self, device: &str, asked: Option<Mechanism>) -> Result<u32> {
         let ifindex = ifindex(device)?;
-        match asked.unwrap_or(self.status().pods) {
-            Mechanism::Tcx if self.status().tcx => self.attach_links(POD, device, ifindex)?,
+        let attached = match asked.unwrap_or(self.status().pods) {
+            Mechanism::Tcx if self.status().tcx => self.attach_links(POD, device, ifindex),
             _ => match self.attach_filters(POD, device, ifindex, clsact::FIRST) {
                 Err(error @ DatapathError::PlaceTaken { .. }) if self.status().tcx => {
                     tracing::debug!(device, error = %error, "attach by tcx");
-                    self.attach_links(POD, device, ifindex)?;
+                    self.attach_links(POD, device, ifindex)
                 }
-                done => done?,
+                done => done,
             },
+        };
+        match (attached, self::ifindex(device)) {
+            (Ok(()), _) => Ok(ifindex),
+            // It went meanwhile, for which the kernel has many words.
+            (Err(_), Err(gone)) => Err(gone),
+            (Err(error), Ok(_)) => Err(error),
         }
-        Ok(ifindex)
     }
 
-    /// By what both programs of a Pod are attached, those of another agent included; `None` if one is missing.
+    /// By what both programs of a Pod are attached, those of another agent included; `None` if one is missing, or a
+    /// filter of another runs before it.
     pub fn pod_mechanism(&self, device: &str) -> Result<Option<Mechanism>> {
-        let ifindex = ifindex(device)?;
-        let linked = |program| -> Result<bool> {
-            let link = open(&self.pin(program, device))?;
-            Ok(link.is_some_and(|(_, info)| info.ifindex() == Some(ifindex)))
-        };
-        if linked(FROM_POD)? && linked(TO_POD)? {
-            return Ok(Some(Mechanism::Tcx));
-        }
-        Ok(clsact::runs(POD, ifindex, clsact::FIRST)?.then_some(Mechanism::Clsact))
+        self.mechanism(POD, device, clsact::FIRST)
+    }
+
+    /// The same of the programs of an uplink.
+    pub fn uplink_mechanism(&self, device: &str) -> Result<Option<Mechanism>> {
+        self.mechanism(UPLINK, device, clsact::LATE)
+    }
+
+    /// The same of the programs of the overlay device.
+    pub fn overlay_mechanism(&self, device: &str) -> Result<Option<Mechanism>> {
+        self.mechanism(OVERLAY, device, clsact::LATE)
     }
 
     /// Attaches to a device that leads to the other nodes or the world.
@@ -208,6 +216,18 @@ impl Datapath {
         self.unpin_links(|link| link.defunct)
     }
 
+    fn mechanism(&self, pair: Pair, device: &str, priority: u16) -> Result<Option<Mechanism>> {
+        let ifindex = ifindex(device)?;
+        let linked = |program| -> Result<bool> {
+            let link = open(&self.pin(program, device))?;
+            Ok(link.is_some_and(|(_, info)| info.ifindex() == Some(ifindex)))
+        };
+        if linked(pair[0].0)? && linked(pair[1].0)? {
+            return Ok(Some(Mechanism::Tcx));
+        }
+        Ok(clsact::runs(pair, ifindex, priority)?.then_some(Mechanism::Clsact))
+    }
+
     fn unpin_links(&self, which: impl Fn(&LinkStatus) -> bool) -> Result<Vec<String>> {
         let names = self.links()?.into_iter().filter(which).map(|link| link.name);
         names.map(|name| unpin(&self.layout.links.join(&name)).map(|()| name)).collect()
@@ -222,7 +242,8 @@ impl Datapath {
             let others = self.links()?.into_iter().map(|link| self.layout.links.join(link.name));
             let prefix = pin_name(program, "");
             let of_program = |path: &PathBuf| {
-                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) && *path != pin
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+                    && *path != pin
             };
             for other in others.filter(of_program) {
                 if open(&other)?.is_some_and(|(_, info)| info.ifindex() == Some(ifindex)) {

@@ -20,7 +20,7 @@ use rtnetlink::Handle;
 use tokio::runtime::{Builder, Runtime};
 
 pub use device::Device;
-pub(crate) use filter::Side;
+pub(crate) use filter::{Filter, Side};
 pub use filter::{FilterChanges, Touched};
 pub use mtu::Pair;
 pub use overlay::Overlay;

@@ -13,7 +13,7 @@ use aya::programs::{ProgramError, SchedClassifier};
 use super::{Direction, Pair, ifindex};
 use crate::datapath::Datapath;
 use crate::error::{DatapathError, Result};
-use crate::netlink::Netlink;
+use crate::netlink::{Filter, Netlink};
 
 /// Of devices that are ours alone: before any other filter.
 pub(super) const FIRST: u16 = 1;
@@ -27,6 +27,8 @@ enum Holder {
     Nobody,
     /// A filter with the program of that name, of whichever agent.
     Us,
+    /// The same, though a filter of another of the same priority runs first.
+    UsBehind,
     Another,
 }
 
@@ -42,6 +44,10 @@ impl Datapath {
             match holder {
                 Holder::Nobody => self.create(program, device, direction, priority)?,
                 Holder::Us => self.replace(program, device, direction, priority)?,
+                Holder::UsBehind if priority != FIRST => {
+                    self.replace(program, device, direction, priority)?
+                }
+                Holder::UsBehind => return Err(taken(device, "a filter before ours")),
                 Holder::Another => return Err(taken(device, "a filter")),
             }
         }
@@ -88,12 +94,14 @@ impl Datapath {
     }
 }
 
-/// Whether the device has a filter with each program of the pair.
+/// Whether the device has a filter with each program of the pair; on a device of ours alone, before any other filter.
 pub(super) fn runs(pair: Pair, ifindex: u32, priority: u16) -> Result<bool> {
     let netlink = Netlink::open()?;
     for (program, direction) in pair {
-        if holder(&netlink, program, ifindex, direction, priority)? != Holder::Us {
-            return Ok(false);
+        match holder(&netlink, program, ifindex, direction, priority)? {
+            Holder::Us => {}
+            Holder::UsBehind if priority != FIRST => {}
+            Holder::Nobody | Holder::UsBehind | Holder::Another => return Ok(false),
         }
     }
     Ok(true)
@@ -102,7 +110,8 @@ pub(super) fn runs(pair: Pair, ifindex: u32, priority: u16) -> Result<bool> {
 /// Of a device that is gone, or a filter that is or never was, there is nothing to detach.
 pub(super) fn detach(name: &'static str, device: &str, direction: Direction, priority: u16) -> Result<()> {
     let Ok(ifindex) = ifindex(device) else { return Ok(()) };
-    if holder(&Netlink::open()?, name, ifindex, direction, priority)? != Holder::Us {
+    let holder = holder(&Netlink::open()?, name, ifindex, direction, priority)?;
+    if !matches!(holder, Holder::Us | Holder::UsBehind) {
         return Ok(());
     }
     let Ok(link) = SchedClassifierLink::attached(device, direction.clsact(), priority, HANDLE, None) else {
@@ -133,13 +142,21 @@ fn holder(
     direction: Direction,
     priority: u16,
 ) -> Result<Holder> {
-    let mut filters = netlink.filters(ifindex, direction.side())?;
-    filters.retain(|filter| filter.priority == priority && filter.handle == u32::from(HANDLE));
-    Ok(match filters.first().map(|filter| filter.program.as_deref()) {
+    Ok(holder_among(&netlink.filters(ifindex, direction.side())?, program, priority))
+}
+
+/// The kernel lists filters of a priority in the order in which they run, and puts a new one before the others.
+fn holder_among(filters: &[Filter], program: &str, priority: u16) -> Holder {
+    // Of each priority it lists the classifier, too, as a filter without a handle.
+    let same = |filter: &&Filter| filter.chain == 0 && filter.priority == priority && filter.handle != 0;
+    let place =
+        filters.iter().filter(same).enumerate().find(|(_, filter)| filter.handle == u32::from(HANDLE));
+    match place {
         None => Holder::Nobody,
-        Some(Some(name)) if name == program => Holder::Us,
-        Some(_) => Holder::Another,
-    })
+        Some((_, filter)) if filter.program.as_deref() != Some(program) => Holder::Another,
+        Some((0, _)) => Holder::Us,
+        Some(_) => Holder::UsBehind,
+    }
 }
 
 /// Whether the kernel's answer at the bottom of `error` is `errno`.
@@ -154,4 +171,37 @@ fn failed(program: &'static str, device: &str, error: ProgramError) -> DatapathE
 
 fn taken(device: &str, by: &str) -> DatapathError {
     DatapathError::PlaceTaken { device: device.to_owned(), by: by.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FIRST, Filter, Holder, holder_among};
+
+    /// E19: ours is found in its place, and not taken for the first where another of its priority runs before it.
+    #[test]
+    fn e19_who_runs_before_ours_is_seen() {
+        let of = |priority, handle, program: &str| Filter {
+            chain: 0,
+            priority,
+            handle,
+            program: (!program.is_empty()).then(|| program.to_owned()),
+        };
+        let (head, ours, other) = (of(1, 0, ""), of(1, 1, "from_pod"), of(1, 2, "theirs"));
+        let in_our_place = of(1, 1, "theirs");
+        let elsewhere = Filter { chain: 7, ..other.clone() };
+        let later = of(2, 1, "theirs");
+        let cases = [
+            (vec![], Holder::Nobody),
+            (vec![&head, &other], Holder::Nobody),
+            (vec![&head, &ours, &later], Holder::Us),
+            (vec![&head, &ours, &other], Holder::Us),
+            (vec![&elsewhere, &head, &ours], Holder::Us),
+            (vec![&head, &other, &ours], Holder::UsBehind),
+            (vec![&head, &in_our_place], Holder::Another),
+        ];
+        for (filters, holder) in cases {
+            let filters: Vec<_> = filters.into_iter().cloned().collect();
+            assert_eq!(holder_among(&filters, "from_pod", FIRST), holder, "{filters:?}");
+        }
+    }
 }

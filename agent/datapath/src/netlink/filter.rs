@@ -3,6 +3,7 @@
 //! Used by `link::clsact`, and by the agent to put its programs back. Invariant: what this process attaches is no change.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -32,6 +33,8 @@ const OURS: [&str; 6] = [
 /// A filter of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Filter {
+    /// Packets begin in chain 0.
+    pub(crate) chain: u32,
     /// Those with the small numbers run first.
     pub(crate) priority: u16,
     pub(crate) handle: u32,
@@ -102,10 +105,15 @@ fn filter(message: &TcMessage) -> Filter {
         TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
         _ => None,
     });
+    let chain = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Chain(chain) => Some(*chain),
+        _ => None,
+    });
     let TcHeader { info, handle: TcHandle { major, minor }, .. } = message.header;
     let handle = u32::from(major) << 16 | u32::from(minor);
     // The upper half is the priority, the lower one the protocol.
-    Filter { priority: u16::try_from(info >> 16).unwrap_or(u16::MAX), handle, program }
+    let chain = chain.unwrap_or_default();
+    Filter { chain, priority: u16::try_from(info >> 16).unwrap_or(u16::MAX), handle, program }
 }
 
 /// Devices at which others may have taken filters away.
@@ -117,6 +125,11 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// Any device: nobody listened.
+    pub fn any() -> Self {
+        Self { any: true, devices: BTreeSet::new() }
+    }
+
     /// Whether this device may be one of them.
     pub fn contains(&self, ifindex: u32) -> bool {
         self.any || self.devices.contains(&ifindex)
@@ -128,7 +141,8 @@ impl Touched {
         self.devices.extend(&others.devices);
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
         !self.any && self.devices.is_empty()
     }
 
@@ -179,35 +193,40 @@ impl FilterChanges {
         Ok(Self { runtime, messages })
     }
 
-    /// Waits for a change, or for `limit` to pass. Changes that came together are told together.
-    pub fn wait(&mut self, limit: Duration) -> Option<Touched> {
+    /// Waits for a change, or for `limit` to pass. Changes that came together are told together. After an error nothing
+    /// more is told: listen anew.
+    pub fn wait(&mut self, limit: Duration) -> Result<Option<Touched>> {
         let Self { runtime, messages } = self;
         let mut touched = Touched::default();
         let next = async {
             while let Some((message, _)) = messages.next().await {
                 touched.take(&message.payload);
                 if !touched.is_empty() {
-                    return;
+                    return Ok(());
                 }
             }
-            // The socket is gone: nothing more is told.
-            std::future::pending::<()>().await;
+            Err(io::Error::from(io::ErrorKind::BrokenPipe))
         };
-        runtime.block_on(async { timeout(limit, next).await }).ok()?;
+        let Ok(told) = runtime.block_on(async { timeout(limit, next).await }) else { return Ok(None) };
+        told.map_err(|source| DatapathError::kernel("listen for", "changes of filters", source))?;
         while let Ok((message, _)) = messages.try_recv() {
             touched.take(&message.payload);
         }
-        Some(touched)
+        Ok(Some(touched))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use netlink_packet_core::NetlinkPayload;
     use rtnetlink::packet_route::RouteNetlinkMessage;
     use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 
-    use super::Touched;
+    use futures::channel::mpsc::unbounded;
+
+    use super::{FilterChanges, Touched, runtime};
 
     fn told<const N: usize>(messages: [NetlinkPayload<RouteNetlinkMessage>; N]) -> Touched {
         let mut touched = Touched::default();
@@ -244,5 +263,15 @@ mod tests {
             [true, true, false, true, true, false]
         );
         assert!(told([NetlinkPayload::Overrun(Vec::new())]).contains(7), "it may be any");
+    }
+
+    /// E19: who listens hears of it when the socket is gone.
+    #[test]
+    fn e19_a_closed_socket_is_an_error() {
+        let (sender, messages) = unbounded();
+        let mut changes = FilterChanges { runtime: runtime().expect("a runtime"), messages };
+        assert_eq!(changes.wait(Duration::ZERO).expect("open"), None);
+        drop(sender);
+        assert!(changes.wait(Duration::from_secs(60)).is_err());
     }
 }

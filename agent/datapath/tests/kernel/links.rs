@@ -273,6 +273,45 @@ fn a_filter_of_another_hides_nothing_from_ours() {
     assert!(filters(&namespace, "ingress").contains("u32"));
 }
 
+/// E19: a filter of another of the same priority runs before ours, which is a link then, and on a kernel without links an
+/// error.
+#[test]
+fn e19_where_another_runs_before_ours_it_is_a_link() {
+    let bytecode = pass_all();
+    let before_ours =
+        format!("filter add dev near ingress prio 1 bpf da bytecode-file {}", bytecode.path().display());
+    for tcx in [true, false] {
+        let (bpffs, namespace) = (Bpffs::new(), Namespace::new());
+        namespace.quiet_pair("near", "far");
+        let datapath = open(&Options { tcx, ..bpffs.options() });
+        let mechanism = || namespace.run(|| datapath.pod_mechanism("near")).expect("look");
+        namespace.run(|| datapath.attach_pod("near", None)).expect("attach");
+        assert_eq!(mechanism(), Some(Mechanism::Clsact));
+        namespace.command("tc", &before_ours);
+        assert_eq!(mechanism(), None, "ours is hidden");
+        let attached = namespace.run(|| datapath.attach_pod("near", None));
+        if tcx {
+            attached.expect("attach");
+            assert_eq!(mechanism(), Some(Mechanism::Tcx));
+            assert!(namespace.run(|| send(&packet_socket("far"), &frame())));
+            assert_eq!(counted(&datapath), 1);
+        } else {
+            let error = attached.expect_err("no links");
+            assert!(error.to_string().contains("a filter before ours"), "{error}");
+        }
+        namespace.run(|| datapath.detach_pod("near")).expect("detach");
+        let left = filters(&namespace, "ingress");
+        assert!(left.contains("bytecode") && !left.contains("from_pod"), "{left}");
+    }
+}
+
+/// A classic program that says of each packet that it may go on to the stack.
+fn pass_all() -> tempfile::NamedTempFile {
+    let mut bytecode = tempfile::NamedTempFile::new().expect("a file");
+    bytecode.write_all(b"1,6 0 0 0").expect("write");
+    bytecode
+}
+
 /// E19: whoever takes a filter away is heard, however he does it; what we do ourselves is no news.
 #[test]
 fn what_others_take_away_is_heard_and_seen() {
@@ -280,8 +319,7 @@ fn what_others_take_away_is_heard_and_seen() {
     namespace.quiet_pair("near", "far");
     let datapath = bpffs.open();
     let mut changes = namespace.run(FilterChanges::open).expect("listen");
-    let mut bytecode = tempfile::NamedTempFile::new().expect("a file");
-    bytecode.write_all(b"1,6 0 0 0").expect("write");
+    let bytecode = pass_all();
     let in_our_place = format!(
         "filter replace dev near ingress prio 1 handle 1 bpf bytecode-file {}",
         bytecode.path().display()
@@ -296,9 +334,10 @@ fn what_others_take_away_is_heard_and_seen() {
     for way in ways {
         let ifindex = namespace.run(|| datapath.attach_pod("near", None)).expect("attach");
         assert!(namespace.run(|| datapath.pod_mechanism("near")).expect("look").is_some(), "{way}");
-        assert_eq!(changes.wait(Duration::from_millis(50)), None, "before {way}");
+        let mut heard = |limit| changes.wait(limit).expect("listen");
+        assert_eq!(heard(Duration::from_millis(50)), None, "before {way}");
         namespace.command("tc", way);
-        let touched = changes.wait(Duration::from_secs(10)).unwrap_or_else(|| panic!("{way} was not heard"));
+        let touched = heard(Duration::from_secs(10)).unwrap_or_else(|| panic!("{way} was not heard"));
         assert!(touched.contains(ifindex) && !touched.contains(ifindex + 1), "{way}: {touched:?}");
         assert_eq!(namespace.run(|| datapath.pod_mechanism("near")).expect("look"), None, "{way}");
         if way == in_our_place {
@@ -306,7 +345,7 @@ fn what_others_take_away_is_heard_and_seen() {
             namespace.ip("link del near");
             namespace.quiet_pair("near", "far");
         }
-        while changes.wait(Duration::from_millis(50)).is_some() {}
+        while changes.wait(Duration::from_millis(50)).expect("listen").is_some() {}
     }
 }
 
