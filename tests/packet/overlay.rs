@@ -20,7 +20,9 @@ use quilla_tests::packet::{Fault, Packet, tcp};
 
 pub(crate) use answers::{answers, ends, errors, too_big};
 pub(crate) use hostile::{from_nobody, malformed, not_ours};
-pub(crate) use narrow::{another_node_in_the_slot_is_another_way, routers_say_what_fits, routes_say_what_fits};
+pub(crate) use narrow::{
+    another_node_in_the_slot_is_another_way, routers_say_what_fits, routes_say_what_fits,
+};
 
 use crate::rig::{
     Family, Hook, OTHER_VTEP, REDIRECT, Rig, SLOT, Seen, UPLINK, VTEP, Who, from_a, from_b, namespace, v4, v6,
