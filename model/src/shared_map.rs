@@ -177,6 +177,10 @@ fn merge<K: Ord, V, T>(
         }
     }
     merged.extend(rows);
+    // Most of what was foreseen may have been removals; maps stay as they are for long.
+    if merged.len() < merged.capacity() / 2 {
+        merged.shrink_to_fit();
+    }
     merged
 }
 

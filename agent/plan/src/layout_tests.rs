@@ -105,6 +105,33 @@ fn a_node_port_of_five_thousand_endpoints_can_change_every_round() {
     }
 }
 
+/// S17: a member that leaves takes its slots with it, also where slots and members are as many by chance: with weights,
+/// and in a Maglev table of one slot each. Whoever stays keeps the id.
+#[test]
+fn s17_who_stays_keeps_the_id_whatever_the_slots_are() {
+    let weighted = |set: &BackendSet, weights: &[_]| {
+        let weigh = |(member, &weight): (&Member, _)| Member { weight, ..*member };
+        let members = set.members.iter().zip(weights).map(weigh).collect();
+        Arc::new(BackendSet { members, ..set.clone() })
+    };
+    for maglev in [false, true] {
+        let mut layout = Layout::default();
+        let mut before = Tables::default();
+        for (members, of) in [(0..7, [1; 7]), (1..7, [2, 1, 1, 3, 1, 1, 1]), (2..7, [1, 2, 1, 1, 1, 1, 1])] {
+            let mut desired = same_backends(2, members.clone(), maglev);
+            desired.maglev_density = 1;
+            desired.sets =
+                desired.sets.iter().map(|(key, set)| (Arc::clone(key), weighted(set, &of))).collect();
+            let (tables, problems) = layout.lay_out(&desired);
+            assert_eq!((problems.len(), stale(&desired, &tables)), (0, 0), "{members:?}, Maglev: {maglev}");
+            let kept =
+                |(backend, id): (_, &u32)| before.v4.backend_ids.get(backend).is_none_or(|old| old == id);
+            assert!(tables.v4.backend_ids.iter().all(kept), "{members:?}");
+            before = Tables::clone(&tables);
+        }
+    }
+}
+
 /// More tables change at once than there is room for beside the old ones, and as often as not to another size.
 #[test]
 fn what_changes_without_room_keeps_its_row_and_is_current_once_there_is_room() {

@@ -4,7 +4,7 @@
 
 use std::num::NonZero;
 use std::panic;
-use std::thread;
+use std::thread::{self, Builder};
 
 /// Fewer things than this are not worth a thread.
 const OF_A_THREAD: usize = 512;
@@ -18,14 +18,19 @@ pub(crate) fn map<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync)
         return things.iter().map(work).collect();
     }
     let (first, others) = things.split_at(things.len() / threads);
+    let share_of = |share: &[T]| share.iter().map(&work).collect::<Vec<R>>();
+    let share_of = &share_of;
     thread::scope(|scope| {
-        let work = &work;
         let shares = others.chunks(others.len().div_ceil(threads - 1));
-        let workers: Vec<_> =
-            shares.map(|share| scope.spawn(move || share.iter().map(work).collect::<Vec<_>>())).collect();
-        let mut results: Vec<R> = first.iter().map(work).collect();
-        for worker in workers {
-            results.extend(worker.join().unwrap_or_else(|cause| panic::resume_unwind(cause)));
+        let spawn = |share| (Builder::new().spawn_scoped(scope, move || share_of(share)), share);
+        let workers: Vec<_> = shares.map(spawn).collect();
+        let mut results = share_of(first);
+        for (worker, share) in workers {
+            results.extend(match worker {
+                Ok(worker) => worker.join().unwrap_or_else(|cause| panic::resume_unwind(cause)),
+                // There may be as many threads as the control group lets us have.
+                Err(_) => share_of(share),
+            });
         }
         results
     })

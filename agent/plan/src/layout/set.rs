@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use quilla_abi::affinity::MemberKey;
 use quilla_abi::map::capacity;
@@ -21,8 +21,9 @@ use crate::family::AddressFamily;
 use crate::parallel;
 use crate::tables::Tables;
 
-/// All sets that frontends name or that are desired. Never shared, so found by their hash alone.
-pub(super) type Sets = HashMap<Arc<SetKey>, Set, FixedState>;
+/// All sets that frontends name or that are desired. Never shared, so found by their hash alone; tenants choose the names,
+/// so the hash is seeded.
+pub(super) type Sets = HashMap<Arc<SetKey>, Set, RandomState>;
 
 /// A set, as far as it is laid out.
 #[derive(Clone, Debug, Default)]
