@@ -20,8 +20,8 @@ use crate::encap;
 use crate::helper;
 use crate::maps::{ANSWERS, Allowance, Maps, NODE_SLOTS};
 use crate::packet::Skb;
-use crate::plain;
 use crate::pipeline::Pipeline;
+use crate::plain;
 use crate::route;
 use crate::scratch::{COPY, Memory};
 
@@ -154,11 +154,7 @@ enum Receiver {
 
 /// A segment without options in front of it becomes a reset. Says whether it was cut to one.
 #[inline(always)]
-fn reset<F: Pipeline>(
-    skb: Skb,
-    headers: &Headers<F::Addr>,
-    receiver: Receiver,
-) -> Result<bool, DropReason> {
+fn reset<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, receiver: Receiver) -> Result<bool, DropReason> {
     let at = ETHERNET + F::HEADER;
     if headers.transport != at {
         return Err(DropReason::Untranslatable);

@@ -8,10 +8,10 @@ use quilla_abi::DropReason;
 use quilla_ebpf_core::{V4, V6};
 
 use crate::answer::Back;
+use crate::decap::Opened;
 use crate::flow::Claim;
 use crate::helper;
 use crate::hook::{FromOverlay, FromPod, FromTunnel, FromUplink, ToOverlay, ToPod, ToUplink};
-use crate::decap::Opened;
 use crate::packet::Skb;
 use crate::pipeline::{self, Encode, Next, Pipeline, Scalar, Stages, dispatch};
 use crate::scratch::{Choice, Scratch};

@@ -108,6 +108,14 @@ pub(crate) fn find(skb: Skb, slot: u32, family: u32, sends: bool) -> Result<Depa
     let owner = owner(slot, family);
     let hop = row(owner)?;
     let now = helper::now();
+    let epoch = flow::epoch(epoch::NODES.wrapping_add(slot));
+    let node = helper::row(&NODES, slot).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;
+    let of_v6 = family == u32::from(V6::AF);
+    let has_address = if of_v6 { V6::of_node(node).is_some() } else { V4::of_node(node).is_some() };
+    // Nothing of that family comes plainly from a node that has no address of it.
+    if !has_address {
+        return Err(DropReason::UnknownNode);
+    }
     if sends {
         hop.sent = now;
     } else if !hop.is_of(owner, slot) {
@@ -116,13 +124,12 @@ pub(crate) fn find(skb: Skb, slot: u32, family: u32, sends: bool) -> Result<Depa
     hop.of = owner;
     hop.seen = now;
     (hop.ifindex, hop.direct) = (0, 0);
-    hop.epoch = flow::epoch(epoch::NODES.wrapping_add(slot));
-    let node = helper::row(&NODES, slot).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;
+    hop.epoch = epoch;
     let config = route::config()?;
     let Question { params, next: by } = helper::own_row(&QUESTION, 0).ok_or(DropReason::Internal)?;
     // SAFETY: integers and unions of integers, for which zero is a value.
     *params = unsafe { core::mem::zeroed() };
-    let wanted = if family == u32::from(V6::AF) {
+    let wanted = if of_v6 {
         params.family = V6::AF;
         params.__bindgen_anon_3.ipv6_src = V6::words(&config.tunnel_ipv6);
         V6::words(&V6::of_node(node).unwrap_or_default())

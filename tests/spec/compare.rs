@@ -216,12 +216,7 @@ fn inside(
                 return differs("the reset is for somebody else");
             }
             answer::check_end(*tuple, *decrement, *whole, frame, seen.packet)?;
-            model.coverage.meet([
-                "answer",
-                if *whole { "uncut reset" } else { "reset of the client" },
-                coverage::family(tuple.src),
-                "",
-            ]);
+            model.coverage.meet(["answer", "reset of the client", coverage::family(tuple.src), ""]);
             Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
         Expect::Deliver { target, tuple, decrement } => {

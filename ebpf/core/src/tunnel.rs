@@ -78,7 +78,11 @@ mod tests {
             [kind, code, 0xab, 0xcd, a, b, c, d]
         };
         assert_eq!(reported_mtu::<V4>(message(3, 4, 1400)), Some(1350));
-        assert_eq!(reported_mtu::<V4>(message(3, 4, 0x00ff_0578)), Some(1350), "length of the quote (RFC 4884)");
+        assert_eq!(
+            reported_mtu::<V4>(message(3, 4, 0x00ff_0578)),
+            Some(1350),
+            "length of the quote (RFC 4884)"
+        );
         assert_eq!(reported_mtu::<V4>(message(3, 4, 68)), Some(502));
         assert_eq!(reported_mtu::<V6>(message(2, 0, 1400)), Some(1330));
         assert_eq!(reported_mtu::<V6>(message(2, 0, 600)), Some(1210));
