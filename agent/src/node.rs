@@ -112,6 +112,16 @@ struct Host {
     cookie: u64,
 }
 
+impl Host {
+    /// That of the calling thread, the first time.
+    fn opened(host: &mut Option<Self>) -> Result<&Self, DatapathError> {
+        match host {
+            Some(host) => Ok(host),
+            None => Ok(host.insert(Self { netlink: Netlink::open()?, cookie: netns::cookie()? })),
+        }
+    }
+}
+
 impl Node {
     /// A node of which nothing is known yet. The seed of a previous run goes on, so that its choices do too.
     pub fn new(settings: NodeSettings, previous_seed: u32) -> Self {
@@ -180,8 +190,8 @@ impl Node {
     }
 
     /// Whether a device of that name is there and has that number.
-    pub fn has_device(&self, name: &str, ifindex: u32) -> Result<bool, DatapathError> {
-        let Some(host) = &self.host else { return Ok(false) };
+    pub fn has_device(&mut self, name: &str, ifindex: u32) -> Result<bool, DatapathError> {
+        let host = Host::opened(&mut self.host)?;
         Ok(host.netlink.device(name)?.is_some_and(|device| device.ifindex == ifindex))
     }
 
@@ -195,10 +205,7 @@ impl Node {
 
     /// Makes sure of the devices: the uplinks and all addresses are known, the overlay device is there.
     pub fn prepare(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
-        let host = match &self.host {
-            Some(host) => host,
-            None => self.host.insert(Host { netlink: Netlink::open()?, cookie: netns::cookie()? }),
-        };
+        let host = Host::opened(&mut self.host)?;
         let distrusted = self.overlay.is_none();
         if distrusted {
             self.ways = Ways::default();

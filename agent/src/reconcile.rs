@@ -29,7 +29,6 @@ use quilla_plan::{
 use tokio::sync::watch;
 
 use crate::cni::AttachedEndpoint;
-use crate::endpoint;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeSettings};
 use crate::snapshot::Published;
@@ -38,6 +37,7 @@ use crate::table;
 
 use agenda::{Agenda, Task};
 pub use command::{Answer, Command, Handle, ReconcileError, channel};
+use guard::Guard;
 use pods::Wish;
 pub use view::View;
 
@@ -92,10 +92,9 @@ pub struct Reconciler {
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
-    /// Overlay device and uplinks that this run's programs are attached to, and with them all Pods.
+    /// Overlay device and uplinks that this run's programs are attached to, and with them all Pods to which they can be.
     attached: Option<Vec<u32>>,
-    /// Devices from which programs may have been taken since the last audit.
-    touched: Touched,
+    guard: Guard,
     agenda: Agenda,
 }
 
@@ -136,7 +135,7 @@ impl Reconciler {
             recovered,
             unsure: true,
             attached: None,
-            touched: Touched::default(),
+            guard: Guard::default(),
             agenda: Agenda::new(audit_interval, Instant::now()),
         })
     }
@@ -163,6 +162,7 @@ impl Reconciler {
     /// All that is queued is one round; what comes while it runs is the next one's.
     fn obey(&mut self, first: Command, queue: &Receiver<Command>) {
         let (mut round, mut wishes, mut questions) = (false, Vec::new(), Vec::new());
+        let mut touched = Touched::default();
         for command in iter::once(first).chain(queue.try_iter()).take(AT_ONCE) {
             match command {
                 Command::SnapshotChanged => round = true,
@@ -170,12 +170,15 @@ impl Reconciler {
                     self.fallback = Some(*published);
                     round = true;
                 }
-                Command::ProgramsTouched(touched) => self.guard(&touched),
+                Command::ProgramsTouched(devices) => touched.extend(&devices),
                 Command::DevicesChanged => self.agenda.devices_changed(Instant::now()),
                 Command::Attach(endpoint, answer) => wishes.push(Wish::Attach(endpoint, answer)),
                 Command::Detach(endpoint, answer) => wishes.push(Wish::Detach(endpoint, answer)),
                 Command::Check(endpoint, answer) => questions.push((endpoint, answer)),
             }
+        }
+        if !touched.is_empty() {
+            self.guard(&touched);
         }
         if !wishes.is_empty() {
             self.fulfil(wishes);
@@ -256,6 +259,7 @@ impl Reconciler {
         self.node.fit(present.map(|(_, endpoint)| endpoint))?;
         self.node.refuse(&snapshot, &desired);
         found.extend(self.node.problems());
+        found.extend(self.bare_pods());
         self.metrics.problems(&found);
         self.metrics.endpoints(self.endpoints.len());
         self.view.send_replace(Arc::new(View {
@@ -369,28 +373,27 @@ impl Reconciler {
         if self.attached.as_ref() == Some(&devices) {
             return Ok(());
         }
-        let uplinks = self.node.uplinks();
-        uplinks.iter().try_for_each(|uplink| self.datapath.attach_uplink(uplink))?;
-        self.datapath.attach_overlay(self.node.overlay())?;
+        self.attach_shared()?;
         // Without them the rules would leave the node's processes no way to a Service.
         self.datapath.attach_sockets(&self.cgroup).inspect_err(|_| self.node.refuse_nothing())?;
-        for endpoint in self.present() {
-            match self.datapath.attach_pod(&endpoint.host_ifname, endpoint::asked(endpoint)) {
-                // It went just now; its DEL is on the way.
-                Err(DatapathError::NoDevice { .. }) => {}
-                attached => drop(attached?),
-            }
-        }
-        let former = self.datapath.detach_others(&uplinks, self.node.overlay())?;
+        self.attach_pods();
+        let former = self.datapath.detach_others(&self.node.uplinks(), self.node.overlay())?;
         if !former.is_empty() {
             tracing::info!(links = ?former, "programs of a former uplink or overlay device detached");
         }
         let pruned = self.datapath.prune_links()?;
         // No program of another version runs any more, so nobody uses its maps.
-        self.datapath.forget_replaced()?;
+        if !self.has_bare_pods() {
+            self.datapath.forget_replaced()?;
+        }
         tracing::debug!(endpoints = self.endpoints.len(), pruned = pruned.len(), "programs attached");
         self.attached = Some(devices);
         Ok(())
+    }
+
+    fn attach_shared(&self) -> Result<(), ReconcileError> {
+        self.node.uplinks().iter().try_for_each(|uplink| self.datapath.attach_uplink(uplink))?;
+        Ok(self.datapath.attach_overlay(self.node.overlay())?)
     }
 
     // === audit ===
@@ -404,8 +407,11 @@ impl Reconciler {
         allocator::give_free_pages_back();
         self.node.forget();
         self.attached = None;
-        self.touched = Touched::default();
+        self.guard.audited();
         self.round();
+        if self.attached.is_none() {
+            self.guard_all();
+        }
     }
 
     /// Puts right what the kernel counts of connections, where a set chooses by it.

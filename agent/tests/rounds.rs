@@ -20,7 +20,7 @@ use quilla_agent::node::NodeSettings;
 use quilla_agent::reconcile::{Command as Order, Handle, Parts, Reconciler, View, channel};
 use quilla_agent::snapshot::Published;
 use quilla_cni_protocol::Bandwidth;
-use quilla_datapath::Datapath;
+use quilla_datapath::{Datapath, Options};
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
@@ -150,11 +150,21 @@ struct Agent {
 
 impl Agent {
     fn start(snapshot: Snapshot) -> Self {
-        let machine = Machine::enter();
-        let (directory, datapath) = support::datapath();
+        Self::start_on(Machine::enter(), &Options::default(), Some(snapshot), Vec::new())
+    }
+
+    /// One that remembers these endpoints.
+    fn start_on(
+        machine: Machine,
+        options: &Options,
+        snapshot: Option<Snapshot>,
+        endpoints: Vec<AttachedEndpoint>,
+    ) -> Self {
+        let (directory, datapath) = support::datapath(options);
         let datapath = Arc::new(datapath);
-        let published = Published { snapshot: Arc::new(snapshot), ..Published::default() };
-        let (snapshots, published) = watch::channel(Some(published));
+        let published =
+            snapshot.map(|snapshot| Published { snapshot: Arc::new(snapshot), ..Published::default() });
+        let (snapshots, published) = watch::channel(published);
         let (view, seen) = watch::channel(Arc::new(View::default()));
         let (ended_sender, ended) = mpsc::unbounded_channel();
         let (metrics, (handle, orders)) = (Arc::new(Metrics::new()), channel());
@@ -166,7 +176,7 @@ impl Agent {
             published,
             view,
             ended: ended_sender,
-            endpoints: Vec::new(),
+            endpoints,
             own_services: Vec::new(),
             audit_interval: Duration::from_hours(1),
         };

@@ -14,7 +14,7 @@ use quilla_abi::backend::Backend;
 use quilla_abi::socket::{Frontend, SocketKey};
 use quilla_agent::metrics::Metrics;
 use quilla_agent::sockets::{self, Support};
-use quilla_datapath::{Datapath, Sockets, netns};
+use quilla_datapath::{Datapath, Options, Sockets, netns};
 use quilla_plan::BackendKey;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let (directory, datapath) = support::datapath();
+        let (directory, datapath) = support::datapath(&Options::default());
         let datapath = Arc::new(datapath);
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "ip link set lo up && exec sleep 120"]);

@@ -10,7 +10,7 @@ use quilla_abi::flow::{self, Flow, FlowKey};
 use quilla_abi::load::Load;
 use quilla_abi::service::{ServiceKey, flag, scope};
 use quilla_agent::table::{apply, dump, recount};
-use quilla_datapath::Datapath;
+use quilla_datapath::{Datapath, Options};
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort, Snapshot,
 };
@@ -24,7 +24,7 @@ struct Maps {
 
 impl Maps {
     fn new() -> Self {
-        let (directory, datapath) = support::datapath();
+        let (directory, datapath) = support::datapath(&Options::default());
         Self { datapath, directory }
     }
 

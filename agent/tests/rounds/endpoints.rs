@@ -1,5 +1,6 @@
 //! What the CNI server asks for, on real devices: programs, rows, and what others do to the programs meanwhile.
 
+use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
@@ -9,14 +10,15 @@ use kube::{Client, Config};
 use quilla_agent::cni::{AttachError, AttachedEndpoint, Attacher};
 use quilla_agent::endpoint::Endpoints;
 use quilla_agent::reconcile::{Command as Order, Handle, View, channel};
+use quilla_agent::snapshot::Published;
 use quilla_agent::static_address::StaticAddresses;
-use quilla_datapath::{Datapath, FilterChanges, Mechanism, Netlink};
+use quilla_datapath::{Datapath, FilterChanges, Mechanism, Netlink, Options, Touched};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, endpoint, rounds, snapshot};
+use super::{Agent, Machine, endpoint, rounds, snapshot};
 
 const PODS: u8 = 30;
 
@@ -138,7 +140,7 @@ fn programs_that_somebody_removes_are_missed_and_put_back() {
     let mut changes = FilterChanges::open().expect("listen");
     let mut removed = |device: &str| {
         run("tc", &format!("qdisc del dev {device} clsact"));
-        changes.wait(Duration::from_secs(10)).expect("heard")
+        changes.wait(Duration::from_secs(10)).expect("listen").expect("heard")
     };
     let all = endpoints_of(&runtime, datapath, handle, seen);
     let attached = runtime.block_on(all.attach(&first, &CancellationToken::new()));
@@ -160,5 +162,111 @@ fn programs_that_somebody_removes_are_missed_and_put_back() {
     let refused = runtime.block_on(handle.ask(order)).expect_err("no programs");
     assert!(refused.to_string().contains("programs of quil2"), "{refused}");
     drop((all, changes));
+    agent.end();
+}
+
+/// A filter of another in the place of ours, with which the kernel lets packets go on.
+fn take_the_place(device: &str) {
+    let mut bytecode = tempfile::NamedTempFile::new().expect("a file");
+    bytecode.write_all(b"1,6 0 0 0").expect("write");
+    let bytecode = bytecode.path().display();
+    run("tc", &format!("filter replace dev {device} ingress prio 1 handle 1 bpf bytecode-file {bytecode}"));
+}
+
+/// What the reconciler has to say of `endpoint` after all that it was told before.
+fn check(runtime: &Runtime, handle: &Handle, endpoint: &AttachedEndpoint) -> Result<(), String> {
+    let order = |answer| Order::Check(Box::new(endpoint.clone()), answer);
+    runtime.block_on(handle.ask(order)).map_err(|error| error.to_string())
+}
+
+/// E19, CNI-16: without links, a Pod whose place another has taken is a problem of that Pod: the first round succeeds and
+/// so do those of others that come, and once the other gives in, it has its programs again.
+#[test]
+fn a_pod_that_cannot_be_attached_to_keeps_nothing_else_from_it() {
+    let machine = Machine::enter();
+    let (taken, other, later) = (real_endpoint(1), real_endpoint(2), real_endpoint(3));
+    run("tc", "qdisc add dev quil1 clsact");
+    take_the_place("quil1");
+    let without_links = Options { tcx: false, ..Options::default() };
+    let known = vec![taken.clone(), other.clone()];
+    let mut agent = Agent::start_on(machine, &without_links, Some(snapshot()), known);
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    agent.first_round(&runtime);
+    let Agent { datapath, handle, seen, .. } = &agent;
+    let problems = || {
+        let view = seen.borrow().clone();
+        assert_eq!(view.failing, None);
+        view.problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let found = problems();
+    assert!(found.iter().any(|problem| problem.contains("pod-1") && problem.contains("quil1")), "{found:?}");
+    assert!(!found.iter().any(|problem| problem.contains("pod-2")), "{found:?}");
+    assert_eq!(check(&runtime, handle, &other), Ok(()));
+    assert!(check(&runtime, handle, &taken).is_err());
+
+    let all = endpoints_of(&runtime, datapath, handle, seen);
+    runtime.block_on(all.attach(&later, &CancellationToken::new())).expect("another Pod is attached");
+    assert!(handle.tell(Order::ProgramsTouched(Touched::any())));
+    assert!(check(&runtime, handle, &taken).is_err(), "still taken");
+    runtime.block_on(all.detach(&later)).expect("and detached");
+
+    run("tc", "filter del dev quil1 ingress");
+    assert!(handle.tell(Order::ProgramsTouched(Touched::any())));
+    assert_eq!(check(&runtime, handle, &taken), Ok(()));
+    let told = |view: &Arc<View>| !view.problems.iter().any(|problem| problem.to_string().contains("quil1"));
+    runtime.block_on(seen.clone().wait_for(told)).expect("the next round tells");
+    drop(all);
+    agent.end();
+}
+
+/// E19: programs are put back although no round has begun, and by an agent without links those of an uplink.
+#[test]
+fn programs_are_put_back_whether_or_not_rounds_succeed() {
+    let machine = Machine::enter();
+    let known = real_endpoint(1);
+    let mut agent =
+        Agent::start_on(machine, &Options { tcx: false, ..Options::default() }, None, vec![known.clone()]);
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let Agent { datapath, handle, .. } = &agent;
+    datapath.attach_pod("quil1", None).expect("attach");
+    run("tc", "qdisc del dev quil1 clsact");
+    assert_eq!(datapath.pod_mechanism("quil1").expect("look"), None);
+    assert!(handle.tell(Order::ProgramsTouched(Touched::any())));
+    let early = check(&runtime, handle, &known).expect_err("no snapshot, no rows");
+    assert_eq!(datapath.pod_mechanism("quil1").expect("look"), Some(Mechanism::Clsact), "{early}");
+
+    agent.snapshots.send_replace(Some(Published { snapshot: Arc::new(snapshot()), ..Published::default() }));
+    agent.first_round(&runtime);
+    let Agent { datapath, handle, metrics, .. } = &agent;
+    let before = rounds(metrics, datapath);
+    run("tc", "qdisc del dev eth0 clsact");
+    assert_eq!(datapath.uplink_mechanism("eth0").expect("look"), None);
+    assert!(handle.tell(Order::ProgramsTouched(Touched::any())));
+    assert_eq!(check(&runtime, handle, &known), Ok(()));
+    assert_eq!(datapath.uplink_mechanism("eth0").expect("look"), Some(Mechanism::Clsact));
+    assert_eq!(rounds(metrics, datapath), before, "no round is needed for it");
+    agent.end();
+}
+
+/// E19: whoever removes filters again and again gets links, which he cannot remove.
+#[test]
+fn filters_that_somebody_removes_again_and_again_become_links() {
+    let (agent, runtime) = start();
+    let Agent { datapath, metrics, handle, seen, .. } = &agent;
+    let pod = real_endpoint(1);
+    let all = endpoints_of(&runtime, datapath, handle, seen);
+    runtime.block_on(all.attach(&pod, &CancellationToken::new())).expect("attach");
+    let mut repairs = 0;
+    while datapath.pod_mechanism("quil1").expect("look") == Some(Mechanism::Clsact) {
+        run("tc", "qdisc del dev quil1 clsact");
+        assert!(handle.tell(Order::ProgramsTouched(Touched::any())));
+        assert_eq!(check(&runtime, handle, &pod), Ok(()), "after repair {repairs}");
+        repairs += 1;
+        assert!(repairs < 20, "filters for ever");
+    }
+    assert_eq!(datapath.pod_mechanism("quil1").expect("look"), Some(Mechanism::Tcx));
+    let told = metrics.render(datapath, 0).expect("metrics");
+    assert!(told.contains(&format!("quilla_agent_programs_restored_total {repairs}\n")), "{told}");
+    drop(all);
     agent.end();
 }

@@ -45,7 +45,7 @@ impl Datapath {
                 Holder::Nobody => self.create(program, device, direction, priority)?,
                 Holder::Us => self.replace(program, device, direction, priority)?,
                 Holder::UsBehind if priority != FIRST => {
-                    self.replace(program, device, direction, priority)?
+                    self.replace(program, device, direction, priority)?;
                 }
                 Holder::UsBehind => return Err(taken(device, "a filter before ours")),
                 Holder::Another => return Err(taken(device, "a filter")),
