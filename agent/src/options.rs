@@ -89,8 +89,8 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
     pub flow_capacity: u32,
     /// By what programs are attached to Pods: `clsact` filters, or `tcx` links (Linux 6.6), for which each Pod that comes or
-    /// goes waits, one after the other, and which leave the place of clsact to other tools. Uplinks have tcx links wherever
-    /// the kernel has them.
+    /// goes waits, one after the other, and which leave the place of clsact to other tools, at Pods that come from then on.
+    /// Uplinks have tcx links wherever the kernel has them.
     #[arg(long, env = "QUILLA_POD_PROGRAMS", default_value = "clsact", value_parser = mechanism())]
     pub pod_programs: Mechanism,
     /// VXLAN network identifier.

@@ -74,7 +74,10 @@ impl Add<'_> {
                 Ok(self.describe(&reservation, self.mtu(&reservation)))
             }
             // The runtime lost our answer and asks again.
-            Response::Attached(reservation) => self.again(&reservation),
+            Response::Attached(reservation) => {
+                self.require_programs(&mut agent)?;
+                self.again(&reservation)
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -93,6 +96,7 @@ impl Add<'_> {
             .and_then(|()| agent.ask_done(Request::Attach { attachment, host_ifindex, netns_cookie }))
             .inspect_err(|_| self.undo(agent)),
             Response::Attached(reservation) => {
+                self.require_programs(&mut agent)?;
                 check::require_effective(&self.netns, &attachment.ifname, &reservation)
             }
             other => Err(unexpected(&other)),
@@ -136,6 +140,14 @@ impl Add<'_> {
                 Err(error)
             }
             Response::Endpoints { .. } => Ok(None),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// CNI-16: an answer that is given again is still true of what the agent did.
+    fn require_programs(&self, agent: &mut Agent) -> Result<(), CniError> {
+        match agent.ask(Request::Check { attachment: self.target.attachment.clone() })? {
+            Response::Attached(_) => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

@@ -85,6 +85,7 @@ fn main() -> ExitCode {
         input::log_file,
         mechanism::bandwidth_behind_ours,
         mechanism::ours_behind_bandwidth,
+        mechanism::what_the_network_says_outlives_the_agent,
         pods::two_pods_reach_each_other,
         pods::two_processes_of_one_pod,
         prev_result::in_every_wrong_shape,

@@ -20,7 +20,7 @@ fn network(site: &Site, plugins: &Value) -> Result<Network> {
     Ok(Network::new(list, folders).on_host(site.node().netns().path()))
 }
 
-/// What limits what a Pod sends by an `ingress` queueing discipline of the host side.
+/// What wants an `ingress` queueing discipline at the host side. It limits nothing there: ours decide before it.
 fn bandwidth() -> Value {
     json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } })
 }
@@ -55,8 +55,8 @@ fn nothing_left(site: &Site, pod: &Pod, before: &str) -> Result<()> {
     Ok(())
 }
 
-/// CNI-13: `bandwidth` behind ours gets its place if the network's configuration says so, also from an agent that
-/// is started anew; otherwise the ADD fails and leaves nothing.
+/// CNI-13: `bandwidth` behind ours gets its place if the network's configuration says so, and keeps it from an agent that
+/// is started anew; otherwise the ADD fails and leaves nothing. About places only: what the place is good for is not seen.
 pub(crate) fn bandwidth_behind_ours() -> Result<()> {
     if skip("mechanism::bandwidth_behind_ours", &[Need::ReferencePlugins]) {
         return Ok(());
@@ -82,6 +82,39 @@ pub(crate) fn bandwidth_behind_ours() -> Result<()> {
     site.start_agent()?;
     site.cluster.node_mut(NODE).wait_ready()?;
     require_links(&site, device)?;
+    network.check(&attachment, &result)?;
+    network.del(&attachment, Some(&result))?;
+    nothing_left(&site, &pod, &before)?;
+    site.cluster.stop()
+}
+
+/// CNI-13, CNI-30: what a network says of its programs is remembered with its Pods, by an agent that would do otherwise and
+/// that nothing at the device reminds.
+pub(crate) fn what_the_network_says_outlives_the_agent() -> Result<()> {
+    let mut site = Site::start("programs-kept")?;
+    let pod = site::pod("programs-kept")?;
+    let before = site.traces(&pod)?;
+    let mut ours = site.config();
+    ours["programs"] = json!("tcx");
+    let network = network(&site, &json!([ours]))?;
+    let attachment = Attachment { runtime_config: Value::Null, ..attachment(&pod) };
+    let result = network.add(&attachment)?;
+    let device = result["interfaces"][0]["name"].as_str().context("host interface")?;
+    let by_links = |site: &Site| -> Result<()> {
+        let links = site.node().bpffs().join("quilla/links");
+        for program in ["from_pod", "to_pod"] {
+            let pin = links.join(format!("{program}-{device}"));
+            ensure!(pin.exists(), "no {}", pin.display());
+        }
+        let disciplines = site.node().command("tc").args(["qdisc", "show", "dev", device]).text()?;
+        ensure!(!disciplines.contains("clsact"), "{disciplines}");
+        Ok(())
+    };
+    by_links(&site)?;
+    site.kill_agent()?;
+    site.start_agent()?;
+    site.cluster.node_mut(NODE).wait_ready()?;
+    by_links(&site)?;
     network.check(&attachment, &result)?;
     network.del(&attachment, Some(&result))?;
     nothing_left(&site, &pod, &before)?;
