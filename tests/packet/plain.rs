@@ -191,7 +191,13 @@ pub(crate) fn strangers() -> Result<()> {
         for flags in [without, 0] {
             rig.datapath.maps().nodes.set(SLOT, &node::Node { flags, ..row })?;
             rig.bump(epoch::NODES + SLOT)?;
-            rig.run(Hook::FromUplink, &plain(&answer)).dropped(DropReason::SpoofedAddress);
+            if flags != 0 {
+                // Of a flow in tunnels over the other family, too.
+                rig.run(Hook::FromPodA, &from_a(Packet::udp(a, remote)));
+            }
+            for _ in 0..2 {
+                rig.run(Hook::FromUplink, &plain(&answer)).dropped(DropReason::SpoofedAddress);
+            }
         }
         // Behind a router nobody can tell.
         let far = node::Node { ipv4: [198, 51, 100, 9], ipv6: v6("2001:db8:9::9".parse()?), ..row };
