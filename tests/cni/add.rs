@@ -8,7 +8,7 @@ use quilla_agent::cni::Pools;
 use quilla_tests::command::Run;
 use serde_json::{Value, json};
 
-use crate::agent::{Agent, Call, pools};
+use crate::agent::{Agent, Behaviour, Call, pools};
 use crate::node::{Node, addresses};
 
 /// CNI-10, CNI-14: the result in each version.
@@ -109,7 +109,7 @@ pub(crate) fn what_the_host_gets() -> Result<()> {
     Ok(())
 }
 
-/// CNI-12: a repeated ADD answers the same, and no second address is taken.
+/// CNI-12, CNI-16: a repeated ADD answers the same, and no second address is taken.
 pub(crate) fn twice_is_one_address() -> Result<()> {
     let node = Node::start("twice")?;
     let (pod, other) = (node.pod("pod")?, node.pod("other")?);
@@ -121,7 +121,11 @@ pub(crate) fn twice_is_one_address() -> Result<()> {
     ensure!(configured == first, "what is configured by now, not what is: {configured}");
     ensure!(addresses(&node.add(&other)?) == ["10.1.7.3", "fd00:1:7::3"], "an address was lost");
 
-    // Once reality is damaged the identical result would be a lie.
+    // Once reality is damaged the identical result would be a lie. First what the agent sees, then what the plugin does.
+    node.recorder.behave(Behaviour::Refuse);
+    node.call("ADD", &pod).run()?.error(102)?;
+    node.recorder.behave(Behaviour::Obey);
+    ensure!(node.add(&pod)? == first, "nothing was undone");
     pod.netns.ip("link set eth0 down")?;
     node.call("ADD", &pod).run()?.error(102)?;
     Ok(())
