@@ -64,10 +64,7 @@ pub(crate) fn pods_follow_the_uplink() -> Result<()> {
         let after = drops(&cluster)?;
         let moved = after.since(&before);
         let too_big = |name: &&str| name.contains("too_big");
-        ensure!(
-            moved.keys().all(|name| too_big(&name)),
-            "{mode}: dropped besides what is too big: {moved:?}"
-        );
+        ensure!(moved.keys().all(too_big), "{mode}: dropped besides what is too big: {moved:?}");
         cluster.stop()?;
     }
     Ok(())

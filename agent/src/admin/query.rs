@@ -154,7 +154,9 @@ fn routing(view: &View) -> String {
     match counts.len() {
         0 => "-".to_owned(),
         1 => counts.into_keys().collect(),
-        _ => counts.iter().map(|(routing, count)| format!("{count} {routing}")).collect::<Vec<_>>().join(", "),
+        _ => {
+            counts.iter().map(|(routing, count)| format!("{count} {routing}")).collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
@@ -173,9 +175,8 @@ fn nodes(view: &View) -> Vec<Value> {
 /// How packets get there and why: one word each if both families agree, else IPv4's and IPv6's.
 fn paths(tunnel: &quilla_plan::Tunnel) -> [String; 2] {
     let (v4, v6) = (tunnel.path_ipv4, tunnel.path_ipv6);
-    [[v4.label(), v6.label()], [v4.reason(), v6.reason()]].map(|[v4, v6]| {
-        if v4 == v6 { v4.to_owned() } else { format!("{v4}/{v6}") }
-    })
+    [[v4.label(), v6.label()], [v4.reason(), v6.reason()]]
+        .map(|[v4, v6]| if v4 == v6 { v4.to_owned() } else { format!("{v4}/{v6}") })
 }
 
 fn problem(problem: &quilla_model::Problem) -> Value {
