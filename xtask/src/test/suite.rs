@@ -24,6 +24,10 @@ const CNI: &str = "cni";
 /// A binary still running after this is stuck: the whole suite takes minutes.
 const LIMIT: Duration = Duration::from_mins(15);
 
+/// The tier that builds a program for each mutant, and what it is given instead.
+const SPEC: &str = "spec";
+const LIMIT_OF_SPEC: Duration = Duration::from_mins(40);
+
 /// Tests that run for as long as they are asked to, beyond that.
 const LENGTHS: [&str; 2] = ["QUILLA_CHURN_SECONDS", "QUILLA_SOAK_SECONDS"];
 
@@ -111,8 +115,8 @@ impl Suite {
             .with_context(|| format!("start {}", self.executable.display()))?;
         let output = child.stdout.take().context("output of the tests")?;
         let tallies = echo(output);
-        let succeeded =
-            wait_within(&mut child, limit()).with_context(|| format!("{} of {}", self.name, self.tier))?;
+        let succeeded = wait_within(&mut child, limit(&self.tier))
+            .with_context(|| format!("{} of {}", self.name, self.tier))?;
         let mut tally = match last(&tallies) {
             Ok(Some(tally)) => tally,
             Ok(None) => {
@@ -132,9 +136,10 @@ impl Suite {
     }
 }
 
-fn limit() -> Duration {
+fn limit(tier: &str) -> Duration {
     let asked = LENGTHS.iter().filter_map(|name| env::var(name).ok()?.parse().ok());
-    LIMIT + asked.map(Duration::from_secs).sum::<Duration>()
+    let least = if tier == SPEC { LIMIT_OF_SPEC } else { LIMIT };
+    least + asked.map(Duration::from_secs).sum::<Duration>()
 }
 
 /// Prints what the tests print, and hands on each closing line. The channel closes at the end of the output.
