@@ -60,14 +60,18 @@ pub(crate) fn a_killed_agent_loses_nothing() -> Result<()> {
         node.wait_ready()?;
     }
     for load in loads {
-        // Fails when the load has ended before: then nothing was proven.
-        kill_process(Pid::from_child(&load), Signal::TERM).context("the load is still running")?;
-        let output = load.wait_with_output().context("wait for the load")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "lost: {said}{}", String::from_utf8_lossy(&output.stderr));
-        println!("{KILLS} kills: {}", said.trim());
+        println!("{KILLS} kills: {}", finish(load)?);
     }
     cluster.stop()
+}
+
+/// Ends a load that lost nothing; what it says of itself. Fails when it has ended before: then nothing was proven.
+pub(crate) fn finish(load: std::process::Child) -> Result<String> {
+    kill_process(Pid::from_child(&load), Signal::TERM).context("the load is still running")?;
+    let output = load.wait_with_output().context("wait for the load")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "lost: {said}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(said.trim().to_owned())
 }
 
 fn load(mut place: Command, targets: &[SocketAddr]) -> Result<std::process::Child> {

@@ -13,8 +13,9 @@ use quilla_tests::command::Run;
 use quilla_tests::node::Node;
 use quilla_tests::pod::Pod;
 use quilla_tests::{binary, eventually};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use crate::restart;
 
 pub(crate) use exceptions::exceptions_are_followed;
 
@@ -182,11 +183,7 @@ pub(crate) fn modes_change_under_flows() -> Result<()> {
         }
     }
     for load in loads {
-        kill_process(Pid::from_child(&load), Signal::TERM).context("the load is still running")?;
-        let output = load.wait_with_output().context("wait for the load")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "lost: {said}{}", String::from_utf8_lossy(&output.stderr));
-        println!("{} changes: {}", 2 * (2 * MODES.len() - 1), said.trim());
+        println!("{} changes: {}", 2 * (2 * MODES.len() - 1), restart::finish(load)?);
     }
     cluster.stop()
 }

@@ -15,8 +15,12 @@ mod watch;
 
 use std::io;
 
+use futures::channel::mpsc::UnboundedReceiver;
 use futures::{Stream, TryStreamExt};
-use rtnetlink::Handle;
+use netlink_packet_core::NetlinkMessage;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup};
 use tokio::runtime::{Builder, Runtime};
 
 pub use device::Device;
@@ -85,6 +89,22 @@ impl Netlink {
 fn runtime() -> Result<Runtime> {
     let runtime = Builder::new_current_thread().enable_io().enable_time().build();
     runtime.map_err(|source| DatapathError::kernel("start", "a netlink runtime", source))
+}
+
+/// What the kernel tells without being asked.
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// Listens to groups in the calling thread's namespace.
+fn listen(groups: &[MulticastGroup], to: &'static str) -> Result<(Runtime, Messages)> {
+    let runtime = runtime()?;
+    let (connection, messages) = {
+        let _inside = runtime.enter();
+        let (connection, _handle, messages) = rtnetlink::new_multicast_connection(groups)
+            .map_err(|source| DatapathError::kernel("listen for", to, source))?;
+        (connection, messages)
+    };
+    runtime.spawn(connection);
+    Ok((runtime, messages))
 }
 
 /// Whether the kernel's answer was `errno`.

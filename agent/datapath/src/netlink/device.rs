@@ -52,15 +52,7 @@ impl Netlink {
 
     /// The device by which the host sends to an address; none, if it does not.
     pub fn device_to(&self, address: IpAddr) -> Result<Option<u32>> {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, length);
-        let Ok(route) = route else { return Ok(None) };
-        let get = self.handle.route().get(route.build()).execute();
-        let routes = match self.list("look up the route to", &address.to_string(), get) {
-            Ok(routes) => routes,
-            Err(error) if is(&error, libc::ENETUNREACH) || is(&error, libc::EHOSTUNREACH) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let routes = self.routes_to(address)?;
         Ok(routes.iter().find_map(output))
     }
 

@@ -7,18 +7,16 @@ use std::io;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::channel::mpsc::UnboundedReceiver;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_ECHO, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use quilla_abi::program;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption};
-use rtnetlink::sys::SocketAddr;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::error::{DatapathError, Result};
-use crate::netlink::{Netlink, is, runtime};
+use crate::netlink::{Messages, Netlink, is, listen};
 
 /// The programs that may be in a filter.
 const OURS: [&str; 6] = [
@@ -170,7 +168,7 @@ fn is_ours(message: &TcMessage) -> bool {
 /// Changes of filters and queueing disciplines in one network namespace.
 pub struct FilterChanges {
     runtime: Runtime,
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    messages: Messages,
 }
 
 impl std::fmt::Debug for FilterChanges {
@@ -182,14 +180,7 @@ impl std::fmt::Debug for FilterChanges {
 impl FilterChanges {
     /// Listens in the calling thread's namespace.
     pub fn open() -> Result<Self> {
-        let runtime = runtime()?;
-        let (connection, messages) = {
-            let _inside = runtime.enter();
-            let (connection, _handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Tc])
-                .map_err(|source| DatapathError::kernel("listen for", "changes of filters", source))?;
-            (connection, messages)
-        };
-        runtime.spawn(connection);
+        let (runtime, messages) = listen(&[MulticastGroup::Tc], "changes of filters")?;
         Ok(Self { runtime, messages })
     }
 
@@ -226,7 +217,8 @@ mod tests {
 
     use futures::channel::mpsc::unbounded;
 
-    use super::{FilterChanges, Touched, runtime};
+    use super::{FilterChanges, Touched};
+    use crate::netlink::runtime;
 
     fn told<const N: usize>(messages: [NetlinkPayload<RouteNetlinkMessage>; N]) -> Touched {
         let mut touched = Touched::default();

@@ -121,17 +121,21 @@ impl Netlink {
         Ok(plan)
     }
 
+    /// How the host sends to an address; nothing, if it does not.
+    pub(super) fn routes_to(&self, address: IpAddr) -> Result<Vec<RouteMessage>> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, length);
+        let Ok(route) = route else { return Ok(Vec::new()) };
+        let get = self.handle.route().get(route.build()).execute();
+        match self.list("look up the route to", &address.to_string(), get) {
+            Err(error) if is(&error, libc::ENETUNREACH) || is(&error, libc::EHOSTUNREACH) => Ok(Vec::new()),
+            routes => routes,
+        }
+    }
+
     /// The device and the next hop to an address of another node: the address itself, where it is a neighbour's.
     fn way_to(&self, node: IpAddr) -> Result<Option<Via>> {
-        let length = if node.is_ipv4() { 32 } else { 128 };
-        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(node, length);
-        let Ok(route) = route else { return Ok(None) };
-        let get = self.handle.route().get(route.build()).execute();
-        let found = match self.list("look up the route to", &node.to_string(), get) {
-            Ok(found) => found,
-            Err(error) if is(&error, libc::ENETUNREACH) || is(&error, libc::EHOSTUNREACH) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let found = self.routes_to(node)?;
         let unicast = found.iter().find(|route| route.header.kind == RouteType::Unicast).map(via);
         Ok(unicast.map(|way| Via { gateway: way.gateway.or(Some(node)), ..way }))
     }

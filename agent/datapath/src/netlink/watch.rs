@@ -6,18 +6,16 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::channel::mpsc::UnboundedReceiver;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::RouteProtocol;
-use rtnetlink::sys::SocketAddr;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use crate::error::{DatapathError, Result};
-use crate::netlink::{PROTOCOL, runtime};
+use crate::error::Result;
+use crate::netlink::{Messages, PROTOCOL, listen};
 
 const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Link,
@@ -30,7 +28,7 @@ const GROUPS: [MulticastGroup; 5] = [
 /// Changes of the devices in one network namespace.
 pub struct DeviceChanges {
     runtime: Runtime,
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    messages: Messages,
 }
 
 impl std::fmt::Debug for DeviceChanges {
@@ -42,14 +40,7 @@ impl std::fmt::Debug for DeviceChanges {
 impl DeviceChanges {
     /// Listens in the calling thread's namespace.
     pub fn open() -> Result<Self> {
-        let runtime = runtime()?;
-        let (connection, messages) = {
-            let _inside = runtime.enter();
-            let (connection, _handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)
-                .map_err(|source| DatapathError::kernel("listen for", "changes of devices", source))?;
-            (connection, messages)
-        };
-        runtime.spawn(connection);
+        let (runtime, messages) = listen(&GROUPS, "changes of devices")?;
         Ok(Self { runtime, messages })
     }
 
