@@ -163,6 +163,16 @@ fn done(code: i64) -> Result<(), DropReason> {
     if code == 0 { Ok(()) } else { Err(DropReason::Internal) }
 }
 
+/// Changes the sum that came with a packet of which the network card has summed up all bytes (`CHECKSUM_COMPLETE`); nothing for
+/// any other packet.
+#[inline(always)]
+pub(crate) fn change_sum(skb: *mut __sk_buff, difference: u32) {
+    count(helper::CHECKSUM);
+    // It has no effect where there is no such sum, and says so.
+    // SAFETY: `skb` is the program's context.
+    unsafe { kernel::bpf_csum_update(skb, difference) };
+}
+
 /// Changes a transport checksum by a difference.
 #[inline(always)]
 pub(crate) fn change_checksum(

@@ -18,7 +18,8 @@ use crate::scratch::Scratch;
 /// Applies rewrite and hop count to the packet.
 ///
 /// Transport checksums first, by helper: only the kernel knows whether the packet carries a whole or a partial one
-/// (E7). The IPv4 header's own sum stays zero over the header, so it is changed in place.
+/// (E7). The IPv4 header's own sum stays zero over the header, so it is changed in place. IPv6 has none, and what changes in its
+/// header is told to the kernel, for a packet of which the network card has summed up all bytes.
 #[inline(always)]
 pub(crate) fn translate<F: Pipeline>(
     skb: Skb,
@@ -35,16 +36,33 @@ pub(crate) fn translate<F: Pipeline>(
         skb.write_address(ETHERNET + F::SOURCE + size_of::<F::Addr>() as u32, &flow.rewrite.dst)?;
     }
     let addresses = if rewrite { flow.rewrite.addr_delta } else { 0 };
-    network::<F>(skb, headers.hop_limit, routed, addresses)
+    if F::CHECKSUM.is_some() {
+        return network_v4::<F>(skb, headers.hop_limit, routed, addresses);
+    }
+    // Only a later fragment has no transport checksum that makes up for its addresses.
+    let addresses = if headers.part == Part::Later { addresses } else { 0 };
+    network_v6::<F>(skb, headers.hop_limit, routed, addresses)
+}
+
+/// Takes one hop away, if we are a router, and brings the sum of the whole packet up to date.
+#[inline(always)]
+fn network_v6<F: Pipeline>(skb: Skb, hop_limit: u8, routed: bool, addresses: u32) -> Result<(), DropReason> {
+    let mut difference = addresses;
+    if routed {
+        let left = hop_limit.wrapping_sub(1);
+        let word = |hops: u8| u32::from(u16::from_ne_bytes([0, hops]));
+        difference = checksum::add(difference, checksum::difference(word(hop_limit), word(left)));
+        skb.write(ETHERNET + F::HOP_LIMIT, [left])?;
+    }
+    if difference != 0 {
+        helper::change_sum(skb.raw(), difference);
+    }
+    Ok(())
 }
 
 /// Takes one hop away, if we are a router, and brings the network header's sum up to date.
 #[inline(always)]
-fn network<F: Pipeline>(skb: Skb, hop_limit: u8, routed: bool, addresses: u32) -> Result<(), DropReason> {
-    let left = hop_limit.wrapping_sub(1);
-    if F::CHECKSUM.is_none() {
-        return if routed { skb.write(ETHERNET + F::HOP_LIMIT, [left]) } else { Ok(()) };
-    }
+fn network_v4<F: Pipeline>(skb: Skb, hop_limit: u8, routed: bool, addresses: u32) -> Result<(), DropReason> {
     if !routed && addresses == 0 {
         return Ok(());
     }
@@ -52,6 +70,7 @@ fn network<F: Pipeline>(skb: Skb, hop_limit: u8, routed: bool, addresses: u32) -
     let part = skb.part::<4>(ETHERNET + F::HOP_LIMIT).ok_or(DropReason::Internal)?;
     let mut difference = addresses;
     if routed {
+        let left = hop_limit.wrapping_sub(1);
         let word = |hops: u8| u32::from(u16::from_ne_bytes([hops, 0]));
         difference = checksum::add(difference, checksum::difference(word(hop_limit), word(left)));
         part.set_byte::<0>(left);

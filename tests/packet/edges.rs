@@ -116,6 +116,7 @@ pub(crate) fn no_endpoints() -> Result<()> {
 /// E3: the pieces of a datagram go where the first one went; one that comes before it is held back.
 pub(crate) fn fragments() -> Result<()> {
     tell("edge-fragments", |rig, family| {
+        rig.summed = true;
         let (client, vip) = (client(family), family.at(Who::Vip(1), 53));
         let port_less = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
         for (id, pod) in [(1, family.at(Who::PodB, 5353)), (2, family.at(Who::Remote, 5353))] {

@@ -4,9 +4,9 @@
 //! a network: redirects are not executed, the devices only lend their numbers.
 //!
 //! What a test run of the kernel cannot show is left to the scenarios in `tests/`: a packet with a partial checksum (E7),
-//! because a test run's frame always carries a whole one; a client in the host's network (E13), because its Services are
-//! resolved in its socket; and a row that user space replaces while a program reads it, because nothing can stop a
-//! program between two instructions.
+//! because a test run's frame always carries a whole one, with or without the sum of all its bytes that a network card
+//! gives; a client in the host's network (E13), because its Services are resolved in its socket; and a row that user
+//! space replaces while a program reads it, because nothing can stop a program between two instructions.
 
 mod answers;
 mod choice;
@@ -44,6 +44,7 @@ fn main() -> std::process::ExitCode {
         choice::cleared_backends,
         choice::slow_start,
         cost::an_established_packet_costs_one_lookup,
+        cost::sums_come_out_right,
         edges::nobody,
         edges::strangers,
         edges::loopback,

@@ -329,6 +329,7 @@ fn with_a_sum_of_zero(datagram: &Packet) -> Packet {
 /// E4: whoever sent the packet hears about it under the names it used.
 pub(crate) fn errors_about_translated_flows() -> Result<()> {
     tell("errors", |rig, family| {
+        rig.summed = true;
         let (client, frontend) = (family.at(Who::PodA, 40_000), family.at(Who::Service(12), 53));
         let backend = family.at(Who::PodB, 5353);
         let question = Packet::udp(client, frontend).payload(b"question");

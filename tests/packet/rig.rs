@@ -180,7 +180,7 @@ impl Hook {
             Self::ToOverlayProbe => program::PROBE_MARK,
             _ => 0,
         };
-        TestContext { ifindex, ingress_ifindex, cb, mark }
+        TestContext { ifindex, ingress_ifindex, cb, mark, summed: false }
     }
 }
 
@@ -280,6 +280,8 @@ pub(crate) struct Rig {
     /// Backends in the order of their ids, which start at 1, by family.
     backends: [Vec<(SocketAddr, u8)>; 2],
     slots: u32,
+    /// Frames come with the sum of all their bytes, which the programs must keep right (E7).
+    pub(crate) summed: bool,
 }
 
 /// Tells a story in a namespace and with maps of its own.
@@ -314,7 +316,7 @@ impl Rig {
         for name in [program::FROM_POD, program::FROM_UPLINK] {
             runners.insert((name, true), TestRunner::in_tunnel(&datapath, name)?);
         }
-        let mut rig = Self { datapath, runners, backends: [Vec::new(), Vec::new()], slots: 0 };
+        let mut rig = Self { datapath, runners, backends: [Vec::new(), Vec::new()], slots: 0, summed: false };
         rig.install()?;
         Ok(rig)
     }
@@ -329,7 +331,8 @@ impl Rig {
     pub(crate) fn run_frame(&mut self, hook: Hook, frame: &[u8]) -> Seen {
         let before = self.counted();
         let runner = self.runners.get_mut(&(hook.program(), hook.is_marked())).expect("a tc program");
-        let outcome = runner.run(frame, &hook.context()).unwrap_or_else(|error| panic!("{hook:?}: {error}"));
+        let context = TestContext { summed: self.summed, ..hook.context() };
+        let outcome = runner.run(frame, &context).unwrap_or_else(|error| panic!("{hook:?}: {error}"));
         let (verdict, packet, cb, mark) =
             (outcome.verdict, outcome.packet.to_vec(), outcome.cb, outcome.mark);
         let after = self.counted();

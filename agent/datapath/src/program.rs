@@ -73,7 +73,7 @@ fn load_with(
         loader.load(object.bytes()).map_err(|source| DatapathError::Object { source: Box::new(source) })?;
     let mut fds = BTreeMap::new();
     for (name, program) in object.programs_mut() {
-        load_program(program).map_err(|error| describe(name, error))?;
+        load_patiently(program).map_err(|error| describe(name, error))?;
         let fd = program
             .fd()
             .map_err(|error| describe(name, error))?
@@ -83,6 +83,19 @@ fn load_with(
         fds.insert(name.to_owned(), fd);
     }
     Ok(Programs { object, fds })
+}
+
+/// The kernel gives a verification up with `EAGAIN` when a signal arrives; as often as libbpf, we ask again.
+fn load_patiently(program: &mut Program) -> Result<(), ProgramError> {
+    const INTERRUPTIONS: u32 = 5;
+    let interrupted = |error: &ProgramError| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN));
+    for _ in 1..INTERRUPTIONS {
+        match load_program(program) {
+            Err(error) if interrupted(&error) => {}
+            other => return other,
+        }
+    }
+    load_program(program)
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {

@@ -436,7 +436,10 @@ pub(crate) fn test_run(
     out: &mut [u8],
     ctx: &mut [u8],
     repeat: u32,
+    summed: bool,
 ) -> io::Result<TestRun> {
+    /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`.
+    const SUMMED: u32 = 1 << 2;
     let size = |len: usize| u32::try_from(len).map_err(io::Error::other);
     let ctx_size = size(ctx.len())?;
     let ctx_address = address_mut(ctx);
@@ -451,6 +454,7 @@ pub(crate) fn test_run(
         ctx_size_out: ctx_size,
         ctx_in: ctx_address,
         ctx_out: ctx_address,
+        flags: if summed { SUMMED } else { 0 },
         ..TestRunAttr::default()
     };
     // SAFETY: all buffers are valid for the sizes given; the kernel copies the context in before it copies it out.

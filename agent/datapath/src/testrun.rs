@@ -40,6 +40,10 @@ pub struct TestContext {
     pub cb: [u32; 5],
     /// The packet's mark.
     pub mark: u32,
+    /// The packet comes with the sum of all its bytes (`CHECKSUM_COMPLETE`), as many network cards give it, and the kernel
+    /// looks afterwards whether the programs kept that right: if not, the run fails with `EBADMSG`. Since Linux 6.17;
+    /// `EINVAL` before.
+    pub summed: bool,
 }
 
 /// What became of a packet. The packet borrows the runner's buffer and lives until the next run.
@@ -101,7 +105,7 @@ impl TestRunner {
 
     /// Runs it `times` times, each on what the run before left, to learn the time of one run.
     pub fn repeat(&mut self, packet: &[u8], context: &TestContext, times: u32) -> Result<Outcome<'_>> {
-        let TestContext { ifindex, ingress_ifindex, cb, mark } = *context;
+        let TestContext { ifindex, ingress_ifindex, cb, mark, summed } = *context;
         let mut skb = [SkBuff {
             len: 0,
             pkt_type: 0,
@@ -119,6 +123,7 @@ impl TestRunner {
             &mut self.packet,
             crate::map::bytes_mut(&mut skb),
             times,
+            summed,
         )
         .map_err(|source| self.error(source))?;
         let [skb] = skb;
