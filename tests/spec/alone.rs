@@ -14,10 +14,14 @@ mod explore;
 mod frame;
 mod generate;
 mod model;
+mod peer;
+mod plain;
 mod report;
 mod rig;
 mod service;
+mod size;
 mod tunnel;
+mod way;
 mod wire;
 mod world;
 

@@ -15,6 +15,7 @@ use crate::wire::{
 pub(crate) enum Answer {
     Reset,
     PortUnreachable,
+    TooBig,
 }
 
 impl Answer {
@@ -23,6 +24,7 @@ impl Answer {
         match self {
             Self::Reset => "reset",
             Self::PortUnreachable => "port unreachable",
+            Self::TooBig => "too big",
         }
     }
 }
@@ -43,6 +45,7 @@ pub(crate) fn due(hook: Hook, frame: &[u8], reason: DropReason) -> Option<Answer
         (DropReason::BackendGone | DropReason::NoEndpoint, TCP) if resets && headers.is_stray() => {
             Some(Answer::Reset)
         }
+        (DropReason::TooBig, _) if headers.part != Part::Later => Some(Answer::TooBig),
         _ => None,
     }
 }
@@ -100,8 +103,14 @@ fn errors(frame: &[u8], headers: &Headers) -> (u32, Option<u32>) {
     (network, transport_checksum_error(frame, headers))
 }
 
-/// Whether `after` is the answer to the packet. `whole` is as for [`check_end`].
-pub(crate) fn check(answer: Answer, whole: bool, before: &[u8], after: &[u8]) -> Result<(), String> {
+/// Whether `after` is the answer to the packet. `whole` is as for [`check_end`]; `mtu` is what a sender must keep to.
+pub(crate) fn check(
+    answer: Answer,
+    whole: bool,
+    mtu: usize,
+    before: &[u8],
+    after: &[u8],
+) -> Result<(), String> {
     let (Frame::Ip(asked), Frame::Ip(told)) = (read(before), read(after)) else {
         return Err("the answer is malformed".into());
     };
@@ -123,10 +132,17 @@ pub(crate) fn check(answer: Answer, whole: bool, before: &[u8], after: &[u8]) ->
     }
     let right = match answer {
         Answer::Reset => is_reset(&asked, before, &told, after) && told.l4_len == left(&asked, kept),
-        Answer::PortUnreachable => {
-            let kind = if told.tuple.src.is_ipv4() { [3, 3] } else { [1, 4] };
+        Answer::PortUnreachable | Answer::TooBig => {
+            let v4 = told.tuple.src.is_ipv4();
+            let (kind, rest) = match (answer, v4) {
+                (Answer::TooBig, true) => ([3, 4], mtu),
+                (Answer::TooBig, false) => ([2, 0], mtu),
+                (_, true) => ([3, 3], 0),
+                (_, false) => ([1, 4], 0),
+            };
             let subject = &after[told.l4 + 8..told.l4 + told.l4_len];
             after[told.l4..told.l4 + 2] == kind
+                && after[told.l4 + 4..told.l4 + 8] == u32::try_from(rest).expect("a length").to_be_bytes()
                 && before[14..].starts_with(subject)
                 && subject.len() >= (asked.l4 + 8 - 14)
         }

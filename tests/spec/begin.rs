@@ -133,7 +133,7 @@ impl Model {
     /// none.
     fn is_forged_overlay(&self, tuple: Tuple) -> bool {
         let to_a_node = self.world.is_host(tuple.dst)
-            || self.world.peers.iter().any(|peer| peer.tunnel_ends(self.world.tunnels).contains(&tuple.dst));
+            || self.world.peers.iter().any(|peer| peer.named().any(|end| end == tuple.dst));
         to_a_node && tuple.proto == UDP && tuple.dport == OVERLAY_PORT
     }
 
@@ -296,6 +296,8 @@ impl Model {
             back: Self::way_back(hook, forward),
             life: Life::begin(self.now, headers.is_stray()),
             backend_gone: false,
+            looked: [self.world.reroutes; 2],
+            plain: [None; 2],
         };
         let family = family(dst.ip());
         let to_world = matches!(forward, Target::Uplink | Target::OnwardUplink);

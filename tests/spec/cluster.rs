@@ -14,6 +14,7 @@ use quilla_model::{
 };
 use quilla_plan::HostPort;
 
+use crate::peer::Location;
 use crate::world::{HERE, World, service_address, virtual_address};
 
 /// Services that may exist; their numbers are in their names and cluster IPs.
@@ -43,7 +44,7 @@ pub(crate) fn change(world: &mut World, rng: &mut Rng) {
     let number = rng.u8(1..=SERVICES);
     let name = name(number);
     world.hash_seed = rng.u32(1..);
-    match rng.u8(0..16) {
+    match rng.u8(0..18) {
         0 => {
             world.snapshot.services.remove(&name);
             if rng.bool() {
@@ -55,6 +56,7 @@ pub(crate) fn change(world: &mut World, rng: &mut Rng) {
         5 => {
             world.snapshot.slices.remove(&name);
         }
+        6 | 7 => world.reroute(rng),
         _ => change_slice(world, rng, &name),
     }
 }
@@ -200,8 +202,9 @@ fn endpoint(world: &World, rng: &mut Rng, family: Family, hinted: bool) -> Endpo
         0..=4 => (world.pods[rng.usize(0..world.pods.len())].addresses[index], HERE.to_owned()),
         5..=7 => (peer.pods[rng.usize(0..peer.pods.len())][index], peer.name()),
         8 => (world.host[index], HERE.to_owned()),
-        9 => (peer.addresses[index], peer.name()),
-        10 => (world.outside[index * 2], String::new()),
+        // A backend to which there is no way would have to be told from its neighbours.
+        9 if peer.location() != Location::Nowhere => (peer.addresses[index], peer.name()),
+        9 | 10 => (world.outside[index * 2], String::new()),
         _ => (odd_address(rng, index), HERE.to_owned()),
     };
     let mut endpoint = Endpoint {

@@ -1,7 +1,6 @@
 //! One packet through the specification and through the programs: verdict, target, every byte, counters.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use quilla_abi::DropReason;
 use quilla_abi::counter::path;
@@ -10,20 +9,22 @@ use quilla_datapath::Outcome;
 
 use crate::answer::{self, Answer};
 use crate::coverage::{self, Coverage};
-use crate::generate::{Continuation, Stimulus, hook_of};
+use crate::generate::{Carriage, Continuation, Stimulus, hook_of};
 use crate::model::{Expect, Hook, Model, Seen, Target};
+use crate::plain::{self, Sender};
 use crate::report::Subject;
 use crate::tunnel::{self, Fate};
+use crate::way::{Departure, Way, addressed, known, way};
 use crate::wire::{
-    Echo, Frame, ICMP, ICMPV6, Part, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
-    without_checksums,
+    Echo, Frame, Headers, ICMP, ICMPV6, Part, TCP, Tuple, UDP, ip_checksum_error, read,
+    transport_checksum_error, without_checksums,
 };
 use crate::world::World;
 
 const NEXT: i32 = -1;
-const OK: i32 = 0;
+pub(crate) const OK: i32 = 0;
 const SHOT: i32 = 2;
-const REDIRECT: i32 = 7;
+pub(crate) const REDIRECT: i32 = 7;
 
 /// Packets and bytes that must have been counted, by row.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,13 +48,11 @@ impl Tally {
         Self { drops: rows(&self.drops, &earlier.drops), forwards: rows(&self.forwards, &earlier.forwards) }
     }
 
-    fn count(&mut self, expect: &Expect, bytes: usize) {
-        let (rows, row) = match expect {
-            Expect::Drop(reason) => (&mut self.drops, *reason as u32),
-            Expect::Pass => (&mut self.forwards, path::PASSED),
-            Expect::Deliver { target, .. } | Expect::End { target, .. } | Expect::Report { target, .. } => {
-                (&mut self.forwards, target.path())
-            }
+    fn count(&mut self, expect: &Expect, way: Option<Way<'_>>, bytes: usize) {
+        let (rows, row) = match (expect, way) {
+            (Expect::Drop(reason), _) => (&mut self.drops, *reason as u32),
+            (_, Some(way)) => (&mut self.forwards, way.path()),
+            (_, None) => (&mut self.forwards, path::PASSED),
         };
         let (packets, counted) = rows.entry(row).or_default();
         *packets += 1;
@@ -79,16 +78,33 @@ pub(crate) fn judge(
     seen: &Outcome<'_>,
     tally: &mut Tally,
 ) -> Result<Vec<Continuation>, String> {
-    let mut arrived =
-        Arrived { hook: stimulus.hook, frame: stimulus.frame.clone(), opened: false, marked: false };
-    if let Some(outer) = stimulus.outer {
-        outer.meet(&mut model.coverage, &model.world);
-        arrived.frame = outer.wrap(&model.world, stimulus.hook, &stimulus.frame);
-        arrived.hook = Hook::FromUplink;
-        arrived.marked = outer.marked;
+    let mut arrived = Arrived {
+        hook: stimulus.hook,
+        frame: stimulus.frame.clone(),
+        ifindex: model.world.uplink,
+        opened: false,
+        marked: false,
+        plain: false,
+    };
+    match stimulus.carriage {
+        Carriage::Tunnel(outer) => {
+            outer.meet(&mut model.coverage, &model.world);
+            arrived.frame = outer.wrap(&model.world, stimulus.hook, &stimulus.frame);
+            arrived.hook = Hook::FromUplink;
+            arrived.marked = outer.marked;
+        }
+        Carriage::Plain(plain) => {
+            arrived.frame = plain.wrap(&stimulus.frame);
+            arrived.hook = Hook::FromUplink;
+            arrived.ifindex = plain.ifindex;
+        }
+        Carriage::None => {}
     }
-    if model.world.tunnels.is_none() || arrived.hook != Hook::FromUplink {
+    if arrived.hook != Hook::FromUplink {
         return inside(model, slots, &arrived, seen, tally);
+    }
+    if model.world.tunnels.is_none() {
+        return untunnelled(model, slots, arrived, seen, tally);
     }
     let fate = tunnel::arrive(&model.world, &arrived.frame);
     tunnel::meet(&mut model.coverage, &arrived.frame, &fate);
@@ -97,9 +113,32 @@ pub(crate) fn judge(
             let arrived = Arrived { hook, frame, opened: true, ..arrived };
             inside(model, slots, &arrived, seen, tally)
         }
-        Fate::Left => inside(model, slots, &arrived, seen, tally),
+        Fate::Left => untunnelled(model, slots, arrived, seen, tally),
         Fate::Lost(reason) => lost(model, reason, &arrived.frame, seen, tally),
         Fate::LostInside(reason, frame) => lost(model, reason, &frame, seen, tally),
+    }
+}
+
+/// A packet on an uplink that is in no tunnel: the world's, or another node's.
+fn untunnelled(
+    model: &mut Model,
+    slots: &[u32],
+    arrived: Arrived,
+    seen: &Outcome<'_>,
+    tally: &mut Tally,
+) -> Result<Vec<Continuation>, String> {
+    let sender = plain::arrive(model, &arrived.frame, arrived.ifindex);
+    if sender != Sender::World {
+        let kind = u16::from_be_bytes([arrived.frame[12], arrived.frame[13]]);
+        model.coverage.meet(["plain", "came", if kind == 0x0800 { "IPv4" } else { "IPv6" }, ""]);
+    }
+    match sender {
+        Sender::World => inside(model, slots, &arrived, seen, tally),
+        Sender::Node(peer) => {
+            let hook = Hook::FromOverlay(Some(peer));
+            inside(model, slots, &Arrived { hook, plain: true, ..arrived }, seen, tally)
+        }
+        Sender::Liar => lost(model, DropReason::SpoofedAddress, &arrived.frame, seen, tally),
     }
 }
 
@@ -107,13 +146,17 @@ pub(crate) fn judge(
 struct Arrived {
     hook: Hook,
     frame: Vec<u8>,
+    /// The device by which it came, if that is an uplink.
+    ifindex: u32,
     /// The programs took it out of its tunnel.
     opened: bool,
     /// The kernel takes it for one in a tunnel.
     marked: bool,
+    /// Another node sent it without a tunnel.
+    plain: bool,
 }
 
-/// A frame whose tunnel is not as it should be is dropped, and nobody is told.
+/// A frame whose tunnel is not as it should be, or whose sender is somebody else, is dropped, and nobody is told.
 fn lost(
     model: &mut Model,
     reason: DropReason,
@@ -121,7 +164,7 @@ fn lost(
     seen: &Outcome<'_>,
     tally: &mut Tally,
 ) -> Result<Vec<Continuation>, String> {
-    tally.count(&Expect::Drop(reason), frame.len());
+    tally.count(&Expect::Drop(reason), None, frame.len());
     model.coverage.meet(["drop", reason.label(), "", ""]);
     let said = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
     if (seen.verdict, said) == (SHOT, Some(reason)) && seen.packet == frame {
@@ -152,27 +195,33 @@ fn inside(
     seen: &Outcome<'_>,
     tally: &mut Tally,
 ) -> Result<Vec<Continuation>, String> {
-    let Arrived { hook, frame, opened, marked: whole } = arrived;
+    let Arrived { hook, frame, ifindex, opened, marked: whole, plain } = arrived;
     let reason = DropReason::from_number((seen.cb[trace::VERDICT] >> 8 & 0xff) as u8);
     let (seen, overhead) = unwrapped(model, slots, seen)?;
     let expect = model.decide(
         *hook,
         frame,
-        Seen { packet: seen.packet, dropped: reason, passed: seen.verdict == NEXT },
+        Seen { packet: seen.packet, dropped: reason, passed: seen.verdict == NEXT, plain: *plain },
     )?;
+    let way = way(&model.world, &expect, frame, *opened, &seen);
     tally.count(
         &expect,
+        way,
         overhead + if matches!(expect, Expect::End { .. }) { seen.packet } else { frame }.len(),
     );
-    meet(&mut model.coverage, *hook, frame, &expect);
+    meet(&mut model.coverage, arrived, &expect, way, &seen);
     let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
     match &expect {
         Expect::Drop(expected) if seen.cb[trace::PATH] == path::ANSWERED => {
             let Some(due) = answer::due(*hook, frame, *expected) else { return differs("answered") };
-            if seen.verdict != REDIRECT || reason != Some(*expected) {
+            let back = if *plain { Some(*ifindex) } else { None };
+            if seen.verdict != REDIRECT
+                || reason != Some(*expected)
+                || back.is_some_and(|back| seen.cb[trace::IFINDEX] != back)
+            {
                 return differs("not answered for this reason");
             }
-            answer::check(due, *whole, frame, seen.packet)?;
+            answer::check(due, *whole, model.world.mtu, frame, seen.packet)?;
             if let Frame::Ip(headers) = read(frame) {
                 model.coverage.meet([
                     "answer",
@@ -199,19 +248,18 @@ fn inside(
             }
             Ok(Vec::new())
         }
-        Expect::Deliver { target, .. } | Expect::End { target, .. } | Expect::Report { target, .. }
-            if seen.verdict != verdict(*target, *opened)
-                || seen.cb[..4] != said(&model.world, slots, *target, *opened, &seen) =>
-        {
-            differs(&format!("sent elsewhere: verdict {}, {:?}", seen.verdict, &seen.cb[..4]))
+        Expect::Deliver { target, tuple, decrement } => {
+            let way = known(way, slots, &seen)?;
+            bytes(way, *tuple, *decrement, frame, seen.packet)?;
+            Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
         Expect::Report { .. } => {
-            report(&model.world, &expect, frame, seen.packet)?;
+            report(known(way, slots, &seen)?, &expect, frame, seen.packet)?;
             Ok(Vec::new())
         }
         Expect::End { target, tuple, decrement } => {
             let mut addressed_frame = seen.packet.to_vec();
-            addressed(&model.world, &mut addressed_frame, *target, tuple.src, tuple.dst);
+            addressed(&mut addressed_frame, known(way, slots, &seen)?, seen.packet, tuple.src, tuple.dst);
             if addressed_frame != seen.packet {
                 return differs("the reset is for somebody else");
             }
@@ -219,18 +267,21 @@ fn inside(
             model.coverage.meet(["answer", "reset of the client", coverage::family(tuple.src), ""]);
             Ok(continuations(&model.world, *hook, *target, *tuple, frame))
         }
-        Expect::Deliver { target, tuple, decrement } => {
-            bytes(&model.world, *target, *tuple, *decrement, frame, seen.packet)?;
-            Ok(continuations(&model.world, *hook, *target, *tuple, frame))
-        }
     }
 }
 
 /// Counts what kind of packet it is, and what must become of it.
-fn meet(coverage: &mut Coverage, hook: Hook, frame: &[u8], expect: &Expect) {
+fn meet(
+    coverage: &mut Coverage,
+    arrived: &Arrived,
+    expect: &Expect,
+    way: Option<Way<'_>>,
+    seen: &Outcome<'_>,
+) {
+    let Arrived { hook, frame, plain, .. } = arrived;
     if let Frame::Ip(headers) = read(frame) {
         let family = coverage::family(headers.tuple.src);
-        coverage.meet(["packet", coverage::hook(hook), family, ""]);
+        coverage.meet(["packet", coverage::hook(*hook), family, ""]);
         if headers.is_error() {
             let known = matches!(expect, Expect::Report { about: Some(_), .. });
             let about = if known { "of a connection" } else { "of nothing known" };
@@ -239,63 +290,53 @@ fn meet(coverage: &mut Coverage, hook: Hook, frame: &[u8], expect: &Expect) {
             let (protocol, part) = (coverage::protocol(&headers), coverage::part(headers.part));
             coverage.meet(["transport", protocol, part, family]);
         }
-    }
-    coverage.meet(match expect {
-        Expect::Drop(reason) => ["drop", reason.label(), "", ""],
-        Expect::Pass => ["way", "passed", "", ""],
-        Expect::Deliver { target, .. } | Expect::End { target, .. } | Expect::Report { target, .. } => {
-            ["way", way(*target), "", ""]
+        if *plain {
+            meet_plain(coverage, *hook, &headers, expect, way);
         }
+        if let Some(Way { world, target: Target::Overlay(peer), departure, .. }) = way {
+            let peer = &world.peers[peer];
+            match departure {
+                Departure::Plain => {
+                    let what = if headers.is_error() { "an error" } else { coverage::hook(*hook) };
+                    plain::meet(coverage, what, peer, &headers, seen.packet[..12] == frame[..12]);
+                }
+                _ if world.is_native(peer, crate::world::family(headers.tuple.src)) => {
+                    let why = if world.fits(&headers) { "for want of a route" } else { "to be cut" };
+                    coverage.meet(["plain out", "not so", why, family]);
+                }
+                Departure::Device | Departure::Tunnel => {}
+            }
+        }
+    }
+    coverage.meet(match (expect, way) {
+        (Expect::Drop(reason), _) => ["drop", reason.label(), "", ""],
+        (_, None) => ["way", "passed", "", ""],
+        (_, Some(way)) => ["way", way.word(), "", ""],
     });
 }
 
-fn way(target: Target) -> &'static str {
-    match target.path() {
-        path::LOCAL_POD => "local Pod",
-        path::OVERLAY => "overlay",
-        path::STACK => "stack",
-        path::UPLINK => "uplink",
-        _ => "host to overlay",
-    }
-}
-
-/// `opened` for what the programs took out of its tunnel, which the stack gets by way of the overlay device.
-fn verdict(target: Target, opened: bool) -> i32 {
-    match target {
-        Target::Stack if opened => REDIRECT,
-        Target::Stack | Target::Onward | Target::OnwardOverlay(_) | Target::OnwardUplink => OK,
-        Target::Pod(_) | Target::Overlay(_) | Target::Uplink => REDIRECT,
-    }
-}
-
-/// What the program must say of its verdict. Which path of the code it took is its own business.
-fn said(world: &World, slots: &[u32], target: Target, opened: bool, seen: &Outcome<'_>) -> [u32; 4] {
-    let (ifindex, slot) = match target {
-        Target::Overlay(peer) if world.tunnels.is_some() => (world.uplink, slots[peer]),
-        Target::Stack if opened => (world.overlay, 0),
-        Target::Pod(pod) => (world.pods[pod].ifindex, 0),
-        Target::Overlay(peer) => (world.overlay, slots[peer]),
-        Target::OnwardOverlay(peer) => (0, slots[peer]),
-        Target::Uplink => (world.uplink, 0),
-        Target::Stack | Target::Onward | Target::OnwardUplink => (0, 0),
+/// Counts what another node sent without a tunnel.
+fn meet_plain(coverage: &mut Coverage, hook: Hook, headers: &Headers, expect: &Expect, way: Option<Way<'_>>) {
+    let family = coverage::family(headers.tuple.src);
+    let what = if headers.is_error() { "an error" } else { coverage::part(headers.part) };
+    coverage.meet(["plain in", what, coverage::protocol(headers), family]);
+    let to = match (expect, way) {
+        (Expect::Drop(_), _) | (_, None) => "dropped",
+        (_, Some(way)) => way.word(),
     };
-    let slow = seen.cb[trace::VERDICT] & trace::SLOW_PATH;
-    [u32::from(target.action()) | slow, ifindex, slot, target.path()]
+    coverage.meet(["plain in", "to", to, family]);
+    if let (Hook::FromOverlay(Some(peer)), Some(Way { world, .. })) = (hook, way) {
+        let native = world.is_native(&world.peers[peer], crate::world::family(headers.tuple.src));
+        coverage.meet(["plain in", if native { "as we send" } else { "otherwise than we send" }, family, ""]);
+    }
 }
 
 /// The frame must be the one that came in, with this tuple, these Ethernet addresses and this TTL, and with checksums
 /// exactly as right or wrong as they were.
-fn bytes(
-    world: &World,
-    target: Target,
-    tuple: Tuple,
-    decrement: bool,
-    before: &[u8],
-    after: &[u8],
-) -> Result<(), String> {
+fn bytes(way: Way<'_>, tuple: Tuple, decrement: bool, before: &[u8], after: &[u8]) -> Result<(), String> {
     let Frame::Ip(headers) = read(before) else { return Err("only IP packets are delivered".into()) };
     let mut expected = before.to_vec();
-    addressed(world, &mut expected, target, tuple.src, tuple.dst);
+    addressed(&mut expected, way, after, tuple.src, tuple.dst);
     if decrement {
         expected[headers.ttl_at] -= 1;
     }
@@ -326,36 +367,14 @@ fn bytes(
     Ok(())
 }
 
-/// Writes the addresses of Ethernet and IP.
-fn addressed(world: &World, frame: &mut [u8], target: Target, src: IpAddr, dst: IpAddr) {
-    match target {
-        Target::Pod(pod) => ethernet(frame, world.pods[pod].mac, world.pods[pod].host_mac),
-        Target::Overlay(peer) | Target::OnwardOverlay(peer) => {
-            ethernet(frame, world.peers[peer].vtep_mac, world.vtep_mac);
-        }
-        Target::Stack | Target::Onward | Target::Uplink | Target::OnwardUplink => {}
-    }
-    match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            frame[26..30].copy_from_slice(&src.octets());
-            frame[30..34].copy_from_slice(&dst.octets());
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            frame[22..38].copy_from_slice(&src.octets());
-            frame[38..54].copy_from_slice(&dst.octets());
-        }
-        mixed => unreachable!("both of one family: {mixed:?}"),
-    }
-}
-
 /// The same for an ICMP error, and for the packet in it.
-fn report(world: &World, expect: &Expect, before: &[u8], after: &[u8]) -> Result<(), String> {
-    let &Expect::Report { target, src, dst, about, decrement } = expect else { return Ok(()) };
+fn report(way: Way<'_>, expect: &Expect, before: &[u8], after: &[u8]) -> Result<(), String> {
+    let &Expect::Report { src, dst, about, decrement, .. } = expect else { return Ok(()) };
     let (Frame::Ip(headers), Frame::Ip(translated)) = (read(before), read(after)) else {
         return Err("came out malformed".into());
     };
     let mut expected = before.to_vec();
-    addressed(world, &mut expected, target, src, dst);
+    addressed(&mut expected, way, after, src, dst);
     if decrement {
         expected[headers.ttl_at] -= 1;
     }
@@ -380,11 +399,6 @@ fn report(world: &World, expect: &Expect, before: &[u8], after: &[u8]) -> Result
     Ok(())
 }
 
-fn ethernet(frame: &mut [u8], dst: [u8; 6], src: [u8; 6]) {
-    frame[..6].copy_from_slice(&dst);
-    frame[6..12].copy_from_slice(&src);
-}
-
 /// The same again, and the answer from where it went.
 fn continuations(world: &World, hook: Hook, target: Target, out: Tuple, frame: &[u8]) -> Vec<Continuation> {
     let Frame::Ip(headers) = read(frame) else { return Vec::new() };
@@ -400,6 +414,12 @@ fn continuations(world: &World, hook: Hook, target: Target, out: Tuple, frame: &
         (_, Target::Overlay(peer) | Target::OnwardOverlay(peer)) => Hook::FromOverlay(Some(peer)),
         (Hook::FromPod(pod), Target::Stack) => Hook::ToPod(pod),
         (Hook::FromUplink, Target::Stack) => Hook::ToUplink(None),
+        // The host's own routes are as the programs are.
+        (Hook::FromOverlay(Some(peer)), Target::Stack)
+            if world.is_native(&world.peers[peer], crate::world::family(out.dst)) =>
+        {
+            Hook::ToUplink(None)
+        }
         (_, Target::Stack) => Hook::ToOverlay,
         (_, Target::Onward) => return Vec::new(),
         (_, Target::Uplink | Target::OnwardUplink) => Hook::FromUplink,

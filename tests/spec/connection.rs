@@ -1,7 +1,9 @@
 //! What must be remembered of a connection: who takes part, how far it has come, and when it was last heard of.
 
+use crate::generate::Continuation;
 use crate::model::{Hook, Target};
 use crate::wire::{FIN, RST, TCP, Tuple};
+use crate::world::{World, family};
 
 /// Where a tuple is valid: inside the cluster, coming in by the uplink, or going out of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +42,10 @@ pub(crate) struct Connection {
     pub back: Target,
     pub life: Life,
     pub backend_gone: bool,
+    /// After how many changes of the routing each direction was looked at the last time.
+    pub looked: [u32; 2],
+    /// Whether its last packet left without a tunnel, if it was for another node.
+    pub plain: [Option<bool>; 2],
 }
 
 impl Connection {
@@ -63,6 +69,33 @@ impl Connection {
     pub(crate) fn keys(&self) -> [(Scope, Tuple); 2] {
         let answer_scope = Scope::of(self.hook(Direction::Answer));
         [(Scope::of(self.original_hook), self.original), (answer_scope, self.answer)]
+    }
+
+    /// Another packet of a direction.
+    pub(crate) fn continuation(&self, direction: Direction) -> Continuation {
+        let tuple = if direction == Direction::Original { self.original } else { self.answer };
+        Continuation { hook: self.hook(direction), tuple }
+    }
+
+    /// A packet has the data path look at the way of its direction, and one that does not answer at both; whether that has
+    /// changed since the last one.
+    pub(crate) fn look(&mut self, world: &World, hook: Hook, direction: Direction) -> Option<&'static str> {
+        let at = usize::from(direction == Direction::Answer);
+        self.looked[at] = world.reroutes;
+        if direction == Direction::Original {
+            self.looked[1] = world.reroutes;
+        }
+        let (Target::Overlay(peer), tuple) = self.translated(direction) else { return None };
+        let plain = world.is_native(&world.peers[peer], family(tuple.src));
+        let before = self.plain[at].replace(plain);
+        let changed = !hook.is_egress() && before.is_some_and(|before| before != plain);
+        changed.then_some(if plain { "now without a tunnel" } else { "now in a tunnel" })
+    }
+
+    /// Whether the way of a direction may be that from before the routing to a node changed.
+    pub(crate) fn is_stale(&self, world: &World, direction: Direction) -> bool {
+        let (Target::Overlay(peer), _) = self.translated(direction) else { return false };
+        self.looked[usize::from(direction == Direction::Answer)] < world.peers[peer].rerouted
     }
 
     /// Whoever is asked sees another source.

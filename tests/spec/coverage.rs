@@ -20,6 +20,8 @@ type Kind = [&'static str; 4];
 
 const FAMILIES: &[&str] = &["IPv4", "IPv6"];
 const SIDES: &[&str] = &["inside", "outside"];
+/// Of other nodes.
+const LOCATIONS: &[&str] = &["neighbour", "unknown neighbour", "behind a router", "nowhere"];
 const PROTOCOLS: &[&str] = &["TCP", "UDP", "echo", "other"];
 
 /// Every combination of the words of each row.
@@ -66,7 +68,7 @@ const KINDS: &[(&str, &[&[&str]])] = &[
     ("connection", &[&["met in its middle", "begun after its end"], &["TCP"]]),
     ("connection", &[&["led elsewhere", "to itself", "under another port"], &["TCP", "UDP"]]),
     ("error", &[&["of a connection", "of nothing known"], FAMILIES]),
-    ("answer", &[&["reset", "uncut reset", "reset of the client", "port unreachable"], FAMILIES]),
+    ("answer", &[&["reset", "uncut reset", "reset of the client", "port unreachable", "too big"], FAMILIES]),
     ("tunnel", &[&["made", "opened"], FAMILIES, FAMILIES]),
     (
         "outer",
@@ -90,7 +92,24 @@ const KINDS: &[(&str, &[&[&str]])] = &[
         ],
     ),
     ("congestion", &[&["handed on", "not understood"], FAMILIES]),
-    ("way", &[&["local Pod", "overlay", "stack", "uplink", "host to overlay", "passed"]]),
+    ("plain", &[&["left", "came"], FAMILIES]),
+    ("plain out", &[&["from Pod", "from uplink", "an error"], FAMILIES]),
+    ("plain out", &[&["to"], &["neighbour", "unknown neighbour", "behind a router"], FAMILIES]),
+    ("plain out", &[&["addressed by us", "addressed by the kernel"], FAMILIES]),
+    ("plain out", &[&["not so"], &["for want of a route"], FAMILIES]),
+    ("plain out", &[&["not so"], &["to be cut"], &["IPv4"]]),
+    ("plain in", &[&["believed"], LOCATIONS, FAMILIES]),
+    (
+        "plain in",
+        &[&["by another uplink", "another's", "under an own address", "of the world"], &[""], FAMILIES],
+    ),
+    ("plain in", &[&["without an address"], LOCATIONS, FAMILIES]),
+    ("plain in", &[&["whole", "first piece", "later piece"], PROTOCOLS, FAMILIES]),
+    ("plain in", &[&["an error"], &["echo"], FAMILIES]),
+    ("plain in", &[&["to"], &["local Pod", "stack", "uplink", "dropped"], FAMILIES]),
+    ("plain in", &[&["as we send", "otherwise than we send"], FAMILIES]),
+    ("routing", &[&["now in a tunnel", "now without a tunnel"], FAMILIES, PROTOCOLS]),
+    ("way", &[&["local Pod", "overlay", "native", "stack", "uplink", "host to overlay", "passed"]]),
     (
         "drop",
         &[&[
@@ -123,6 +142,7 @@ const KINDS: &[(&str, &[&[&str]])] = &[
             "unknown_node",
             "hop_limit",
             "untranslatable",
+            "too_big",
         ]],
     ),
 ];

@@ -61,7 +61,7 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<Coverage> {
     for number in 0..PACKETS_PER_WORLD {
         if number % STEADY == STEADY - 1 {
             cluster::change(&mut run.model.world, &mut rng);
-            run.model.settle();
+            let changed = run.model.settle();
             run.model.coverage.meet_cluster(&run.model.world);
             rig.update(&run.model.world)?;
             let passed = rng.choice([0, 0, 0, 70, 250, 25_000]).expect("not empty");
@@ -70,6 +70,9 @@ fn one_world(rig: &mut Rig, seed: u64) -> Result<Coverage> {
                 rig.age(passed)?;
             }
             run.generator.settle(passed > 0);
+            for continuation in changed {
+                run.generator.learn(&mut rng, continuation);
+            }
         }
         run.packet(rig, &mut rng, number)?;
     }
@@ -93,8 +96,7 @@ struct Run {
 impl Run {
     fn packet(&mut self, rig: &mut Rig, rng: &mut Rng, number: u64) -> Result<()> {
         let stimulus = self.generator.next(&self.model, rng);
-        let slots: Vec<u32> =
-            self.model.world.peers.iter().map(|peer| rig.slot(&self.model.world, peer)).collect();
+        let slots: Vec<u32> = self.model.world.peers.iter().map(|peer| rig.slot(peer)).collect();
         let outcome = rig
             .run(&self.model.world, &stimulus)
             .with_context(|| format!("packet {number}: {stimulus:02x?}"))?;
@@ -109,7 +111,7 @@ impl Run {
             Err(disagreement) => bail!(Disagreement(format!(
                 "packet {number} at {:?} in {:?}: {disagreement}\nframe {:02x?}\npast {}services {:#?}\nslices {:#?}",
                 stimulus.hook,
-                stimulus.outer,
+                stimulus.carriage,
                 stimulus.frame,
                 related(&self.past, &stimulus.frame, inside(outcome.packet)),
                 self.model.world.snapshot.services,

@@ -1,6 +1,7 @@
 //! Frames: a tuple as it would arrive at a hook, whole or in pieces, as an ICMP error's subject, or damaged.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use fastrand::Rng;
 
@@ -18,6 +19,10 @@ const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Piece {
     Whole,
+    /// About as long as what fits a tunnel.
+    Long {
+        may_be_cut: bool,
+    },
     /// With the identification that it shares with the rest.
     First(u8),
     Later(u8),
@@ -26,9 +31,10 @@ pub(crate) enum Piece {
 /// A frame with this tuple as it would arrive at the hook, mostly well-formed.
 pub(crate) fn frame(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece) -> Vec<u8> {
     let body = match piece {
-        Piece::Whole => transport(rng, tuple),
+        Piece::Whole => transport(rng, tuple, 0..24),
+        Piece::Long { .. } => transport(rng, tuple, 1_330..1_450),
         Piece::First(_) => {
-            let mut body = transport(rng, tuple);
+            let mut body = transport(rng, tuple, 0..24);
             // Seldom less than the header (RFC 1858).
             body.truncate(if rng.u8(0..8) == 0 { 8 } else { 24 });
             body
@@ -71,7 +77,7 @@ pub(crate) fn arp(world: &World, rng: &mut Rng, pod: usize) -> Vec<u8> {
 
 /// The beginning of the packet that the error is about.
 fn subject(rng: &mut Rng, tuple: Tuple) -> Vec<u8> {
-    let mut transport = transport(rng, tuple);
+    let mut transport = transport(rng, tuple, 0..24);
     let claimed = u16::try_from(transport.len()).expect("a small packet");
     transport.truncate(if rng.bool() { 8 } else { rng.usize(7..48) });
     let mut bytes = network(rng, tuple, claimed);
@@ -135,7 +141,7 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
     let ends = rng.u8(0..24) == 0 && !matches!(piece, Piece::First(_));
     let ttl = if ends { 1 } else { rng.u8(2..) };
     let (id, offset, more) = match piece {
-        Piece::Whole => (rng.u16(..), 0, false),
+        Piece::Whole | Piece::Long { .. } => (rng.u16(..), 0, false),
         Piece::First(id) => (u16::from(id), 0, true),
         // Seldom so near to the start that it overlaps the TCP header.
         Piece::Later(id) => (u16::from(id), if rng.u8(0..8) == 0 { 2 } else { 3 }, rng.bool()),
@@ -156,7 +162,7 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
             frame.extend(id.to_be_bytes());
             let flags = if more {
                 0x20
-            } else if offset == 0 {
+            } else if offset == 0 && !matches!(piece, Piece::Long { may_be_cut: true }) {
                 0x40
             } else {
                 0
@@ -174,7 +180,7 @@ fn packet(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece, 
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let mut fragment = Vec::new();
             let mut last = tuple.proto;
-            if !matches!(piece, Piece::Whole) || rng.u8(0..64) == 0 {
+            if matches!(piece, Piece::First(_) | Piece::Later(_)) || rng.u8(0..64) == 0 {
                 fragment.extend([last, 0, 0, offset * 8 + u8::from(more)]);
                 fragment.extend(u32::from(id).to_be_bytes());
                 last = FRAGMENT;
@@ -215,9 +221,9 @@ fn extensions(rng: &mut Rng, proto: u8) -> (u8, Vec<u8>) {
     (if count == 1 { HOP_BY_HOP } else { DESTINATION }, bytes)
 }
 
-/// A transport header with payload and a right checksum.
-fn transport(rng: &mut Rng, tuple: Tuple) -> Vec<u8> {
-    let payload: Vec<u8> = (0..rng.usize(0..24)).map(|_| rng.u8(..)).collect();
+/// A transport header with a payload of some length, and a right checksum.
+fn transport(rng: &mut Rng, tuple: Tuple, payload: Range<usize>) -> Vec<u8> {
+    let payload: Vec<u8> = (0..rng.usize(payload)).map(|_| rng.u8(..)).collect();
     let mut bytes = Vec::new();
     let checksum_at = match tuple.proto {
         TCP => {

@@ -10,6 +10,7 @@ use fastrand::Rng;
 use crate::cluster::{NODE_PORTS, SERVICES, VIRTUAL};
 use crate::frame::{Piece, arp, damage, frame, is_told_elsewhere, report};
 use crate::model::{Hook, Model};
+use crate::plain::Plain;
 use crate::service::Side;
 use crate::tunnel::Outer;
 use crate::wire::{Frame, ICMP, ICMPV6, TCP, Tuple, UDP, read};
@@ -20,8 +21,17 @@ use crate::world::{World, service_address, virtual_address};
 pub(crate) struct Stimulus {
     pub hook: Hook,
     pub frame: Vec<u8>,
-    /// How it arrives if the programs are to take it out of its tunnel themselves.
-    pub outer: Option<Outer>,
+    pub carriage: Carriage,
+}
+
+/// How a packet of another node arrives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Carriage {
+    /// Taken out of its tunnel by the overlay device; or it is no packet of another node.
+    None,
+    /// In one that the programs are to take it out of.
+    Tunnel(Outer),
+    Plain(Plain),
 }
 
 /// What the next packet may continue: the tuple with which the answer to an earlier packet would arrive, and where.
@@ -51,11 +61,17 @@ fn seems_by_stack(hook: Hook, frame: &[u8]) -> bool {
     matches!(read(frame), Frame::Ip(headers) if hook_of(pod, headers.tuple.sport) != hook)
 }
 
-/// A piece that would begin a connection, of which it shows nothing; or a last hop on which nobody can see whether it
+/// A piece that would begin a connection, of which it shows nothing; one that is too big and would do so; or a last hop on which nobody can see whether it
 /// ended, or began a connection to an endpoint that is the Service's own address and port: it looks the same.
 fn is_unclear(model: &Model, stimulus: &Stimulus) -> bool {
     let Frame::Ip(headers) = read(&stimulus.frame) else { return false };
-    if model.is_orphan(stimulus.hook, &headers) {
+    // On an uplink it may be another node's as well as the world's.
+    let by_uplink = matches!(stimulus.carriage, Carriage::Plain(_));
+    if model.is_orphan(stimulus.hook, &headers)
+        || (by_uplink && model.is_orphan(Hook::FromUplink, &headers))
+        || (stimulus.hook == Hook::FromUplink && model.is_orphan(Hook::FromOverlay(None), &headers))
+        || model.hides_its_choice(stimulus.hook, &headers, &stimulus.frame)
+    {
         return true;
     }
     let Hook::FromPod(_) = stimulus.hook else { return false };
@@ -103,7 +119,8 @@ impl Generator {
     pub(crate) fn next(&mut self, model: &Model, rng: &mut Rng) -> Stimulus {
         loop {
             let (hook, frame) = self.make(&model.world, rng);
-            let stimulus = Stimulus { hook, frame, outer: outer(&model.world, rng, hook) };
+            let carriage = carriage(&model.world, rng, hook, &frame);
+            let stimulus = Stimulus { hook, frame, carriage };
             if !is_unclear(model, &stimulus) {
                 return stimulus;
             }
@@ -135,6 +152,10 @@ impl Generator {
                 arp(world, rng, pod)
             }
             (18, _) if (tuple.sport, tuple.dport) != (0, 0) => report(world, rng, hook, tuple),
+            (20, _) if world.mtu > 0 && rng.u8(0..4) == 0 => {
+                let may_be_cut = rng.bool();
+                frame(world, rng, hook, tuple, Piece::Long { may_be_cut })
+            }
             _ => frame(world, rng, hook, tuple, Piece::Whole),
         };
         // The host's own stack makes no damaged packets.
@@ -158,11 +179,15 @@ impl Generator {
     }
 }
 
-/// What another node sends comes either way; a test run knows the far end of the device's tunnels over IPv4 only.
-fn outer(world: &World, rng: &mut Rng, hook: Hook) -> Option<Outer> {
-    let family = world.tunnels.filter(|_| matches!(hook, Hook::FromOverlay(_)))?;
-    let outer = Outer::random(rng);
-    (family == 1 || rng.u8(0..4) != 0).then_some(outer)
+/// What another node sends comes by any way; a test run knows the far end of the device's tunnels over IPv4 only.
+fn carriage(world: &World, rng: &mut Rng, hook: Hook, frame: &[u8]) -> Carriage {
+    if let Some(plain) = Plain::random(world, rng, hook, frame) {
+        return Carriage::Plain(plain);
+    }
+    match world.tunnels.filter(|_| matches!(hook, Hook::FromOverlay(_))) {
+        Some(family) if family == 1 || rng.u8(0..4) != 0 => Carriage::Tunnel(Outer::random(rng)),
+        _ => Carriage::None,
+    }
 }
 
 fn fresh(world: &World, rng: &mut Rng) -> Continuation {
@@ -175,7 +200,7 @@ fn fresh(world: &World, rng: &mut Rng) -> Continuation {
         13 | 14 => (Hook::ToPod(pod), host_address(world, rng, family), own),
         15 => (Hook::ToOverlay, world.gateway[family], routed_to_overlay(world, rng, family)),
         16 => (Hook::ToUplink(Some(pod)), own, any_address(world, rng, family)),
-        17 => (Hook::ToUplink(None), world.host[family], world.outside[family * 2]),
+        17 => by_node(world, rng, family),
         _ => (Hook::FromUplink, outside(world, rng, family), from_outside(world, rng, family)),
     };
     let proto = [TCP, TCP, TCP, UDP, UDP, if family == 0 { ICMP } else { ICMPV6 }, 132][rng.usize(0..7)];
@@ -221,6 +246,16 @@ fn somebody_serving(world: &World, rng: &mut Rng, family: usize) -> Option<(IpAd
     places.retain(|(address, _)| crate::world::family(*address) == family);
     let (address, number) = rng.choice(places)?;
     Some((address, number, port.protocol.number()))
+}
+
+/// What the node itself sends to the world, and by its own routes to Pods of other nodes.
+fn by_node(world: &World, rng: &mut Rng, family: usize) -> (Hook, IpAddr, IpAddr) {
+    let peer = &world.peers[rng.usize(0..world.peers.len())];
+    if world.is_native(peer, family) && rng.bool() {
+        let pod = peer.pods[rng.usize(0..peer.pods.len())];
+        return (Hook::ToUplink(None), world.gateway[family], pod[family]);
+    }
+    (Hook::ToUplink(None), world.host[family], world.outside[family * 2])
 }
 
 /// The host's routes lead to the overlay device for other nodes' Pods only, and for nobody it knows.

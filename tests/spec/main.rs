@@ -16,10 +16,14 @@ mod frame;
 mod generate;
 mod model;
 mod mutants;
+mod peer;
+mod plain;
 mod report;
 mod rig;
 mod service;
+mod size;
 mod tunnel;
+mod way;
 mod wire;
 mod world;
 
@@ -33,7 +37,8 @@ use quilla_tests::netns::Netns;
 use quilla_tests::{bare_node, sandbox};
 
 use crate::explore::explore;
-use crate::rig::{OVERLAY, POD_DEVICES, UPLINK};
+use crate::peer::Location;
+use crate::rig::{OTHER_UPLINK, OVERLAY, POD_DEVICES, UPLINK};
 
 fn main() -> std::process::ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
@@ -61,14 +66,21 @@ fn setting(name: &str, default: u64) -> Result<u64> {
 
 /// A namespace with the devices that the programs see, and the ways to the other nodes.
 fn namespace(name: &str) -> Result<Netns> {
-    let netns = bare_node::create(name, &POD_DEVICES, UPLINK, OVERLAY)?;
+    let netns = bare_node::create(name, &[&POD_DEVICES[..], &[OTHER_UPLINK]].concat(), UPLINK, OVERLAY)?;
     let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     netns.ip(&format!("link set d{UPLINK} address {}", text(tunnel::OWN_MAC)))?;
-    for number in world::PEERS {
-        let mac = text(tunnel::next_hop(number));
-        let [v4, v6] = world::node_address(number)
-            .map(|address| format!("neigh replace {address} lladdr {mac} dev d{UPLINK} nud permanent"));
-        netns.ip(&format!("{v4}\n{v6}"))?;
+    for number in peer::NUMBERS.chain([peer::ROUTER]) {
+        let (mac, location) = (text(peer::ethernet(number)), Location::of(number));
+        for address in peer::address(number) {
+            let line = match location {
+                Location::Neighbour => {
+                    format!("neigh replace {address} lladdr {mac} dev d{UPLINK} nud permanent")
+                }
+                Location::Nowhere => format!("route add unreachable {address}"),
+                Location::UnknownNeighbour | Location::BehindRouter => continue,
+            };
+            netns.ip(&line)?;
+        }
     }
     Ok(netns)
 }

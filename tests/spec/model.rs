@@ -14,7 +14,8 @@ use quilla_abi::flow::action;
 use crate::affinity::Affinity;
 use crate::answer;
 use crate::connection::{Connection, Direction, Scope};
-use crate::coverage::{Coverage, protocol};
+use crate::coverage::{self, Coverage, protocol};
+use crate::generate::Continuation;
 use crate::service::{SetId, Side};
 use crate::wire::{Echo, Frame, Headers, ICMP, ICMPV6, Part, RST, TCP, Tuple, UDP, read};
 use crate::world::{OVERLAY_PORT, Place, SNAT_PORTS, World, family};
@@ -91,6 +92,8 @@ pub(crate) struct Seen<'a> {
     pub dropped: Option<DropReason>,
     /// Left to the stack as nobody's.
     pub passed: bool,
+    /// It came from another node without a tunnel.
+    pub plain: bool,
 }
 
 /// What must become of a packet.
@@ -117,6 +120,8 @@ pub(crate) enum Expect {
         dst: IpAddr,
         about: Option<Tuple>,
         decrement: bool,
+        /// The way was computed before the routing to the node changed: it may go as it did then.
+        stale: bool,
     },
 }
 
@@ -141,6 +146,8 @@ pub(crate) struct Model {
     pub(crate) now: u64,
 }
 
+/// How many connections of a kind [`Model::settle`] tells of.
+const RECENT: usize = 8;
 /// The rest of a datagram must come within so many seconds.
 const REASSEMBLY: u64 = 30;
 
@@ -158,23 +165,30 @@ impl Model {
         }
     }
 
-    /// The world has changed: connections to endpoints that are gone are lost.
-    pub(crate) fn settle(&mut self) {
+    /// The world has changed: connections to endpoints that are gone are lost. What should be met now, which chance alone would
+    /// seldom lead to: the servers of those, and connections that from now on take another way.
+    pub(crate) fn settle(&mut self) -> Vec<Continuation> {
         let gone = self.world.settle();
+        let (mut lost, mut rerouted) = (Vec::new(), Vec::new());
         for connection in self.connections.iter_mut().flatten() {
             let chosen = SocketAddr::new(connection.answer.src, connection.answer.sport);
-            connection.backend_gone |=
-                connection.balanced && gone.contains(&(chosen, connection.original.proto));
+            if connection.balanced && gone.contains(&(chosen, connection.original.proto)) {
+                connection.backend_gone = true;
+                lost.push(connection.continuation(Direction::Answer));
+            }
+            for direction in [Direction::Original, Direction::Answer] {
+                if connection.is_stale(&self.world, direction) {
+                    rerouted.push(connection.continuation(direction));
+                }
+            }
         }
         self.affinity.settle(&self.world.sets(), &gone);
+        [lost, rerouted].into_iter().flat_map(|all| all.into_iter().rev().take(RECENT)).collect()
     }
 
     /// What must become of this frame at this hook.
     pub(crate) fn decide(&mut self, hook: Hook, frame: &[u8], seen: Seen<'_>) -> Result<Expect, String> {
         let mut headers = match (hook, read(frame)) {
-            (Hook::FromUplink, Frame::Ip(headers)) if self.is_forged_inside(&headers) => {
-                return Ok(Expect::Drop(DropReason::SpoofedAddress));
-            }
             (Hook::FromUplink | Hook::ToUplink(_), Frame::Ip(headers)) if self.concerns(hook, &headers) => {
                 headers
             }
@@ -193,7 +207,7 @@ impl Model {
             (_, Frame::Ip(headers)) => headers,
         };
         if headers.is_error() {
-            return Ok(self.report(hook, &headers, frame));
+            return Ok(self.report(hook, &headers, frame, seen.plain));
         }
         let scope = Scope::of(hook);
         if headers.part == Part::Later && headers.has_ports() && !self.complete(scope, &mut headers) {
@@ -222,7 +236,7 @@ impl Model {
     }
 
     /// Gives a later piece the ports of the first one, if that was let through not long ago (E3).
-    fn complete(&self, scope: Scope, headers: &mut Headers) -> bool {
+    pub(crate) fn complete(&self, scope: Scope, headers: &mut Headers) -> bool {
         let Tuple { src, dst, proto, .. } = headers.tuple;
         let Some(&(sport, dport, seen)) = self.pieces.get(&(scope, src, dst, proto, headers.id)) else {
             return false;
@@ -268,20 +282,6 @@ impl Model {
             },
             _ => true,
         }
-    }
-
-    /// Without a tunnel nobody speaks to an own Pod under an address of this node's, and under one of another node's Pods only
-    /// that node does, which is known by its Ethernet address (E19). No stimulus has one.
-    fn is_forged_inside(&self, headers: &Headers) -> bool {
-        let Tuple { src, dst, .. } = headers.tuple;
-        let own = |address| matches!(self.world.place(address), Place::Local(_) | Place::Nobody);
-        let from_inside = own(src) || matches!(self.world.place(src), Place::Host | Place::Remote(_));
-        let cluster = Scope::of(Hook::FromOverlay(None));
-        let is_clear = headers.part != Part::Later
-            || !headers.has_ports()
-            || self.complete(cluster, &mut headers.clone());
-        let to_inside = own(dst) || self.world.gateway.contains(&dst);
-        to_inside && from_inside && !headers.is_error() && is_clear
     }
 
     /// ARP of a Pod: about itself, or not at all (E19).
@@ -442,10 +442,17 @@ impl Model {
         headers: &Headers,
         frame: &[u8],
     ) -> Expect {
+        let too_big = !hook.is_egress() && self.is_too_big(headers, frame);
         let connection = self.connections[id].as_mut().expect("only forgotten connections are None");
         let (target, tuple) = connection.translated(direction);
         let routed = !hook.is_egress() && target.is_routed();
         connection.life.hear(self.now, direction, headers.tcp_flags);
+        if let Some(changed) = connection.look(&self.world, hook, direction) {
+            self.coverage.meet(["routing", changed, coverage::family(tuple.src), protocol(headers)]);
+        }
+        if too_big && matches!(target, Target::Overlay(_)) {
+            return Expect::Drop(DropReason::TooBig);
+        }
         if routed && frame[headers.ttl_at] <= 1 {
             // The host would take a packet to its own address for its own: nobody can be told.
             if hook == Hook::FromUplink || (direction == Direction::Answer && connection.is_renamed()) {

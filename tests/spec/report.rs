@@ -125,14 +125,18 @@ impl Subject {
 
 impl Model {
     /// What must become of an ICMP error. It never starts a connection, and keeps none alive.
-    pub(crate) fn report(&self, hook: Hook, headers: &Headers, frame: &[u8]) -> Expect {
+    /// One that came plainly is taken from whoever reports: its flow says whose it is.
+    pub(crate) fn report(&self, hook: Hook, headers: &Headers, frame: &[u8], plain: bool) -> Expect {
         let by_stack = hook.is_egress();
         // Nobody is told about errors that got lost.
         if frame[headers.ttl_at] <= 1 && !by_stack {
             let uplink = hook == Hook::FromUplink;
             return if uplink { Expect::Pass } else { Expect::Drop(DropReason::HopLimit) };
         }
-        if !by_stack && let Some(refused) = self.refused(hook, frame, headers) {
+        if !by_stack
+            && !plain
+            && let Some(refused) = self.refused(hook, frame, headers)
+        {
             return refused;
         }
         let Tuple { src, dst, .. } = headers.tuple;
@@ -153,12 +157,14 @@ impl Model {
             };
             let src = if known || src == subject.tuple.dst { tuple.src } else { src };
             let decrement = !by_stack && target.is_routed();
-            return Expect::Report { target, src, dst: tuple.dst, about: Some(tuple.mirrored()), decrement };
+            let stale = connection.is_stale(&self.world, direction);
+            let about = Some(tuple.mirrored());
+            return Expect::Report { target, src, dst: tuple.dst, about, decrement, stale };
         }
         match self.relayed(hook, dst) {
             Ok(Some(target)) => {
                 let decrement = !by_stack && target.is_routed();
-                Expect::Report { target, src, dst, about: None, decrement }
+                Expect::Report { target, src, dst, about: None, decrement, stale: false }
             }
             Ok(None) => Expect::Pass,
             Err(reason) => Expect::Drop(reason),

@@ -11,14 +11,17 @@ use quilla_abi::program;
 use quilla_datapath::{Datapath, Object, Options, Outcome, TestContext, TestRunner, bpffs};
 use quilla_plan::{Layout, Tables};
 
-use crate::generate::Stimulus;
+use crate::generate::{Carriage, Stimulus};
 use crate::model::Hook;
+use crate::peer::Peer;
 use crate::table::apply;
-use crate::world::{Peer, SNAT_PORTS, World};
+use crate::world::{SNAT_PORTS, World};
 
 pub(crate) const POD_DEVICES: [u32; 4] = [11, 12, 13, 14];
 pub(crate) const UPLINK: u32 = 21;
 pub(crate) const OVERLAY: u32 = 22;
+/// Another one, by which only nodes send.
+pub(crate) const OTHER_UPLINK: u32 = 23;
 
 pub(crate) struct Rig {
     pub datapath: Datapath,
@@ -50,11 +53,17 @@ impl Rig {
 
     /// One packet through the program of its hook; one in a tunnel arrives on the uplink.
     pub(crate) fn run(&mut self, world: &World, stimulus: &Stimulus) -> Result<Outcome<'_>> {
-        let &Stimulus { hook, ref frame, outer } = stimulus;
-        if let Some(outer) = outer {
-            let context = TestContext { ifindex: world.uplink, ..TestContext::default() };
-            let runner = if outer.marked { &mut self.marked } else { &mut self.runners[4] };
-            return Ok(runner.run(&outer.wrap(world, hook, frame), &context)?);
+        let &Stimulus { hook, ref frame, carriage } = stimulus;
+        let on = |ifindex| TestContext { ifindex, ..TestContext::default() };
+        match carriage {
+            Carriage::Tunnel(outer) => {
+                let runner = if outer.marked { &mut self.marked } else { &mut self.runners[4] };
+                return Ok(runner.run(&outer.wrap(world, hook, frame), &on(world.uplink))?);
+            }
+            Carriage::Plain(plain) => {
+                return Ok(self.runners[4].run(&plain.wrap(frame), &on(plain.ifindex))?);
+            }
+            Carriage::None => {}
         }
         let (program, ifindex, tunnel) = match hook {
             Hook::FromPod(pod) => (0, world.pods[pod].ifindex, 0),
@@ -126,10 +135,11 @@ impl Rig {
     }
 
     /// The slot that the layout gave a node, by which the programs speak of it.
-    pub(crate) fn slot(&self, world: &World, peer: &Peer) -> u32 {
-        let end: UnderlayAddress = match peer.tunnel_ends(world.tunnels)[0] {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
+    pub(crate) fn slot(&self, peer: &Peer) -> u32 {
+        let end: UnderlayAddress = match peer.named().next() {
+            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped().octets(),
+            Some(IpAddr::V6(v6)) => v6.octets(),
+            None => unreachable!("each names one or two"),
         };
         self.layout.tables().node_slots.get(&end).copied().unwrap_or_default()
     }

@@ -7,30 +7,24 @@ use std::net::IpAddr;
 
 use fastrand::Rng;
 use quilla_abi::DropReason;
-use quilla_abi::counter::path;
 use quilla_abi::program::SENT_MARK;
 use quilla_abi::trace;
 use quilla_datapath::Outcome;
 
 use crate::coverage::{self, Coverage};
 use crate::model::Hook;
+use crate::peer::{self, Peer, STRANGER};
+use crate::way::Departure;
 use crate::wire::{DESTINATION, FRAGMENT, Frame, UDP, be16, ip_checksum_error, read, sum};
-use crate::world::{OVERLAY_PORT, Peer, VNI, World, node_address};
+use crate::world::{OVERLAY_PORT, VNI, World};
 
 /// The uplink's Ethernet address.
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
-/// The number of a node that nobody knows.
-const STRANGER: u8 = 222;
 /// Congestion experienced, and able to experience it (RFC 3168).
 const CE: u8 = 3;
 const ECT0: u8 = 2;
 /// UDP, VXLAN and Ethernet.
 const BEHIND: usize = 8 + 8 + 14;
-
-/// The Ethernet address by which a node is reached.
-pub(crate) fn next_hop(number: u8) -> [u8; 6] {
-    [2, 0, 0, 0, 8, number]
-}
 
 /// How a packet of another node arrives.
 #[derive(Clone, Copy, Debug)]
@@ -116,8 +110,8 @@ impl Outer {
         let padding = if self.padded { padding(inner) } else { 0 };
         let datagram = self.datagram(inner, padding);
         let own = if self.fault == Fault::OtherAddress { world.second } else { world.host };
-        let mut frame = [OWN_MAC, next_hop(number)].concat();
-        match (node_address(number)[family], own[family]) {
+        let mut frame = [OWN_MAC, peer::ethernet(number)].concat();
+        match (peer::address(number)[family], own[family]) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 frame.extend([8, 0]);
                 frame.extend(self.header_v4([src.octets(), dst.octets()], datagram.len() - padding));
@@ -284,7 +278,7 @@ pub(crate) fn arrive(world: &World, frame: &[u8]) -> Fate {
     if outer.ecn == CE && inside == 0 {
         return Fate::LostInside(DropReason::BadTunnelHeader, inner.to_vec());
     }
-    let peer = world.peers.iter().position(|peer| peer.tunnel_ends(world.tunnels).contains(&outer.src));
+    let peer = world.peers.iter().position(|peer| peer.named().any(|end| end == outer.src));
     let meets = outer.ecn == CE && inside != CE;
     let inner = if meets { congested(inner, inside) } else { inner.to_vec() };
     Fate::Opened(Hook::FromOverlay(peer), inner)
@@ -338,7 +332,7 @@ fn congested(frame: &[u8], before: u8) -> Vec<u8> {
 
 /// Whether the programs put the packet in a tunnel.
 pub(crate) fn is_made(world: &World, seen: &Outcome<'_>) -> bool {
-    world.tunnels.is_some() && seen.verdict == 7 && seen.cb[trace::PATH] == path::OVERLAY
+    world.tunnels.is_some() && Departure::of(world, seen) == Some(Departure::Tunnel)
 }
 
 /// Checks the outer headers that the programs wrote for a peer; what is inside, and how much longer it became.
@@ -358,7 +352,8 @@ pub(crate) fn open<'a>(
     }
     let inner = &frame[overhead..];
     let Frame::Ip(headers) = read(inner) else { return differs("the inside") };
-    if frame[..12] != [next_hop(peer.number), OWN_MAC].concat() {
+    // While the kernel knows none, it writes them.
+    if peer::next_hop(peer.number).is_some_and(|hop| frame[..12] != [hop, OWN_MAC].concat()) {
         return differs("Ethernet addresses");
     }
     let length = 16 + headers.l4 + headers.l4_len;

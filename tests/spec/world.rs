@@ -8,15 +8,14 @@ use std::sync::Arc;
 use fastrand::Rng;
 use ipnet::IpNet;
 use quilla_model::{Node, ObjectName, Snapshot};
-use quilla_plan::{HostPort, LocalEndpoint, NodeFacts};
+use quilla_plan::{HostPort, LocalEndpoint, NodeFacts, Routing};
 
+use crate::peer::{self, Peer};
 use crate::service::{self, Services, SetId, Side};
 
 pub(crate) const SNAT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=61_400;
 pub(crate) const OVERLAY_PORT: u16 = 8472;
 pub(crate) const VNI: u32 = 7;
-/// Numbers that other nodes may have.
-pub(crate) const PEERS: std::ops::RangeInclusive<u8> = 2..=4;
 /// This node's name.
 pub(crate) const HERE: &str = "here";
 
@@ -29,28 +28,6 @@ pub(crate) struct Pod {
     pub addresses: [IpAddr; 2],
     /// Ports of the node that lead to it.
     pub host_ports: Vec<HostPort>,
-}
-
-/// Another node.
-#[derive(Clone, Debug)]
-pub(crate) struct Peer {
-    /// Where its name and Pod CIDRs have their number from.
-    pub number: u8,
-    pub addresses: [IpAddr; 2],
-    pub vtep_mac: [u8; 6],
-    /// Its Pods; all inside its Pod CIDRs.
-    pub pods: Vec<[IpAddr; 2]>,
-}
-
-impl Peer {
-    /// The addresses that its object names. The overlay is over IPv4 where both ends have it.
-    pub(crate) fn tunnel_ends(&self, tunnels: Option<usize>) -> &[IpAddr] {
-        if tunnels == Some(1) { &self.addresses[1..] } else { &self.addresses }
-    }
-
-    pub(crate) fn name(&self) -> String {
-        format!("peer-{}", self.number)
-    }
 }
 
 /// Everything this node knows.
@@ -71,6 +48,12 @@ pub(crate) struct World {
     pub overlay: u32,
     /// The family of the tunnels that the programs make and open themselves; `None` where the overlay device does.
     pub tunnels: Option<usize>,
+    /// How packets get to other nodes' Pods, as the operator has it.
+    pub routing: Routing,
+    /// How often that was changed.
+    pub reroutes: u32,
+    /// The largest packet that fits a tunnel; 0: any.
+    pub mtu: usize,
     /// Hosts outside of the cluster.
     pub outside: Vec<IpAddr>,
     /// Of the flow hash. It changes, as if another node had its turn: the choices of some Services must not.
@@ -116,25 +99,6 @@ pub(crate) fn virtual_address(host: u8) -> [IpAddr; 2] {
     ]
 }
 
-/// 192.168.77.`node` and `fd00:77::node`.
-pub(crate) fn node_address(node: u8) -> [IpAddr; 2] {
-    [
-        Ipv4Addr::new(192, 168, 77, node).into(),
-        Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(node)).into(),
-    ]
-}
-
-fn peer(rng: &mut Rng, number: u8) -> Peer {
-    let mut peer = Peer {
-        number,
-        addresses: node_address(number),
-        vtep_mac: [0; 6],
-        pods: (2..=2 + rng.u8(0..3)).map(|host| pod_address(number, host)).collect(),
-    };
-    peer.vtep_mac = quilla_plan::tunnel::mac_of(&peer.name());
-    peer
-}
-
 /// An address of the service CIDRs 10.96.0.0/16 and `fd00:96::/112`.
 pub(crate) fn service_address(host: u8) -> [IpAddr; 2] {
     [
@@ -157,12 +121,12 @@ impl World {
                 host_ports: Vec::new(),
             })
             .collect();
-        let peers: Vec<Peer> = PEERS.take(1 + rng.usize(1..3)).map(|number| peer(rng, number)).collect();
+        let tunnels = rng.choice([None, None, Some(0), Some(1)]).expect("not empty");
         let mut world = Self {
             pods,
             snapshot: Snapshot::default(),
-            peers,
-            host: node_address(1),
+            peers: peer::some(rng, tunnels),
+            host: peer::address(1),
             second: [
                 Ipv4Addr::new(192, 168, 88, 1).into(),
                 Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 1).into(),
@@ -171,7 +135,10 @@ impl World {
             vtep_mac: quilla_plan::tunnel::mac_of(HERE),
             uplink,
             overlay,
-            tunnels: rng.choice([None, None, Some(0), Some(1)]).expect("not empty"),
+            tunnels,
+            routing: routing(rng),
+            reroutes: 0,
+            mtu: rng.choice([0, 1_400]).expect("not empty"),
             outside: ["192.168.77.200", "203.0.113.9", "fd00:77::200", "2001:db8::9"]
                 .map(|address| address.parse().expect("an address"))
                 .to_vec(),
@@ -187,9 +154,8 @@ impl World {
         self.snapshot.service_cidrs.insert("kubernetes".into(), services.to_vec());
         let zone = (rng.u8(0..6) != 0).then(|| "zone-1".to_owned());
         let here = (HERE.to_owned(), 1, self.host.to_vec(), zone);
-        let tunnels = self.tunnels;
-        let ends = |peer: &Peer| peer.tunnel_ends(tunnels).to_vec();
-        let others = self.peers.iter().map(|peer| (peer.name(), peer.number, ends(peer), None));
+        let named = |peer: &Peer| peer.named().collect();
+        let others = self.peers.iter().map(|peer| (peer.name(), peer.number, named(peer), None));
         for (name, number, addresses, zone) in std::iter::once(here).chain(others) {
             let [v4, v6] = pod_address(number, 0);
             let cidrs = [(v4, 24), (v6, 64)].map(|(net, length)| IpNet::new(net, length).expect("a range"));
@@ -225,6 +191,9 @@ impl World {
             host_ipv4: Some(v4(self.host[0])),
             host_ipv6: Some(v6(self.host[1])),
             addresses: [self.host, self.second].concat(),
+            routing: self.routing,
+            networks: self.peers.iter().flat_map(Peer::networks).collect(),
+            overlay_mtu: u16::try_from(self.mtu).expect("a small one"),
             hash_seed: self.hash_seed,
             endpoints: endpoints.collect(),
             ..NodeFacts::new(HERE)
@@ -232,6 +201,30 @@ impl World {
         facts.encapsulation.direct = self.tunnels.is_some();
         facts.encapsulation.open = self.tunnels.is_some();
         facts
+    }
+
+    /// The operator changes how packets get to other nodes, or networks are joined and left.
+    pub(crate) fn reroute(&mut self, rng: &mut Rng) {
+        let before: Vec<_> =
+            self.peers.iter().map(|peer| [0, 1].map(|of| self.is_native(peer, of))).collect();
+        self.routing = routing(rng);
+        self.peers.iter_mut().for_each(|peer| peer.near = [rng.bool(), rng.bool()]);
+        self.reroutes += 1;
+        for (index, before) in before.into_iter().enumerate() {
+            if [0, 1].map(|of| self.is_native(&self.peers[index], of)) != before {
+                self.peers[index].rerouted = self.reroutes;
+            }
+        }
+    }
+
+    /// Whether packets of a family are for a node's Pods without a tunnel.
+    pub(crate) fn is_native(&self, peer: &Peer, family: usize) -> bool {
+        peer.names[family]
+            && match self.routing {
+                Routing::Overlay => false,
+                Routing::Native => true,
+                Routing::Auto => peer.near[family],
+            }
     }
 
     /// To be called after every change of the snapshot. The endpoints that are gone.
@@ -307,6 +300,10 @@ impl World {
     fn peer_place(&self, node: u8) -> Place {
         self.peers.iter().position(|peer| peer.number == node).map_or(Place::Outside, Place::Remote)
     }
+}
+
+fn routing(rng: &mut Rng) -> Routing {
+    rng.choice([Routing::Overlay, Routing::Native, Routing::Auto, Routing::Auto]).expect("not empty")
 }
 
 /// 0 for IPv4, 1 for IPv6: the index of `[IpAddr; 2]`.

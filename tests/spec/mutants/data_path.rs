@@ -203,6 +203,96 @@ const MUTANTS: &[Mutant] = &[
         from: "kind::LOCAL_PODS | kind::HOST => Err(DropReason::SpoofedAddress),",
         to: "kind::LOCAL_PODS | kind::HOST => Ok(0),",
     },
+    Mutant {
+        name: "whoever sends a plain packet is believed",
+        file: "ebpf/src/plain.rs",
+        from: "hop.direct != skb.ifindex() || skb.is_from(&hop.dmac)",
+        to: "hop.direct != skb.ifindex() || skb.len() != 0",
+    },
+    Mutant {
+        name: "a node that sends by another uplink is a stranger",
+        file: "ebpf/src/plain.rs",
+        from: "hop.direct == 0 || hop.direct != skb.ifindex() || ",
+        to: "hop.direct == 0 || ",
+    },
+    Mutant {
+        name: "a router is taken for the node behind it",
+        file: "ebpf/src/plain.rs",
+        from: "if next == wanted {",
+        to: "if next != [0; 4] {",
+    },
+    Mutant {
+        name: "a next hop outlives its node",
+        file: "ebpf/src/plain.rs",
+        from: "self.of == owner && self.epoch == flow::epoch(epoch::NODES.wrapping_add(slot))",
+        to: "self.of == owner && slot != 0",
+    },
+    Mutant {
+        name: "a plain packet keeps its Ethernet source",
+        file: "ebpf/src/plain.rs",
+        from: "skb.write(6, hop.smac)?;",
+        to: "",
+    },
+    Mutant {
+        name: "a plain packet leaves without our mark",
+        file: "ebpf/src/plain.rs",
+        from: "skb.set_mark(SENT_MARK);",
+        to: "",
+    },
+    Mutant {
+        name: "pieces of nothing known are never the host's",
+        file: "ebpf/src/plain.rs",
+        from: "                | DropReason::Fragment\n",
+        to: "",
+    },
+    Mutant {
+        name: "an established plain flow trusts any Ethernet source",
+        file: "ebpf/src/hook/overlay.rs",
+        from: "return slot != 0 && plain::is_from::<F>(skb, slot);",
+        to: "return slot != 0;",
+    },
+    Mutant {
+        name: "errors about plain flows come from nodes only",
+        file: "ebpf/src/hook/overlay.rs",
+        from: "if DIRECT && plain::is_plain(origin) { Ok(()) } else {",
+        to: "if false && DIRECT && plain::is_plain(origin) { Ok(()) } else {",
+    },
+    Mutant {
+        name: "both families go as IPv4 or IPv6 does",
+        file: "ebpf/src/route.rs",
+        from: "side.native = if row.flags & native != 0 {",
+        to: "side.native = if row.flags >> 2 != 0 && native != 0 {",
+    },
+    Mutant {
+        name: "a flow stays plain when its node is in tunnels again",
+        file: "ebpf/src/flow.rs",
+        from: "entry.flags = (entry.flags & !flag::NATIVE) | to.native as u8;",
+        to: "entry.flags |= to.native as u8;",
+    },
+    Mutant {
+        name: "errors about plain flows leave in tunnels",
+        file: "ebpf/src/icmp.rs",
+        from: "entry.flags & (flag::ROUTED | flag::NATIVE);",
+        to: "entry.flags & flag::ROUTED;",
+    },
+    Mutant {
+        name: "what must be cut leaves plainly",
+        file: "ebpf/src/pipeline.rs",
+        from: "let whole = headers.length <= u32::from(flow.mtu) || flow.mtu == 0 || skb.segment() != 0;",
+        to: "let whole = headers.length != 0;",
+    },
+    Mutant {
+        name: "what may be cut is refused as too big",
+        file: "ebpf/src/pipeline.rs",
+        from: "is_none_or(|[flags]: [u8; 1]| flags & 0x40 != 0)",
+        to: "is_none_or(|[flags]: [u8; 1]| flags & 0x40 == 0)",
+    },
+    Mutant {
+        name: "plain packets are counted as the overlay's",
+        file: "ebpf/src/pipeline.rs",
+        from: "verdict.exit = Exit::Plain;",
+        to: "verdict.exit = Exit::Tunnel;",
+    },
 ];
 
 /// The specification proves its worth: each mutant of the programs disagrees with it.
