@@ -51,7 +51,7 @@ pub struct Config {
     pub vtep_mac: Mac,
     /// UDP port of the overlay, machine order: what Pods may not send to a node (E19, E20).
     pub overlay_port: u16,
-    /// The largest inner packet that the overlay carries in one piece; 0 = not known.
+    /// The largest packet that gets to other nodes in one piece: what tunnels leave, where there are any; 0 = not known.
     pub overlay_mtu: u16,
     /// The ports that `services_*` has for clients outside on addresses of this node, machine order: what goes to
     /// another port of the node is not looked up. None: the first is greater than the last.

@@ -7,11 +7,11 @@ use quilla_abi::config::Config;
 use quilla_abi::epoch;
 use quilla_abi::flow::{FlowKey, action, flag};
 use quilla_abi::node::{Node, UnderlayAddress};
-use quilla_abi::route::{Route, kind};
+use quilla_abi::route::Route;
 use quilla_abi::version::SCHEMA;
 use quilla_abi::{DropReason, address, node};
 use quilla_ebpf_core::Family;
-use quilla_ebpf_core::route::{Target, target};
+use quilla_ebpf_core::route::{self as targets, Target, target};
 
 use crate::flow::depend;
 use crate::helper;
@@ -76,11 +76,12 @@ pub(crate) fn node(config: &Config, slot: u16, native: u16, side: &mut Side) -> 
     side.forward.node_slot = index;
     side.forward.smac = config.vtep_mac;
     side.forward.dmac = row.vtep_mac;
-    side.mtu = way::mtu(config, index, row);
     side.ingress.ifindex = config.overlay_ifindex;
     side.ingress.node_slot = slot;
     side.action = action::OVERLAY;
     side.native = if row.flags & native != 0 { flag::NATIVE.into() } else { 0 };
+    // What a tunnel leaves of the way says nothing of plain packets.
+    side.mtu = if side.native == 0 { way::mtu(config, index, row) } else { config.overlay_mtu };
     Ok(())
 }
 
@@ -108,26 +109,27 @@ pub(crate) fn receiver<F: Maps>(
             side.be_stack(skb.ifindex());
             Ok(())
         }
-        Target::World => world::<F>(skb, config, out, side),
+        Target::World => world::<F>(skb, config, out, F::masquerade(config).is_some(), side),
     }
 }
 
-/// Whether Pods reach an address outside under their own.
+/// Whether an address is outside, under whichever name Pods reach it.
 #[inline(never)]
-pub(crate) fn is_native<F: Maps>(addr: &F::Addr) -> bool {
-    helper::find_prefix(F::routes(), F::BITS, *addr).is_some_and(|route| route.kind == kind::NATIVE)
+pub(crate) fn is_outside<F: Maps>(addr: &F::Addr) -> bool {
+    targets::is_outside(find::<F>(*addr))
 }
 
-/// Out of the cluster: masqueraded if the host's route leads to the uplink and masquerading is on.
+/// Out of the cluster: under the node's address, if that is wanted and the host's route leads to the uplink.
 #[inline(never)]
 pub(crate) fn world<F: Family>(
     skb: Skb,
     config: &Config,
     out: &FlowKey<F::Addr>,
+    masqueraded: bool,
     side: &mut Side,
 ) -> Result<(), DropReason> {
     let device = host_route::<F>(skb, out)?;
-    if device == config.uplink_ifindex && F::masquerade(config).is_some() {
+    if masqueraded && device == config.uplink_ifindex {
         side.be_world(device);
     } else {
         side.be_stack(skb.ifindex());

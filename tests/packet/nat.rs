@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use quilla_abi::DropReason;
+use quilla_abi::config::Config;
 use quilla_abi::counter::path;
 use quilla_tests::packet::{Fault, IcmpError, Packet, decode, tcp};
 
@@ -231,6 +232,50 @@ pub(crate) fn settings_change_under_connections() -> Result<()> {
         for _ in 0..2 {
             rig.run(Hook::FromPodA, &more).to_stack(&more);
             rig.run(Hook::ToUplink(DEVICE_A), &more).passed();
+        }
+        Ok(())
+    })
+}
+
+/// Masquerading is switched off: who is connected keeps the node's name, at the Pod and behind the stack, and who begins
+/// has the Pod's, also under a tuple that was another's before.
+pub(crate) fn masquerade_switched_off() -> Result<()> {
+    tell("off", |rig, family| {
+        let world = family.at(Who::World, 443);
+        let [near, behind, new] = [3, 4, 5].map(|offset| family.at(Who::PodA, SNAT_MIN + offset));
+        let host = |pod: std::net::SocketAddr| family.at(Who::Host, pod.port());
+        let syn = |pod| Packet::tcp(pod, world).flags(tcp::SYN);
+        let more = |pod| Packet::tcp(pod, world).payload(b"more");
+        rig.run(Hook::FromPodA, &from_a(syn(near)));
+        let opening = syn(behind).ttl(63);
+        let renamed = opening.clone().between(host(behind), world);
+        rig.run(Hook::ToUplink(DEVICE_A), &opening).went(path::UPLINK, OK, 0, &renamed);
+        rig.datapath.maps().config.set(0, &Config { flags: 0, ..Rig::config() })?;
+        rig.bump(quilla_abi::epoch::GLOBAL)?;
+        for native in [false, true, false] {
+            rig.set_native(family.ip(Who::World), native)?;
+            for _ in 0..2 {
+                let seen = rig.run(Hook::FromPodA, &from_a(more(near)));
+                seen.to_world(&from_a(more(near).between(host(near), world).ttl(63)));
+                let seen = rig.run(Hook::ToUplink(DEVICE_A), &more(behind).ttl(63));
+                seen.went(path::UPLINK, OK, 0, &more(behind).between(host(behind), world).ttl(63));
+            }
+            for pod in [near, behind] {
+                let answer = Packet::tcp(world, host(pod));
+                rig.run(Hook::FromUplink, &answer).to_pod_a(&answer.between(world, pod).ttl(63));
+            }
+        }
+        let resets = |pod| Packet::tcp(pod, world).flags(tcp::RST);
+        rig.run(Hook::FromPodA, &from_a(resets(near)));
+        rig.run(Hook::ToUplink(DEVICE_A), &resets(behind).ttl(63));
+        for pod in [near, new] {
+            for packet in [syn(pod), more(pod)].map(from_a) {
+                rig.run(Hook::FromPodA, &packet).to_stack(&packet);
+                rig.run(Hook::ToUplink(DEVICE_A), &packet).passed();
+            }
+        }
+        for packet in [syn(behind), more(behind)] {
+            rig.run(Hook::ToUplink(DEVICE_A), &packet).passed();
         }
         Ok(())
     })

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::Result;
-use quilla_abi::config::Config;
+use quilla_abi::config::{Config, flag};
 use quilla_abi::counter::{helper, path};
 use quilla_abi::program::SENT_MARK;
 use quilla_abi::{DropReason, epoch, node};
@@ -324,6 +324,34 @@ pub(crate) fn by_other_nodes() -> Result<()> {
             let long = Packet::udp(a, remote).payload(&[7; 1400]).may_be_fragmented();
             rig.run(Hook::FromPodA, &from_a(long.clone())).to_other_node(&long.ttl(63));
         }
+        Ok(())
+    })
+}
+
+/// E5: what a tunnel leaves of the way is no limit to plain packets, whatever was sent in one before.
+pub(crate) fn as_large_as_the_uplink() -> Result<()> {
+    tell("plain-large", false, |rig, family| {
+        let config = rig.datapath.maps().config.get(0)?.expect("a row");
+        rig.datapath
+            .maps()
+            .config
+            .set(0, &Config { overlay_mtu: 1500, flags: config.flags | flag::DIRECT, ..config })?;
+        rig.bump(epoch::GLOBAL)?;
+        let (of_family, headers) =
+            if family == Family::V4 { (node::flag::IPV4, 28) } else { (node::flag::IPV6, 48) };
+        let row = rig.datapath.maps().nodes.get(SLOT)?.expect("the other node");
+        rig.datapath.maps().nodes.set(SLOT, &node::Node { flags: of_family, ..row })?;
+        rig.bump(epoch::NODES + SLOT)?;
+        let (a, remote) = (family.at(Who::PodA, 40_000), family.at(Who::Remote, 9000));
+        let large = Packet::udp(a, remote).payload(&vec![7; 1500 - headers]);
+        Command::new("ip").args(["link", "set", &format!("d{UPLINK}"), "mtu", "1500"]).text()?;
+        // The first one asks the kernel, which says what is left.
+        rig.run(Hook::FromPodA, &from_a(Packet::udp(a, remote)));
+        assert_eq!(rig.run(Hook::FromPodA, &from_a(large.clone())).reason, Some(DropReason::TooBig));
+        route(rig, NATIVE)?;
+        left(&rig.run(Hook::FromPodA, &from_a(large.clone())), &large.clone().ttl(63));
+        route(rig, 0)?;
+        assert_eq!(rig.run(Hook::FromPodA, &from_a(large)).reason, Some(DropReason::TooBig));
         Ok(())
     })
 }

@@ -141,8 +141,8 @@ fn keep_name<F: Pipeline>(
     let lent = flow.flags & (flag::REPLY | flag::SNAT) == flag::SNAT && flow.action == action::UPLINK;
     if to.action == action::UPLINK && own {
         to.be_stack(skb.ifindex());
-    } else if to.action == action::STACK && lent && route::is_native::<F>(&out.dst) {
-        return route::world::<F>(skb, config, out, to);
+    } else if to.action == action::STACK && lent && route::is_outside::<F>(&out.dst) {
+        return route::world::<F>(skb, config, out, true, to);
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::Scratch;
 use crate::verdict::{Exit, Outcome, Verdict};
-use crate::{flow, route, service, way};
+use crate::{flow, helper, route, service, way};
 
 /// What the world sends: clients of Services, and answers to flows that left under the node's address.
 pub(crate) struct FromUplink;
@@ -244,11 +244,17 @@ impl Hook for ToUplink {
     ) -> Result<Next, DropReason> {
         let config = route::config()?;
         let own = skb.ingress_ifindex() == 0;
-        if (own && existing.is_none()) || (!own && !is_masqueraded::<F>(headers, config)) {
+        let masqueraded = if own { Some(false) } else { leaves::<F>(headers, config) };
+        let Some(masqueraded) = masqueraded.filter(|begins| *begins || existing.is_some()) else {
             return Ok(Next::Leave);
-        }
+        };
         if !begin::<F>(headers, config, existing, scratch)? {
             if own || speaks_for_itself::<F>(headers, scratch) {
+                return Ok(Next::Leave);
+            }
+            if !masqueraded {
+                // What begins under the tuple of a flow that is over is not to find its entry.
+                helper::remove(F::flows(), &headers.key);
                 return Ok(Next::Leave);
             }
             service::pick_up(headers, &mut scratch.flow);
@@ -280,10 +286,15 @@ fn speaks_for_itself<F: Pipeline>(headers: &Headers<F::Addr>, scratch: &mut Scra
     flow::lookup::<F>(&scratch.other).is_some_and(|entry| entry.state != state::NEW)
 }
 
-/// Whether it is a Pod's and leaves the cluster.
+/// Whether it is a Pod's and leaves the cluster; if so, whether what begins there is masqueraded. What is already, stays so.
 #[inline(always)]
-fn is_masqueraded<F: Pipeline>(headers: &Headers<F::Addr>, config: &Config) -> bool {
-    F::masquerade(config).is_some()
-        && route::find::<F>(headers.key.src).is_some_and(|route| route.kind == kind::LOCAL_PODS)
-        && targets::target(route::find::<F>(headers.key.dst)) == Ok(Target::World)
+fn leaves<F: Pipeline>(headers: &Headers<F::Addr>, config: &Config) -> Option<bool> {
+    let masqueraded = match route::find::<F>(headers.key.dst) {
+        None => F::masquerade(config).is_some(),
+        Some(route) if route.kind == kind::NATIVE => false,
+        Some(_) => return None,
+    };
+    route::find::<F>(headers.key.src)
+        .is_some_and(|route| route.kind == kind::LOCAL_PODS)
+        .then_some(masqueraded)
 }
