@@ -22,6 +22,9 @@ use crate::reconcile::service_cidr;
 use crate::service::ServiceAdmission;
 use crate::validation;
 
+/// Whoever writes a policy and is not told believes to be protected.
+const NOT_ENFORCED: &str = "NetworkPolicies are stored but not enforced yet: no traffic is restricted";
+
 const SERVICE_CIDR_KIND: &str = "ServiceCIDR.networking.k8s.io";
 
 /// Admission for the whole cluster.
@@ -170,6 +173,12 @@ impl Admission for NetworkAdmission {
         } else if is_service_cidr(request) {
             self.roll_back_service_cidr(request);
         }
+    }
+
+    fn warnings(&self, request: &AdmissionRequest<'_>) -> Vec<String> {
+        let written = request.operation != Operation::Delete && request.subresource.is_none();
+        let policy = (request.group, request.resource) == ("networking.k8s.io", "networkpolicies");
+        if written && policy { vec![NOT_ENFORCED.to_owned()] } else { Vec::new() }
     }
 }
 

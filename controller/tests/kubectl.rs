@@ -147,6 +147,35 @@ async fn what_makes_no_sense_is_refused_with_its_field() {
     cluster.app.shutdown().await;
 }
 
+/// KEP-1693: whoever writes a policy, or tries to, is told each time that nothing enforces it; of other kinds, and of those
+/// who read or delete one, nothing is said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_policy_that_nothing_enforces_is_stored_with_a_warning() {
+    let cluster = Cluster::start().await;
+    let policy = |ingress: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"},
+            "spec": {"podSelector": {"matchLabels": {"app": ingress}}, "policyTypes": ["Ingress"]}})
+    };
+    let told = |arguments: &[&str], input: &Value| {
+        let output = cluster.kubectl(arguments, input);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {told}");
+        told
+    };
+    let warned = |told: String| told.lines().filter(|line| line.starts_with("Warning: ")).count();
+    let apply = ["apply", "-f", "-"];
+    let first = told(&["create", "--save-config", "--dry-run=server", "-f", "-"], &policy("db"));
+    assert_eq!(first, "Warning: NetworkPolicies are stored but not enforced yet: no traffic is restricted\n");
+    for app in ["db", "web"] {
+        assert_eq!(warned(told(&apply, &policy(app))), 1, "{app}");
+    }
+    assert_eq!(warned(told(&["label", "networkpolicy", "deny", "a=b"], &Value::Null)), 1);
+    assert_eq!(told(&["get", "networkpolicy", "deny"], &Value::Null), "");
+    assert_eq!(told(&["delete", "networkpolicy", "deny"], &Value::Null), "");
+    assert_eq!(told(&apply, &service(&json!([{"port": 80}]))), "");
+    cluster.app.shutdown().await;
+}
+
 /// kubectl's typed commands send protobuf (those of older versions JSON) and do not fall back: what works with all is
 /// to let it print the object, and to create that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

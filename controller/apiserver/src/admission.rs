@@ -13,6 +13,12 @@ pub trait Admission: Send + Sync {
 
     /// The write did not reach storage (conflict, dry run, storage error): give back what `admit` allocated.
     fn rolled_back(&self, request: &AdmissionRequest<'_>, new: Option<&Value>);
+
+    /// What the client should know about an object that it wrote, or would have: one `Warning` header each (KEP-1693,
+    /// RFC 9110 §5.5).
+    fn warnings(&self, _request: &AdmissionRequest<'_>) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// One write, as `Admission` sees it.

@@ -76,6 +76,7 @@ struct Submission<'a> {
 struct Pending {
     object: Arc<Value>,
     wait: Option<Durable>,
+    warnings: Vec<String>,
 }
 
 impl Target {
@@ -118,20 +119,21 @@ impl Api {
         self.admission
             .admit(&request, new.as_mut())
             .map_err(|rejection| Refusal::rejected(target.resource, &target.name, &rejection))?;
+        let warnings = self.admission.warnings(&request);
         let unchanged = old.filter(|old| new.as_ref().is_some_and(|new| same(new, &old.value)));
         if let Some(old) = unchanged {
             self.admission.rolled_back(&request, new.as_ref());
-            return Ok(Pending { object: Arc::clone(&old.value), wait: None });
+            return Ok(Pending { object: Arc::clone(&old.value), wait: None, warnings });
         }
         if dry_run {
             self.admission.rolled_back(&request, new.as_ref());
             let object =
                 new.map_or_else(|| old.map(|old| Arc::clone(&old.value)).unwrap_or_default(), Arc::new);
-            return Ok(Pending { object, wait: None });
+            return Ok(Pending { object, wait: None, warnings });
         }
         let kept = new.clone();
         match self.store.write(target.key(), old.map(|old| old.revision), new) {
-            Ok((object, durable)) => Ok(Pending { object: object.value, wait: Some(durable) }),
+            Ok((object, durable)) => Ok(Pending { object: object.value, wait: Some(durable), warnings }),
             Err(error) => {
                 self.admission.rolled_back(&request, kept.as_ref());
                 Err(match error {
@@ -144,13 +146,14 @@ impl Api {
 }
 
 impl Pending {
-    /// Resolves once the write would survive a crash.
-    async fn durable(self, warnings: Vec<String>) -> Result<Written> {
+    /// Resolves once the write would survive a crash. `warnings` are those of its body.
+    async fn durable(self, mut warnings: Vec<String>) -> Result<Written> {
         if let Some(wait) = self.wait {
             // After a failed commit the storage takes no more writes and the process is to be restarted, which
             // rebuilds all allocations from what is stored: there is nothing to roll back.
             wait.await.map_err(|error| Refusal::storage(&error))?;
         }
+        warnings.extend(self.warnings);
         Ok(Written { object: self.object, warnings })
     }
 }
