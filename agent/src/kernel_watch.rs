@@ -18,64 +18,62 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Tells the reconciler when the node's devices change.
 pub async fn devices(reconciler: Handle, drain: CancellationToken) {
-    let until = drain.clone();
-    let listen = move || {
+    let listen = move |until: &CancellationToken| {
         let mut changes = DeviceChanges::open()?;
+        // What went before was not heard.
+        let mut changed = true;
         while !until.is_cancelled() {
-            // Pods come and go without changing the node.
-            if changes.wait(PATIENCE, is_host_ifname) && !reconciler.tell(Command::DevicesChanged) {
+            if changed && !reconciler.tell(Command::DevicesChanged) {
                 break;
             }
+            // Pods come and go without changing the node.
+            changed = changes.wait(PATIENCE, is_host_ifname)?;
         }
         Ok(())
     };
-    on_a_thread("watch devices", listen, drain).await;
+    on_a_thread("listen to changes of devices", listen, drain).await;
 }
 
 /// Tells the reconciler at which devices somebody took programs away.
 pub async fn programs(reconciler: Handle, drain: CancellationToken) {
+    let listen = move |until: &CancellationToken| {
+        let mut changes = FilterChanges::open()?;
+        // What went before was not heard.
+        let mut touched = Some(Touched::any());
+        while !until.is_cancelled() {
+            if let Some(touched) = touched.take()
+                && !reconciler.tell(Command::ProgramsTouched(touched))
+            {
+                break;
+            }
+            touched = changes.wait(PATIENCE)?;
+        }
+        Ok(())
+    };
+    on_a_thread("listen to changes of filters", listen, drain).await;
+}
+
+/// Listens until `drain`, or until nobody can be told; anew after each error, of which the first is logged.
+async fn on_a_thread(
+    operation: &'static str,
+    listen: impl Fn(&CancellationToken) -> Result<(), DatapathError> + Send + 'static,
+    drain: CancellationToken,
+) {
     let until = drain.clone();
-    let listen = move || {
+    let listening = move || {
         let mut deaf = false;
         while !until.is_cancelled() {
-            match listen_to_filters(&reconciler, &until) {
+            match listen(&until) {
                 Ok(()) => break,
-                Err(error) if !deaf => tracing::warn!(error = %error, "listen to changes of filters"),
+                Err(error) if !deaf => tracing::warn!(operation, error = %error, "the kernel is not heard"),
                 Err(_) => {}
             }
             deaf = true;
             thread::sleep(PATIENCE);
         }
-        Ok(())
     };
-    on_a_thread("watch filters", listen, drain).await;
-}
-
-/// Until `drain`, or until nobody can be told.
-fn listen_to_filters(reconciler: &Handle, drain: &CancellationToken) -> Result<(), DatapathError> {
-    let mut changes = FilterChanges::open()?;
-    // What went before was not heard.
-    let mut touched = Some(Touched::any());
-    while !drain.is_cancelled() {
-        if let Some(touched) = touched.take()
-            && !reconciler.tell(Command::ProgramsTouched(touched))
-        {
-            break;
-        }
-        touched = changes.wait(PATIENCE)?;
-    }
-    Ok(())
-}
-
-async fn on_a_thread(
-    operation: &'static str,
-    listen: impl FnOnce() -> Result<(), DatapathError> + Send + 'static,
-    drain: CancellationToken,
-) {
-    match tokio::task::spawn_blocking(listen).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(operation, error = %error, "listen to the kernel"),
-        Err(error) => tracing::error!(operation, error = %error, "listen to the kernel"),
+    if let Err(error) = tokio::task::spawn_blocking(listening).await {
+        tracing::error!(operation, error = %error, "the kernel is not heard");
     }
     drain.cancelled().await;
 }

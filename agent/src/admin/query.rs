@@ -163,11 +163,13 @@ fn routing(view: &View) -> String {
 fn nodes(view: &View) -> Vec<Value> {
     let row = |(name, tunnel): (&String, &quilla_plan::Tunnel)| {
         let own = |(net, target): (&ipnet::IpNet, &quilla_plan::Target)| {
-            matches!(target, quilla_plan::Target::RemotePods(node) if node == name).then(|| net.to_string())
+            matches!(target, quilla_plan::Target::RemotePods(node) if node == name).then_some(*net)
         };
-        let cidrs: Vec<_> = view.desired.routes.iter().filter_map(own).collect();
+        let mut cidrs: Vec<_> = view.desired.routes.iter().filter_map(own).collect();
+        cidrs.sort_unstable();
+        let cidrs = cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let [routing, reason] = paths(tunnel);
-        json!([name, tunnel.ipv4, tunnel.ipv6, mac(tunnel.mac), cidrs.join(" "), routing, reason])
+        json!([name, tunnel.ipv4, tunnel.ipv6, mac(tunnel.mac), cidrs, routing, reason])
     };
     view.desired.tunnels.iter().map(row).collect()
 }

@@ -19,6 +19,9 @@ use crate::endpoint;
 
 use repairs::{Repairs, Turn};
 
+/// Why a Pod is left without programs for a while.
+const CONTESTED: &str = "somebody removes them again and again; the next audit puts them back";
+
 /// What is remembered of programs and of those who remove them.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
@@ -80,8 +83,11 @@ impl Reconciler {
             self.present().filter(|endpoint| touched.contains(endpoint.host_ifindex)).cloned().collect();
         for endpoint in suspects {
             let before = self.guard.bare.get(&endpoint.attachment()).cloned();
-            let Some(done) = self.put_back(&endpoint).transpose() else { continue };
-            self.attached_to(&endpoint, done);
+            match self.put_back(&endpoint) {
+                Ok(true) => self.attached_to(&endpoint, Ok(())),
+                Ok(false) => drop(self.guard.bare.insert(endpoint.attachment(), CONTESTED.to_owned())),
+                Err(error) => self.attached_to(&endpoint, Err(error)),
+            }
             if self.guard.bare.get(&endpoint.attachment()) != before.as_ref() {
                 // The next round tells.
                 self.agenda.retry(Instant::now());
@@ -136,20 +142,20 @@ impl Reconciler {
         }
     }
 
-    /// `None` if it is left to the next audit.
-    fn put_back(&mut self, endpoint: &AttachedEndpoint) -> Result<Option<()>, DatapathError> {
+    /// Whether the programs are there now; if not, they are left to the next audit.
+    fn put_back(&mut self, endpoint: &AttachedEndpoint) -> Result<bool, DatapathError> {
         let (device, ifindex, now) = (&endpoint.host_ifname, endpoint.host_ifindex, Instant::now());
-        if self.guard.repairs.is_contested(ifindex, now) {
-            return Ok(None);
-        }
         // Another device may have its name by now.
         if !self.node.has_device(device, ifindex)? || self.datapath.pod_mechanism(device)?.is_some() {
-            return Ok(Some(()));
+            return Ok(true);
+        }
+        if self.guard.repairs.is_contested(ifindex, now) {
+            return Ok(false);
         }
         if self.guard.repairs.turn(ifindex, now) == Turn::Contested {
             if !self.datapath.status().tcx {
                 tracing::error!(device, "programs are removed again and again: the next audit looks again");
-                return Ok(None);
+                return Ok(false);
             }
             tracing::error!(device, "programs are removed again and again: links take the place of filters");
             self.guard.by_links.insert(ifindex);
@@ -162,7 +168,7 @@ impl Reconciler {
             "programs were removed or replaced by somebody else and are attached again"
         );
         self.metrics.programs_restored();
-        Ok(Some(()))
+        Ok(true)
     }
 
     fn attached_to(&mut self, endpoint: &AttachedEndpoint, done: Result<(), DatapathError>) {

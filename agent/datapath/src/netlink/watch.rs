@@ -3,6 +3,7 @@
 //! Says only that something did: whoever waits reads the facts anew, so a message that got lost in a full socket costs
 //! nothing once the next one comes.
 
+use std::io;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,7 +15,7 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use crate::error::Result;
+use crate::error::{DatapathError, Result};
 use crate::netlink::{Messages, PROTOCOL, listen};
 
 const GROUPS: [MulticastGroup; 5] = [
@@ -45,8 +46,8 @@ impl DeviceChanges {
     }
 
     /// Waits for a change, or for `limit` to pass; says whether anything changed. Changes that came together are one, and
-    /// those of links with an ignored name are none.
-    pub fn wait(&mut self, limit: Duration, ignored: impl Fn(&str) -> bool) -> bool {
+    /// those of links with an ignored name are none. After an error nothing more is told: listen anew.
+    pub fn wait(&mut self, limit: Duration, ignored: impl Fn(&str) -> bool) -> Result<bool> {
         let Self { runtime, messages } = self;
         let matters = |message: &NetlinkMessage<_>| {
             !link_name(message).is_some_and(&ignored) && !is_foreign_route(message)
@@ -54,15 +55,15 @@ impl DeviceChanges {
         let next = async {
             while let Some((message, _)) = messages.next().await {
                 if matters(&message) {
-                    return;
+                    return Ok(());
                 }
             }
-            // The socket is gone: nothing more is told.
-            std::future::pending::<()>().await;
+            Err(io::Error::from(io::ErrorKind::BrokenPipe))
         };
-        let changed = runtime.block_on(async { timeout(limit, next).await });
+        let Ok(told) = runtime.block_on(async { timeout(limit, next).await }) else { return Ok(false) };
+        told.map_err(|source| DatapathError::kernel("listen for", "changes of devices", source))?;
         while messages.try_recv().is_ok() {}
-        changed.is_ok()
+        Ok(true)
     }
 }
 
@@ -90,4 +91,24 @@ fn link_name(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<&str> {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::channel::mpsc::unbounded;
+
+    use super::DeviceChanges;
+    use crate::netlink::runtime;
+
+    /// S52: who listens hears of it when the socket is gone.
+    #[test]
+    fn s52_a_closed_socket_is_an_error() {
+        let (sender, messages) = unbounded();
+        let mut changes = DeviceChanges { runtime: runtime().expect("a runtime"), messages };
+        assert!(!changes.wait(Duration::ZERO, |_| false).expect("open"));
+        drop(sender);
+        assert!(changes.wait(Duration::from_mins(1), |_| false).is_err());
+    }
 }

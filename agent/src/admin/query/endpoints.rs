@@ -1,13 +1,13 @@
 //! Attachments as journal, data path and kernel know them, and what only one of them knows. Called for `endpoints`.
 //!
-//! Invariant: where the three agree, every row is `attached`; anything else is under way, or a leak.
+//! Invariant: where the three agree, every row is `attached`; anything else is under way, a leak, or unguarded.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use quilla_cni_protocol::{Bandwidth, is_host_ifname};
-use quilla_datapath::Result;
 use quilla_datapath::netlink::Netlink;
+use quilla_datapath::{DatapathError, Mechanism, Result};
 use serde_json::{Value, json};
 
 use super::{Admin, mac};
@@ -29,6 +29,7 @@ pub(super) const COLUMNS: &[&str] = &[
     "container",
     "network",
     "bandwidth",
+    "programs",
     "state",
 ];
 
@@ -40,16 +41,27 @@ pub(super) fn rows(admin: &Admin, view: &View) -> Result<Vec<Value>> {
     let entries = admin.ledger.entries();
     let still_there: BTreeSet<String> = netlink.device_names()?.into_values().collect();
     let known: BTreeSet<&str> = entries.iter().map(|entry| entry.endpoint().host_ifname.as_str()).collect();
-    let attachments = entries.iter().map(|entry| attachment(entry, &devices, view));
+    let attachments = entries.iter().map(|entry| {
+        let programs = programs(admin, &entry.endpoint().host_ifname)?;
+        Ok(attachment(entry, &devices, programs, view))
+    });
     let leaked = devices.iter().filter(|name| is_host_ifname(name) && !known.contains(name.as_str()));
     let leaked = leaked.filter(|name| still_there.contains(*name));
     let leaked = leaked.map(|name| leak(name, None, "leak: device without attachment"));
     let stray = admin.ledger.stray_addresses().into_iter();
     let stray = stray.map(|address| leak("", Some(address), "leak: address without attachment"));
-    Ok(attachments.chain(leaked).chain(stray).collect())
+    attachments.chain(leaked.map(Ok)).chain(stray.map(Ok)).collect()
 }
 
-fn attachment(entry: &Entry, devices: &BTreeSet<String>, view: &View) -> Value {
+/// How our programs are attached to a Pod's device now; `None`: not both of them are, or the device is gone.
+fn programs(admin: &Admin, device: &str) -> Result<Option<Mechanism>> {
+    match admin.datapath.pod_mechanism(device) {
+        Err(DatapathError::NoDevice { .. }) => Ok(None),
+        result => result,
+    }
+}
+
+fn attachment(entry: &Entry, devices: &BTreeSet<String>, programs: Option<Mechanism>, view: &View) -> Value {
     let endpoint = entry.endpoint();
     let id = view.tables.interfaces.get(&endpoint.host_ifindex).map(|interface| interface.id);
     json!([
@@ -63,7 +75,8 @@ fn attachment(entry: &Entry, devices: &BTreeSet<String>, view: &View) -> Value {
         endpoint.container_id,
         endpoint.network,
         limits(&endpoint.bandwidth),
-        state(entry, endpoint, devices, view),
+        programs.map(|mechanism| mechanism.to_string()),
+        state(entry, endpoint, devices, programs, view),
     ])
 }
 
@@ -71,6 +84,7 @@ fn state(
     entry: &Entry,
     endpoint: &AttachedEndpoint,
     devices: &BTreeSet<String>,
+    programs: Option<Mechanism>,
     view: &View,
 ) -> &'static str {
     match entry {
@@ -80,13 +94,14 @@ fn state(
         Entry::Attached(_) if !devices.contains(&endpoint.host_ifname) => "leak: no device",
         Entry::Attached(_) if !view.endpoints.contains(endpoint) => "not programmed",
         Entry::Attached(_) if view.absent.contains(endpoint) => "leak: another device",
+        Entry::Attached(_) if programs.is_none() => "unguarded: no programs",
         Entry::Attached(_) => "attached",
     }
 }
 
 fn leak(device: &str, address: Option<IpAddr>, state: &str) -> Value {
     let (ipv4, ipv6) = (address.filter(IpAddr::is_ipv4), address.filter(IpAddr::is_ipv6));
-    json!(["", "", null, ipv4, ipv6, device, "", "", "", [], state])
+    json!(["", "", null, ipv4, ipv6, device, "", "", "", [], null, state])
 }
 
 /// What the Pod may send and receive, each with what sees to it.

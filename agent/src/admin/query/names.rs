@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use quilla_abi::service::scope;
 use quilla_model::{EndpointSlice, ObjectName, Snapshot};
-use quilla_plan::{BackendKey, Desired, Frontend, FrontendKey, Target};
+use quilla_plan::{BackendKey, Desired, Frontend, FrontendKey, Target, route};
 
 use super::filter::Filter;
 use crate::reconcile::View;
@@ -43,6 +43,12 @@ impl<'a> Names<'a> {
             nodes.extend(tunnel.ipv6.map(|address| (IpAddr::V6(address), name.as_str())));
         }
         let snapshot = &view.snapshot;
+        // Under the gateway's address hosts speak to other nodes' Pods, and agents to each other.
+        for name in snapshot.nodes.keys() {
+            let (ipv4, ipv6) = route::gateways(snapshot, name);
+            nodes.extend(ipv4.map(|address| (IpAddr::V4(address), name.as_str())));
+            nodes.extend(ipv6.map(|address| (IpAddr::V6(address), name.as_str())));
+        }
         Self {
             node,
             desired: &view.desired,

@@ -235,6 +235,34 @@ fn found() -> [Found; 2] {
     [Found::new(&key, &flow), Found::new(&back, &answer)]
 }
 
+/// What hosts say to other nodes' Pods, and agents to each other, has the gateway's address: it is the node's.
+#[test]
+fn a_node_s_gateway_goes_by_its_name() {
+    let view = view();
+    let names = Names::new("here", &view);
+    let key = |src, dst| FlowKey { src, dst, proto: 6, ..FlowKey::default() };
+    let (own, other) = ([10, 244, 1, 1], [10, 244, 2, 1]);
+    for (src, dst, ends) in
+        [(own, other, ["node here", "node there"]), (other, own, ["node there", "node here"])]
+    {
+        let rewrite = Rewrite { src, dst, ..Rewrite::default() };
+        let row = Found::new(&key(src, dst), &Flow { rewrite, ..Flow::default() }).row(&names);
+        assert_eq!(json!([row[10], row[11]]), json!(ends));
+    }
+}
+
+/// The Pod CIDRs of a node are in one order, whatever the order of the routes.
+#[test]
+fn nodes_list_their_pods_in_order() {
+    let cidrs = ["10.9.0.0/16", "10.10.0.0/24", "10.10.7.0/24", "fd00:244:0:9::/64", "fd00:244:0:10::/64"];
+    let mut view = view();
+    for cidr in cidrs.iter().rev() {
+        view.desired.routes.insert(cidr.parse().unwrap(), quilla_plan::Target::RemotePods("there".into()));
+    }
+    let listed = nodes(&view).iter().map(|row| row[4].clone()).collect::<Vec<_>>();
+    assert_eq!(listed, [json!(format!("{} 10.244.2.0/24 {}", cidrs[..3].join(" "), cidrs[3..].join(" ")))]);
+}
+
 /// How packets get to other nodes, in one word where both families go the same way.
 #[test]
 fn nodes_say_their_paths_and_why() {
