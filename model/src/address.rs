@@ -1,6 +1,6 @@
 //! Address families, and reading addresses as leniently as Kubernetes does. Called by the watch and the planner.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,11 @@ fn parse_padded(text: &str) -> Option<IpAddr> {
     parts.next().is_none().then(|| Ipv4Addr::from(octets).into())
 }
 
-/// Why an address cannot stand for an endpoint, or `None` if it can.
+/// Where clouds give secrets to whoever asks from a node. Those of IPv4 are link-local.
+const METADATA: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+
+/// Why an address can stand neither for an endpoint nor for a Service, or `None` if it can.
 pub fn unusable(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -63,6 +67,8 @@ pub fn unusable(address: IpAddr) -> Option<&'static str> {
         Some("multicast or broadcast address")
     } else if link_local {
         Some("link-local address")
+    } else if matches!(address, IpAddr::V6(v6) if METADATA.contains(&v6)) {
+        Some("metadata address")
     } else if matches!(address, IpAddr::V4(v4) if matches!(v4.octets()[0], 0 | 240..)) {
         Some("reserved address")
     } else {
@@ -125,6 +131,8 @@ mod tests {
             "::1",
             "ff02::1",
             "fe80::1",
+            "fd00:ec2::254",
+            "fd20:ce::254",
         ] {
             assert!(unusable(bad.parse().unwrap()).is_some(), "{bad}");
         }

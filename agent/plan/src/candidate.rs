@@ -4,7 +4,7 @@
 //! Invariant: what no endpoint can be is left out and named, once for each slice and fault.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use quilla_model::address::unusable;
 use quilla_model::{
@@ -22,10 +22,6 @@ pub(crate) struct Endpoints<'a> {
     /// first, then those of the first slice. So whatever is made of them is in order already.
     sorted: Vec<(&'a Endpoint, usize)>,
 }
-
-/// Where clouds give secrets to whoever asks from a node: no Service leads there.
-const METADATA: [Ipv6Addr; 2] =
-    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 
 impl<'a> Endpoints<'a> {
     /// Sorts out what no endpoint can be.
@@ -149,9 +145,6 @@ fn fault(address: IpAddr, family: Family, facts: &ServiceFacts) -> Option<&'stat
     if Family::of(address) != family {
         return Some("address of the other family");
     }
-    let metadata = matches!(address, IpAddr::V6(v6) if METADATA.contains(&v6));
     let service = || facts.service_cidrs.iter().any(|cidr| cidr.contains(&address));
-    unusable(address)
-        .or_else(|| metadata.then_some("metadata address"))
-        .or_else(|| service().then_some("address of a Service"))
+    unusable(address).or_else(|| service().then_some("address of a Service"))
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use quilla_abi::config::flag;
 use quilla_abi::service::scope;
-use quilla_model::{Difference, ObjectName, ObjectRef, Problem, SharedMap, Snapshot};
+use quilla_model::{Difference, ObjectName, ObjectRef, Problem, Reason, SharedMap, Snapshot};
 
 use crate::claim::{Claims, Owner};
 use crate::count::{compare, users};
@@ -54,6 +54,8 @@ struct Network {
     virtual_ips: BTreeSet<Marker>,
     /// Addresses that belong to somebody else and so have no markers.
     unmarked: BTreeSet<IpAddr>,
+    /// Those of them that are Pods', and in which Pod CIDR.
+    of_pods: BTreeMap<IpAddr, IpNet>,
     problems: Vec<Problem>,
 }
 
@@ -102,8 +104,31 @@ impl Planner {
         let of_plans = self.faulty.iter().filter_map(|owner| self.plans.get(owner));
         let mut found: Vec<Problem> = of_plans.flat_map(|plan| plan.problems.iter().cloned()).collect();
         found.extend(self.claims.conflicts());
+        found.extend(self.taken_from_pods());
         found.sort_unstable();
         self.network.problems.iter().cloned().chain(found).collect()
+    }
+
+    /// Services at addresses of Pods: whoever asks the Pod on such a port gets the Service. Those at addresses of nodes are
+    /// as usual.
+    fn taken_from_pods(&self) -> Vec<Problem> {
+        let of_pods = &self.network.of_pods;
+        if of_pods.is_empty() {
+            return Vec::new();
+        }
+        let taken = |(owner, plan): (&Owner, &Box<ServicePlan>)| {
+            let Owner::Service(name) = owner else { return Vec::new() };
+            let has =
+                |address: IpAddr| plan.markers.contains_key(&Marker { address, scope: scope::EXTERNAL });
+            let problem = |(address, cidr): (&IpAddr, &IpNet)| {
+                let detail = format!(
+                    "address {address} is a Pod's, of {cidr}: the Service has its ports there, and no other"
+                );
+                Problem::new(ObjectRef::new("Service", name), Reason::Conflict, detail)
+            };
+            of_pods.iter().filter(|(address, _)| has(**address)).map(problem).collect()
+        };
+        self.plans.iter().flat_map(taken).collect()
     }
 
     /// Whose plan may be another one now.
@@ -245,8 +270,11 @@ impl Planner {
                 }
             }
         }
+        let cidrs = || snapshot.nodes.values().flat_map(|node| &node.pod_cidrs);
+        let of_pod = |address: &IpAddr| Some((*address, *cidrs().find(|cidr| cidr.contains(address))?));
+        let of_pods = unmarked.iter().filter_map(of_pod).collect();
         let markers = self.markers.clone();
-        self.network = Network { facts: Some(facts), markers, virtual_ips, unmarked, problems };
+        self.network = Network { facts: Some(facts), markers, virtual_ips, unmarked, of_pods, problems };
     }
 }
 

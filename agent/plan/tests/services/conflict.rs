@@ -49,6 +49,28 @@ fn a_cluster_ip_is_never_lost_to_an_external_address() {
     assert_eq!(&*planned.problems[0].object.name, "a");
 }
 
+/// CVE-2020-8554: who asks a Pod may get a Service that says it has the Pod's address. That is told, for as long as it
+/// is so; at addresses of nodes Services are as usual, and those of clouds for secrets are nobody's.
+#[test]
+fn a_service_at_an_address_of_a_pod_is_told() {
+    let at = |addresses: &[&str]| {
+        let web = Service { external_ips: ips(addresses), ..cluster_ip("web", &["10.96.0.1", "fd00:96::1"]) };
+        Cluster::new().with(web).endpoints("web", &two()).plan()
+    };
+    assert_eq!(at(&["203.0.113.1", "192.0.2.1", "192.0.2.2"]).complaints(), NONE);
+    let planned = at(&["10.244.1.2", "fd00:ec2::254"]);
+    let expected = [
+        "Service shop/web: conflict: address 10.244.1.2 is a Pod's, of 10.244.1.0/24: the Service has its ports there, and \
+         no other",
+        "Service shop/web: unusable_address: externalIP fd00:ec2::254: metadata address",
+    ];
+    let mut told = planned.complaints();
+    told.sort();
+    assert_eq!(told, expected);
+    assert_eq!(owner(&planned, "10.244.1.2:80", OUTSIDE), "Service shop/web");
+    assert!(planned.frontend("[fd00:ec2::254]:80", INSIDE).is_none());
+}
+
 /// Node port collisions: one problem, whatever the number of addresses; the ClusterIP of the loser works.
 #[test]
 fn the_first_by_name_keeps_a_node_port() {
