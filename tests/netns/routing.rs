@@ -15,6 +15,7 @@ use quilla_tests::pod::Pod;
 use quilla_tests::{binary, eventually};
 use serde_json::Value;
 
+use crate::mtu::{has_mtu, largest};
 use crate::restart;
 
 pub(crate) use exceptions::exceptions_are_followed;
@@ -164,7 +165,8 @@ fn matrix(cluster: &Cluster, pods: &[Pod], hosts: &[Pod]) -> Result<()> {
 }
 
 /// Fifty long flows and new connections between two nodes, while one agent after the other is started in another mode, so
-/// that the ends are in different ones for a while: none is broken, none lost.
+/// that the ends are in different ones for a while: none is broken, none lost. Pods have the uplinks' MTU while all goes
+/// plainly, and what tunnels leave of it otherwise (E5).
 pub(crate) fn modes_change_under_flows() -> Result<()> {
     let mut cluster = prepare("routing-changes", 2)?;
     restart(&mut cluster, MODES[0].0)?;
@@ -180,6 +182,13 @@ pub(crate) fn modes_change_under_flows() -> Result<()> {
             let node = cluster.node_mut(node);
             node.start_agent_with(arguments)?;
             node.wait_ready()?;
+        }
+        let mtu = if arguments.contains(&"native") { 1500 } else { 1450 };
+        for (node, pod) in [("node-a", &client), ("node-b", &server)] {
+            has_mtu(cluster.node(node), pod, mtu).with_context(|| format!("{arguments:?}"))?;
+        }
+        for v6 in [false, true] {
+            largest(&client, &server, v6, mtu).with_context(|| format!("{arguments:?}"))?;
         }
     }
     for load in loads {

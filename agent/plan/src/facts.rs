@@ -41,7 +41,7 @@ pub struct NodeFacts {
     pub routing: Routing,
     /// The networks of the uplinks.
     pub networks: Vec<IpNet>,
-    /// The largest packet that the overlay carries in one piece; 0 = not known.
+    /// The largest packet that gets to other nodes in one piece; 0 = not known.
     pub overlay_mtu: u16,
     /// Who makes and opens tunnels.
     pub encapsulation: Encapsulation,

@@ -1,4 +1,4 @@
-//! How large a packet the overlay carries, and how running Pods come to know. Called by [`super::Node`].
+//! How large a packet gets to the other nodes, and how running Pods come to know. Called by [`super::Node`].
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use quilla_datapath::netlink::Pair;
 use quilla_datapath::{DatapathError, Device, Netlink};
 use quilla_model::address::unusable;
 use quilla_model::{Node as ModelNode, ObjectRef, Problem, Reason, Snapshot};
+use quilla_plan::Routing;
 
 use super::NodeSettings;
 use crate::cni::{AttachedEndpoint, Origin};
@@ -42,7 +43,7 @@ impl Ways {
             self.ask(netlink, tunnel_ends(&settings.name, snapshot))?;
         }
         let least = least(uplinks, &self.devices);
-        Ok(least.map(|least| carried(least, overhead(snapshot), settings.overlay_mtu)))
+        Ok(least.map(|least| carried(least, overhead(settings, snapshot), settings.overlay_mtu)))
     }
 
     fn ask(&mut self, netlink: &Netlink, ends: Vec<IpAddr>) -> Result<(), DatapathError> {
@@ -83,8 +84,26 @@ fn tunnel_end(node: &ModelNode) -> Option<IpAddr> {
     usable(node).find(IpAddr::is_ipv4).or_else(|| usable(node).next())
 }
 
-/// A tunnel runs over IPv6 only where one of its ends has no IPv4; to a node without an address there is none.
-fn overhead(snapshot: &Snapshot) -> u32 {
+/// Whether everything for the Pods of other nodes goes plainly: nobody needs a tunnel for one of their families. Those to
+/// which there is none say nothing. With [`Routing::Auto`] the next node may be in another network.
+fn all_plain(settings: &NodeSettings, snapshot: &Snapshot) -> bool {
+    let has = |node: &ModelNode, v6: bool| usable(node).any(|address| address.is_ipv6() == v6);
+    let own = snapshot.nodes.get(&settings.name);
+    let plain = |other: &ModelNode| {
+        let mut families = other.pod_cidrs.iter().map(|range| range.addr().is_ipv6());
+        families.all(|v6| has(other, v6) && own.is_some_and(|own| has(own, v6)))
+    };
+    let others = || snapshot.nodes.values().filter(|other| other.name != settings.name);
+    settings.routing == Routing::Native
+        && others().filter(|other| tunnel_end(other).is_some()).all(|other| plain(other))
+}
+
+/// What tunnels add to a packet, if there are any. One runs over IPv6 only where one of its ends has no IPv4; to a node
+/// without an address there is none.
+fn overhead(settings: &NodeSettings, snapshot: &Snapshot) -> u32 {
+    if all_plain(settings, snapshot) {
+        return 0;
+    }
     let over_ipv6 = snapshot.nodes.values().any(|node| tunnel_end(node).is_some_and(|end| end.is_ipv6()));
     if over_ipv6 { OVERHEAD_V6 } else { OVERHEAD_V4 }
 }
@@ -143,14 +162,22 @@ mod tests {
 
     use quilla_datapath::Device;
     use quilla_model::{Node as ModelNode, Snapshot};
+    use quilla_plan::Routing;
 
     use super::{carried, least, overhead, problem};
+    use crate::node::NodeSettings;
+
+    /// What tunnels add on a node with addresses of both families, beside another one that has Pods of both.
+    fn added(routing: Routing, there: &[&str]) -> u32 {
+        let settings = NodeSettings { routing, ..NodeSettings::new("here", &["eth0"]) };
+        overhead(&settings, &snapshot(there))
+    }
 
     fn snapshot(there: &[&str]) -> Snapshot {
         let node = |name: &str, addresses: &[&str]| ModelNode {
             name: name.into(),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-            pod_cidrs: vec![],
+            pod_cidrs: ["10.244.1.0/24", "fd00:244:0:1::/64"].map(|range| range.parse().unwrap()).into(),
             zone: None,
             leaving: false,
         };
@@ -161,15 +188,31 @@ mod tests {
 
     #[test]
     fn e5_pods_get_what_the_tunnel_leaves_of_the_uplink() {
-        assert_eq!(overhead(&snapshot(&["2001:db8::2", "192.0.2.2"])), 50);
-        assert_eq!(overhead(&snapshot(&["2001:db8::2"])), 70);
-        for unreachable in [&[][..], &["fe80::1"]] {
-            assert_eq!(
-                overhead(&snapshot(unreachable)),
-                50,
-                "a node without a tunnel end changes nobody's mtu"
-            );
+        for routing in [Routing::Overlay, Routing::Auto] {
+            assert_eq!(added(routing, &["2001:db8::2", "192.0.2.2"]), 50);
+            assert_eq!(added(routing, &["2001:db8::2"]), 70);
+            for unreachable in [&[][..], &["fe80::1"]] {
+                let added = added(routing, unreachable);
+                assert_eq!(added, 50, "a node without a tunnel end changes nobody's mtu");
+            }
         }
+    }
+
+    #[test]
+    fn e5_pods_get_the_uplink_s_where_no_family_needs_a_tunnel() {
+        assert_eq!(added(Routing::Native, &["192.0.2.2", "2001:db8::2"]), 0);
+        assert_eq!(added(Routing::Native, &["192.0.2.2"]), 50, "IPv6 goes in tunnels");
+        assert_eq!(added(Routing::Native, &["2001:db8::2"]), 70, "so does IPv4");
+        for unreachable in [&[][..], &["fe80::1"]] {
+            assert_eq!(added(Routing::Native, unreachable), 0, "to which there is neither");
+        }
+        let settings = NodeSettings { routing: Routing::Native, ..NodeSettings::new("alone", &["eth0"]) };
+        assert_eq!(overhead(&settings, &Snapshot::default()), 0, "nobody else is there");
+        assert_eq!(
+            overhead(&settings, &snapshot(&["192.0.2.2", "2001:db8::2"])),
+            50,
+            "without an own address"
+        );
     }
 
     #[test]
