@@ -12,10 +12,10 @@ mod uplink;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use quilla_abi::config::OVERLAY_PORT;
 use quilla_datapath::{
-    DatapathError, Destroyed, Device, Netlink, Overlay, PodRoute, Sockets, Surroundings, netns, sysctl,
+    DatapathError, Destroyed, Device, Netlink, Overlay, PodRoute, Refused, RouteChanges, Sockets,
+    Surroundings, netns, sysctl,
 };
 use quilla_model::{ObjectRef, Problem, Reason, Snapshot};
 use quilla_plan::facts::{DEFAULT_VNI, NodePortAddresses};
@@ -93,13 +93,13 @@ pub struct Node {
     addresses: BTreeSet<IpAddr>,
     overlay: Option<(Overlay, Device)>,
     ways: Ways,
-    /// The largest packet that the overlay carries in one piece; 0 before it is known.
+    /// The largest packet that gets to other nodes in one piece; 0 before it is known.
     mtu: u32,
     /// The MTU that the interfaces of all running Pods have by now.
     fitted: Option<u32>,
     routes: Option<Vec<PodRoute>>,
-    /// Pods of other nodes to which somebody else has a route.
-    taken: Vec<IpNet>,
+    /// What became of them.
+    routed: RouteChanges,
     surroundings: Surroundings,
     refusals: Refusals,
     problems: Vec<Problem>,
@@ -137,7 +137,7 @@ impl Node {
             mtu: 0,
             fitted: None,
             routes: None,
-            taken: Vec::new(),
+            routed: RouteChanges::default(),
             surroundings: Surroundings::default(),
             refusals: Refusals::default(),
             problems: Vec::new(),
@@ -165,13 +165,25 @@ impl Node {
         let refusals = self.refusals.problems(&self.settings.name);
         let narrow = mtu::problem(&self.settings.name, self.mtu);
         let node = || ObjectRef::cluster("Node", &self.settings.name);
-        let taken = self.taken.iter().map(|range| {
+        let taken = self.routed.taken.iter().map(|range| {
             let detail = format!("route to {range}, to which there is one of somebody else's");
             Problem::new(node(), Reason::Conflict, detail)
         });
+        let refused = self.routed.refused.iter().map(|Refused { destination, reason, .. }| {
+            let detail = format!("route to {destination}, which the kernel refused: {reason}");
+            Problem::new(node(), Reason::Unsupported, detail)
+        });
         let file = self.settings.masquerade.borrow().problem.clone();
         let file = file.map(|detail| Problem::new(node(), Reason::Malformed, detail));
-        self.problems.iter().cloned().chain(narrow).chain(refusals).chain(taken).chain(file).collect()
+        self.problems
+            .iter()
+            .cloned()
+            .chain(narrow)
+            .chain(refusals)
+            .chain(taken)
+            .chain(refused)
+            .chain(file)
+            .collect()
     }
 
     /// Whether a device, an address or a route of ours is not any more as it was seen last.
@@ -183,7 +195,7 @@ impl Node {
             && self.uplinks.look(netlink, &self.settings.uplinks)? == self.uplinks
             && address::usable(netlink.all_addresses()?) == self.addresses
             && match &self.routes {
-                Some(routes) => netlink.has_routes(overlay.ifindex, routes, &self.taken)?,
+                Some(routes) => netlink.has_routes(overlay.ifindex, routes, &self.routed)?,
                 None => true,
             };
         Ok(!same)
@@ -300,7 +312,10 @@ impl Node {
         if self.routes.as_ref() != Some(&wanted) {
             let changes = host.netlink.sync_routes(overlay.ifindex, &wanted)?;
             tracing::debug!(written = changes.written, removed = changes.removed, "routes written");
-            (self.routes, self.taken) = (Some(wanted), changes.taken);
+            for refused in changes.refused.iter().filter(|refused| !self.routed.refused.contains(refused)) {
+                tracing::warn!(destination = %refused.destination, reason = refused.reason, "route refused");
+            }
+            (self.routes, self.routed) = (Some(wanted), changes);
         }
         Ok(())
     }

@@ -28,8 +28,8 @@ pub use kernel::jiffies;
 pub use link::{LinkStatus, Mechanism};
 pub use map::{ArrayTable, Counters, Maps, Sum, Table};
 pub use netlink::{
-    ConnectedSocket, Destroyed, Device, DeviceChanges, FilterChanges, Netlink, Overlay, PodRoute, Sockets,
-    Surroundings, Touched,
+    ConnectedSocket, Destroyed, Device, DeviceChanges, FilterChanges, Netlink, Overlay, PodRoute, Refused,
+    RouteChanges, Sockets, Surroundings, Touched,
 };
 pub use object::Object;
 pub use pin::Opened;

@@ -28,7 +28,7 @@ pub(crate) use filter::{Filter, Side};
 pub use filter::{FilterChanges, Touched};
 pub use mtu::Pair;
 pub use overlay::Overlay;
-pub use route::{PROTOCOL, PodRoute, RouteChanges};
+pub use route::{PROTOCOL, PodRoute, Refused, RouteChanges};
 pub use rule::RuleChanges;
 pub use sockets::{ConnectedSocket, Destroyed, Sockets};
 pub use surroundings::Surroundings;
@@ -109,7 +109,14 @@ fn listen(groups: &[MulticastGroup], to: &'static str) -> Result<(Runtime, Messa
 
 /// Whether the kernel's answer was `errno`.
 fn is(error: &DatapathError, errno: i32) -> bool {
-    let DatapathError::Netlink { source, .. } = error else { return false };
-    matches!(source.as_ref(), rtnetlink::Error::NetlinkError(answer)
-        if io::Error::from(answer.clone()).raw_os_error() == Some(errno))
+    answer(error).is_some_and(|answer| answer.raw_os_error() == Some(errno))
+}
+
+/// The kernel's answer to a request, if that is what the error is.
+fn answer(error: &DatapathError) -> Option<io::Error> {
+    let DatapathError::Netlink { source, .. } = error else { return None };
+    match source.as_ref() {
+        rtnetlink::Error::NetlinkError(answer) => Some(answer.clone().into()),
+        _ => None,
+    }
 }

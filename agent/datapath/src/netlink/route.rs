@@ -1,7 +1,7 @@
 //! Routes of the host's stack to the Pods of other nodes: through the overlay device, or by the nodes' addresses.
 //!
 //! Ours carry a protocol number of their own: nothing else is touched, and whatever of ours is not wanted any more goes.
-//! Where somebody else has a route to the same Pods, theirs stays and ours is not written.
+//! Where somebody else has a route to the same Pods in the main table, theirs stays and there is none of ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,11 +10,12 @@ use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType, RouteVia,
 };
 
 use crate::error::{DatapathError, Result};
-use crate::netlink::{Netlink, is};
+use crate::netlink::{Netlink, answer, is};
 
 /// `rtm_protocol` of our routes; none of those that the kernel's headers assign.
 pub const PROTOCOL: u8 = 81;
@@ -38,7 +39,20 @@ pub struct RouteChanges {
     /// Routes of ours that nobody wants.
     pub removed: usize,
     /// Destinations to which somebody else has a route.
-    pub taken: Vec<IpNet>,
+    pub taken: BTreeSet<IpNet>,
+    /// Routes that are not as they were wanted.
+    pub refused: Vec<Refused>,
+}
+
+/// A route that could not be written, or not removed. What was to go by a node's address goes through the overlay instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Where it leads.
+    pub destination: IpNet,
+    /// The kernel's answer.
+    pub reason: String,
+    /// How it was to lead there.
+    via: Option<Via>,
 }
 
 /// What tells two of our routes to one destination apart.
@@ -46,64 +60,90 @@ pub struct RouteChanges {
 struct Via {
     device: Option<u32>,
     source: Option<IpAddr>,
+    /// Of either family.
     gateway: Option<IpAddr>,
+}
+
+/// A route that is missing or different.
+struct Wrong {
+    destination: IpNet,
+    target: Via,
+    /// What is in its place.
+    present: Option<Via>,
 }
 
 /// What is to be done.
 #[derive(Default)]
 struct Plan {
-    stale: Vec<RouteMessage>,
-    /// The route, how it is to be reached, and what is in its place.
-    wrong: Vec<(PodRoute, Via, Option<RouteMessage>)>,
+    stale: Vec<(IpNet, RouteMessage)>,
+    wrong: Vec<Wrong>,
+    taken: BTreeSet<IpNet>,
 }
 
 impl Netlink {
-    /// Makes our routes exactly `wanted`; those through the overlay go by the device `ifindex`.
+    /// Makes our routes exactly `wanted`; those through the overlay go by the device `ifindex`. A route that cannot be
+    /// written leaves the others alone.
     pub fn sync_routes(&self, ifindex: u32, wanted: &[PodRoute]) -> Result<RouteChanges> {
-        let plan = self.plan_routes(ifindex, wanted)?;
-        let mut changes = RouteChanges::default();
-        for route in plan.stale {
-            changes.removed += usize::from(self.remove_route(route)?);
-        }
-        for (route, via, old) in plan.wrong {
-            let mut add = self.handle.route().add(message(&route, via)?);
-            match old {
-                // IPv4 has one route of a metric, IPv6 would keep the old one beside the new one.
-                Some(_) if route.destination.addr().is_ipv4() => add = add.replace(),
-                Some(old) => drop(self.remove_route(old)?),
-                None => {}
+        let Plan { stale, wrong, taken } = self.plan_routes(ifindex, wanted)?;
+        let mut changes = RouteChanges { taken, ..RouteChanges::default() };
+        for (destination, route) in stale {
+            match self.remove_route(destination, route) {
+                Ok(removed) => changes.removed += usize::from(removed),
+                Err(error) => changes.refuse(destination, None, &error),
             }
-            match self.request("write route", &route.destination.to_string(), add.execute()) {
-                Ok(()) => changes.written += 1,
-                Err(error) if is(&error, libc::EEXIST) => changes.taken.push(route.destination),
-                Err(error) => return Err(error),
+        }
+        for Wrong { destination, target, present } in wrong {
+            match self.write_route(destination, target, present) {
+                Ok(written) => changes.written += usize::from(written),
+                Err(error) if is(&error, libc::EEXIST) => drop(changes.taken.insert(destination)),
+                Err(error) => {
+                    changes.refuse(destination, Some(target), &error);
+                    let instead = Via { device: Some(ifindex), gateway: None, ..target };
+                    // One that fails as well fails for the same reason.
+                    let written = self.write_route(destination, instead, present).unwrap_or(false);
+                    changes.written += usize::from(written);
+                }
             }
         }
         Ok(changes)
     }
 
-    /// Whether our routes are exactly `wanted` but for those that somebody else has.
-    pub fn has_routes(&self, ifindex: u32, wanted: &[PodRoute], taken: &[IpNet]) -> Result<bool> {
+    /// Whether our routes are as the last synchronisation left them, and another one would find no other way.
+    pub fn has_routes(&self, ifindex: u32, wanted: &[PodRoute], last: &RouteChanges) -> Result<bool> {
         let plan = self.plan_routes(ifindex, wanted)?;
-        let missing = plan.wrong.iter().any(|(route, ..)| !taken.contains(&route.destination));
-        Ok(plan.stale.is_empty() && !missing)
+        let known = |wrong: &Wrong| {
+            let refused =
+                |one: &Refused| one.destination == wrong.destination && one.via == Some(wrong.target);
+            wrong.present.is_some() && last.refused.iter().any(refused)
+        };
+        let known_stale = |destination: &IpNet| {
+            last.refused.iter().any(|one| one.destination == *destination && one.via.is_none())
+        };
+        let stale = plan.stale.iter().all(|(destination, _)| known_stale(destination));
+        Ok(stale && plan.wrong.iter().all(known) && plan.taken == last.taken)
     }
 
     fn plan_routes(&self, ifindex: u32, wanted: &[PodRoute]) -> Result<Plan> {
+        let wanted: BTreeMap<IpNet, &PodRoute> =
+            wanted.iter().map(|route| (route.destination.trunc(), route)).collect();
         let mut present: BTreeMap<IpNet, RouteMessage> = BTreeMap::new();
         let mut plan = Plan::default();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for route in self.routes(family)?.into_iter().filter(is_ours) {
+            for route in self.routes(family)? {
                 let Some(destination) = destination(&route) else { continue };
-                // Two of ours to one destination: only one can be wanted.
-                plan.stale.extend(present.insert(destination, route));
+                if is_ours(&route) {
+                    // Two of ours to one destination: only one can be wanted.
+                    plan.stale.extend(present.insert(destination, route).map(|route| (destination, route)));
+                } else if is_main(&route) && wanted.contains_key(&destination) {
+                    plan.taken.insert(destination);
+                }
             }
         }
-        let destinations: BTreeSet<_> = wanted.iter().map(|route| route.destination.trunc()).collect();
-        let unwanted = present.iter().filter(|(destination, _)| !destinations.contains(destination));
-        plan.stale.extend(unwanted.map(|(_, route)| route.clone()));
         let mut ways: BTreeMap<IpAddr, Option<Via>> = BTreeMap::new();
-        for route in wanted {
+        for (destination, route) in wanted {
+            if plan.taken.contains(&destination) {
+                continue;
+            }
             let way = match route.by {
                 Some(node) => match ways.get(&node) {
                     Some(way) => *way,
@@ -113,12 +153,25 @@ impl Netlink {
             };
             let overlay = Via { device: Some(ifindex), ..Via::default() };
             let target = Via { source: route.source, ..way.unwrap_or(overlay) };
-            let old = present.get(&route.destination.trunc());
-            if old.map(via) != Some(target) {
-                plan.wrong.push((*route, target, old.cloned()));
+            let present = present.remove(&destination).as_ref().map(via);
+            if present != Some(target) {
+                plan.wrong.push(Wrong { destination, target, present });
             }
         }
+        plan.stale.extend(present);
         Ok(plan)
+    }
+
+    /// Puts a route in the place of what is there of ours, which is never away; says whether that was a change.
+    fn write_route(&self, destination: IpNet, via: Via, present: Option<Via>) -> Result<bool> {
+        if present == Some(via) {
+            return Ok(false);
+        }
+        let mut add = self.handle.route().add(message(destination, via)?);
+        if present.is_some() {
+            add = add.replace();
+        }
+        self.request("write route", &destination.to_string(), add.execute()).map(|()| true)
     }
 
     /// How the host sends to an address; nothing, if it does not.
@@ -128,7 +181,14 @@ impl Netlink {
         let Ok(route) = route else { return Ok(Vec::new()) };
         let get = self.handle.route().get(route.build()).execute();
         match self.list("look up the route to", &address.to_string(), get) {
-            Err(error) if is(&error, libc::ENETUNREACH) || is(&error, libc::EHOSTUNREACH) => Ok(Vec::new()),
+            // The last two: somebody forbids it, or wants it to vanish.
+            Err(error)
+                if [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL]
+                    .iter()
+                    .any(|&errno| is(&error, errno)) =>
+            {
+                Ok(Vec::new())
+            }
             routes => routes,
         }
     }
@@ -150,16 +210,15 @@ impl Netlink {
                 let device = via(&route).device.and_then(|ifindex| names.get(&ifindex));
                 let address =
                     destination(&route).filter(|net| net.prefix_len() == single).map(|net| net.addr());
-                let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
-                found.extend(device.cloned().zip(address).filter(|_| main));
+                found.extend(device.cloned().zip(address).filter(|_| is_main(&route)));
             }
         }
         Ok(found)
     }
 
-    fn remove_route(&self, route: RouteMessage) -> Result<bool> {
-        let name = destination(&route).map_or_else(String::new, |destination| destination.to_string());
-        match self.request("remove route", &name, self.handle.route().del(route).execute()) {
+    fn remove_route(&self, destination: IpNet, route: RouteMessage) -> Result<bool> {
+        let delete = self.handle.route().del(route).execute();
+        match self.request("remove route", &destination.to_string(), delete) {
             Ok(()) => Ok(true),
             Err(error) if is(&error, libc::ESRCH) => Ok(false),
             Err(error) => Err(error),
@@ -167,27 +226,47 @@ impl Netlink {
     }
 }
 
+impl RouteChanges {
+    fn refuse(&mut self, destination: IpNet, via: Option<Via>, error: &DatapathError) {
+        let source = std::error::Error::source(error);
+        let reason =
+            answer(error).map(|answer| answer.to_string()).or_else(|| source.map(ToString::to_string));
+        let reason = reason.unwrap_or_else(|| error.to_string());
+        self.refused.push(Refused { destination, reason, via });
+    }
+}
+
 fn is_ours(route: &RouteMessage) -> bool {
     route.header.protocol == RouteProtocol::Other(PROTOCOL)
 }
 
-fn message(route: &PodRoute, via: Via) -> Result<RouteMessage> {
-    let PodRoute { destination, .. } = *route;
-    let direct = destination.addr().is_ipv4() && via.gateway.is_none();
-    let scope = if direct { RouteScope::Link } else { RouteScope::Universe };
+fn is_main(route: &RouteMessage) -> bool {
+    route.header.table == RouteHeader::RT_TABLE_MAIN
+}
+
+fn message(destination: IpNet, via: Via) -> Result<RouteMessage> {
+    let (v4, family) = match destination {
+        IpNet::V4(_) => (true, AddressFamily::Inet),
+        IpNet::V6(_) => (false, AddressFamily::Inet6),
+    };
+    if let Some(address) = via.source.filter(|address| address.is_ipv4() != v4) {
+        return Err(DatapathError::RouteFamily { destination, address });
+    }
+    let scope = if v4 && via.gateway.is_none() { RouteScope::Link } else { RouteScope::Universe };
     let mut message =
         RouteMessageBuilder::<IpAddr>::new().protocol(RouteProtocol::Other(PROTOCOL)).scope(scope).build();
-    message.header.address_family =
-        if destination.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.address_family = family;
     message.header.destination_prefix_length = destination.prefix_len();
     message.attributes.push(RouteAttribute::Destination(destination.network().into()));
     message.attributes.extend(via.device.map(RouteAttribute::Oif));
-    for address in [via.source, via.gateway].into_iter().flatten() {
-        if address.is_ipv4() != destination.addr().is_ipv4() {
-            return Err(DatapathError::RouteFamily { destination, address });
-        }
+    if let Some(address) = via.gateway {
+        // The kernel sends to it on this device, whichever networks the node has addresses of.
+        message.header.flags |= RouteFlags::Onlink;
+        let same = address.is_ipv4() == v4;
+        let gateway =
+            if same { RouteAttribute::Gateway(address.into()) } else { RouteAttribute::Via(address.into()) };
+        message.attributes.push(gateway);
     }
-    message.attributes.extend(via.gateway.map(|address| RouteAttribute::Gateway(address.into())));
     message.attributes.extend(via.source.map(|address| RouteAttribute::PrefSource(address.into())));
     Ok(message)
 }
@@ -199,6 +278,8 @@ fn via(route: &RouteMessage) -> Via {
             RouteAttribute::Oif(ifindex) => via.device = Some(*ifindex),
             RouteAttribute::PrefSource(address) => via.source = ip(address),
             RouteAttribute::Gateway(address) => via.gateway = ip(address),
+            RouteAttribute::Via(RouteVia::Inet(address)) => via.gateway = Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => via.gateway = Some((*address).into()),
             _ => {}
         }
     }

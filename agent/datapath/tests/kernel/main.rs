@@ -5,6 +5,7 @@ mod links;
 mod maps;
 mod others;
 mod pins;
+mod routes;
 mod rules;
 mod sockets;
 mod support;
