@@ -106,39 +106,13 @@ mod tests {
     use quilla_model::{ObjectName, Pod, Snapshot};
 
     use super::{AT_ONCE, Absences, PATIENCE, Published, is_gone, patience};
-    use quilla_cni_protocol::Bandwidth;
-
-    use crate::cni::{AttachedEndpoint, Origin};
-
-    fn endpoint(id: usize) -> AttachedEndpoint {
-        AttachedEndpoint {
-            container_id: format!("c{id}"),
-            ifname: "eth0".into(),
-            network: "n".into(),
-            netns: format!("/nowhere/{id}").into(),
-            pod_namespace: "test".into(),
-            pod_name: format!("pod-{id}"),
-            pod_uid: None,
-            host_ifname: format!("qll{id}"),
-            host_ifindex: 7,
-            netns_cookie: 1,
-            host_mac: [4; 6],
-            pod_mac: [2; 6],
-            ipv4: None,
-            ipv6: None,
-            host_ports: Vec::new(),
-            bandwidth: Bandwidth::default(),
-            mtu: None,
-            programs: None,
-            origin: Origin::Own,
-        }
-    }
+    use crate::cni::AttachedEndpoint;
 
     /// CNI-30: addresses come back from Pods that nobody ends, but never early.
     #[test]
     fn an_endpoint_is_abandoned_when_device_and_namespace_have_been_gone_for_long() {
         let (start, mut absences) = (Instant::now(), Absences::default());
-        let both = [endpoint(1), endpoint(2)];
+        let both = [AttachedEndpoint::numbered(1), AttachedEndpoint::numbered(2)];
         assert!(absences.abandoned(&both, start, |_| PATIENCE, is_gone).is_empty(), "it may still come");
         let almost = start + PATIENCE / 2;
         assert!(absences.abandoned(&both[..1], almost, |_| PATIENCE, is_gone).is_empty());
@@ -158,7 +132,7 @@ mod tests {
     #[test]
     fn many_are_released_little_by_little() {
         let (start, mut absences) = (Instant::now(), Absences::default());
-        let many: Vec<_> = (0..3 * AT_ONCE).map(endpoint).collect();
+        let many: Vec<_> = (1..).take(3 * AT_ONCE).map(AttachedEndpoint::numbered).collect();
         absences.abandoned(&many, start, |_| PATIENCE, is_gone);
         assert_eq!(absences.abandoned(&many, start + PATIENCE, |_| PATIENCE, is_gone).len(), AT_ONCE);
     }
@@ -166,7 +140,7 @@ mod tests {
     /// CNI-30: a Pod that the apiserver does not know on this node, or knows as another one, need not be waited for.
     #[test]
     fn the_apiserver_says_which_pods_are_gone() {
-        let one = AttachedEndpoint { pod_uid: Some("1".into()), ..endpoint(1) };
+        let one = AttachedEndpoint { pod_uid: Some("1".into()), ..AttachedEndpoint::numbered(1) };
         let name = ObjectName::new("test", "pod-1");
         let knows = |uid: &str| {
             let mut snapshot = Snapshot::default();

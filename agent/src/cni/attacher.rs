@@ -88,6 +88,34 @@ pub struct AttachedEndpoint {
     pub origin: Origin,
 }
 
+#[cfg(test)]
+impl AttachedEndpoint {
+    /// That of the Pod `test/pod-NUMBER`, whose device has the number; it has no address.
+    pub(crate) fn numbered(number: u32) -> Self {
+        Self {
+            container_id: format!("c{number}"),
+            ifname: "eth0".into(),
+            network: "n".into(),
+            netns: format!("/nowhere/{number}").into(),
+            pod_namespace: "test".into(),
+            pod_name: format!("pod-{number}"),
+            pod_uid: None,
+            host_ifname: format!("quil{number}"),
+            host_ifindex: number,
+            netns_cookie: 1,
+            host_mac: [4; 6],
+            pod_mac: [2; 6],
+            ipv4: None,
+            ipv6: None,
+            host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
+            mtu: None,
+            programs: None,
+            origin: Origin::Own,
+        }
+    }
+}
+
 /// Who gave an endpoint its addresses and its interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]

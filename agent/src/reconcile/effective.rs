@@ -36,31 +36,13 @@ mod tests {
     use quilla_plan::{Desired, Layout, LocalEndpoint, Tables};
 
     use super::require;
-    use quilla_cni_protocol::Bandwidth;
-
-    use crate::cni::{AttachedEndpoint, Origin};
+    use crate::cni::AttachedEndpoint;
 
     fn endpoint(ifindex: u32, ipv4: u8, ipv6: u16) -> AttachedEndpoint {
         AttachedEndpoint {
-            container_id: format!("c{ifindex}"),
-            ifname: "eth0".into(),
-            network: "n".into(),
-            netns: "/ns".into(),
-            pod_namespace: "test".into(),
-            pod_name: format!("pod-{ifindex}"),
-            pod_uid: None,
-            host_ifname: format!("qll{ifindex}"),
-            host_ifindex: ifindex,
-            netns_cookie: 1,
-            host_mac: [4; 6],
-            pod_mac: [2; 6],
             ipv4: Some([10, 244, 1, ipv4].into()),
             ipv6: Some([0xfd, 0, 0, 0, 0, 0, 0, ipv6].into()),
-            host_ports: Vec::new(),
-            bandwidth: Bandwidth::default(),
-            mtu: None,
-            programs: None,
-            origin: Origin::Own,
+            ..AttachedEndpoint::numbered(ifindex)
         }
     }
 
@@ -92,14 +74,14 @@ mod tests {
         assert_eq!(refusal(&whole, &two), None);
 
         let absent = tables(std::slice::from_ref(&two));
-        assert_eq!(refusal(&absent, &one).as_deref(), Some("no interface row of qll1"));
+        assert_eq!(refusal(&absent, &one).as_deref(), Some("no interface row of quil1"));
 
         let thief = endpoint(2, 2, 3);
         let conflict = tables(&[one.clone(), thief.clone()]);
         assert_eq!(refusal(&conflict, &thief), None, "the newer device has the address");
-        assert_eq!(refusal(&conflict, &one).as_deref(), Some("no ipv4 endpoint row of qll1"));
+        assert_eq!(refusal(&conflict, &one).as_deref(), Some("no ipv4 endpoint row of quil1"));
         let conflict = tables(&[one.clone(), endpoint(2, 3, 2)]);
-        assert_eq!(refusal(&conflict, &one).as_deref(), Some("no ipv6 endpoint row of qll1"));
+        assert_eq!(refusal(&conflict, &one).as_deref(), Some("no ipv6 endpoint row of quil1"));
     }
 
     /// CNI-18: as many Pods as there are endpoint ids; the next one hears of it.

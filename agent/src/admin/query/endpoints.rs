@@ -128,8 +128,25 @@ fn bits_per_second(rate: u64) -> String {
 #[cfg(test)]
 mod tests {
     use quilla_cni_protocol::Bandwidth;
+    use quilla_datapath::Mechanism;
 
-    use super::limits;
+    use super::{limits, state};
+    use crate::cni::{AttachedEndpoint, Entry};
+    use crate::reconcile::View;
+
+    /// E19: a Pod without its programs is not simply attached, however well everything else agrees.
+    #[test]
+    fn e19_a_pod_without_programs_shows() {
+        let endpoint = AttachedEndpoint::numbered(7);
+        let devices = [endpoint.host_ifname.clone()].into();
+        let view = View { endpoints: vec![endpoint.clone()], ..View::default() };
+        let state =
+            |programs| state(&Entry::Attached(endpoint.clone()), &endpoint, &devices, programs, &view);
+        for mechanism in [Mechanism::Clsact, Mechanism::Tcx] {
+            assert_eq!(state(Some(mechanism)), "attached");
+        }
+        assert_eq!(state(None), "unguarded: no programs");
+    }
 
     /// CNI-33: each limit is told with what enforces it.
     #[test]

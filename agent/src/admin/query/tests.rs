@@ -4,7 +4,6 @@ use quilla_abi::Be16;
 use quilla_abi::epoch::{self, Dep};
 use quilla_abi::flow::{Flow, FlowKey, Rewrite, action, dep, flag, state};
 use quilla_abi::service::{ServiceKey, scope};
-use quilla_cni_protocol::Bandwidth;
 use quilla_model::{
     Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectName, Protocol, Service, ServicePort,
     ServiceType, Snapshot, TrafficPolicy,
@@ -18,30 +17,15 @@ use super::flows::{Found, passes};
 use super::names::Names;
 use super::services::{BACKENDS, SERVICES, backends, services};
 use super::{nodes, routing};
-use crate::cni::{AttachedEndpoint, Origin};
+use crate::cni::AttachedEndpoint;
 use crate::reconcile::View;
 
 fn pod() -> AttachedEndpoint {
     AttachedEndpoint {
-        container_id: "c".into(),
-        ifname: "eth0".into(),
-        network: "n".into(),
-        netns: "/nowhere".into(),
         pod_namespace: "shop".into(),
         pod_name: "client".into(),
-        pod_uid: None,
-        host_ifname: "quil0".into(),
-        host_ifindex: 7,
-        netns_cookie: 1,
-        host_mac: [4; 6],
-        pod_mac: [2; 6],
         ipv4: Some([10, 244, 1, 5].into()),
-        ipv6: None,
-        host_ports: Vec::new(),
-        bandwidth: Bandwidth::default(),
-        mtu: None,
-        programs: None,
-        origin: Origin::Own,
+        ..AttachedEndpoint::numbered(7)
     }
 }
 

@@ -2,35 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use quilla_cni_protocol::Bandwidth;
 use tokio::sync::oneshot::Receiver;
 
 use super::{ReconcileError, Rounds, Wish, fulfil};
-use crate::cni::{AttachedEndpoint, Origin};
+use crate::cni::AttachedEndpoint;
 use crate::reconcile::Answer;
 
 fn endpoint(id: &str) -> Box<AttachedEndpoint> {
-    Box::new(AttachedEndpoint {
-        container_id: id.into(),
-        ifname: "eth0".into(),
-        network: "n".into(),
-        netns: "/ns".into(),
-        pod_namespace: String::new(),
-        pod_name: String::new(),
-        pod_uid: None,
-        host_ifname: format!("quil{id}"),
-        host_ifindex: 1,
-        netns_cookie: 1,
-        host_mac: [4; 6],
-        pod_mac: [2; 6],
-        ipv4: None,
-        ipv6: None,
-        host_ports: Vec::new(),
-        bandwidth: Bandwidth::default(),
-        mtu: None,
-        programs: None,
-        origin: Origin::Own,
-    })
+    Box::new(AttachedEndpoint { container_id: id.into(), ..AttachedEndpoint::numbered(1) })
 }
 
 /// A reconciler whose rounds fail with certain endpoints, or whatever it has.
