@@ -73,7 +73,9 @@ impl Layout {
         tables.node_slots = node_slots(&desired.tunnels, &slots);
         tables.v4.endpoints = endpoint_rows(&desired.endpoints, &tables.interfaces, &mut problems);
         tables.v6.endpoints = endpoint_rows(&desired.endpoints, &tables.interfaces, &mut problems);
-        if !desired.routes.is_same(&self.desired.routes) || tables.node_slots != old.node_slots {
+        // Nodes that exchange addresses exchange slots; that alone is seen neither in the routes nor in the slots.
+        let moved = desired.tunnels != self.desired.tunnels || tables.node_slots != old.node_slots;
+        if moved || !desired.routes.is_same(&self.desired.routes) {
             place_routes(desired, &slots, &mut tables.v4);
             place_routes(desired, &slots, &mut tables.v6);
         }

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use quilla_abi::address::v4_mapped;
 use quilla_abi::affinity::MemberKey;
 use quilla_abi::config::{Config, flag};
 use quilla_abi::epoch;
@@ -15,8 +16,11 @@ use quilla_abi::map::capacity;
 use super::Layout;
 use super::row::{backend_row, service_key};
 use super::set::usable;
-use crate::desired::{BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Member, SetKey};
+use crate::desired::{
+    BackendKey, BackendSet, Desired, Frontend, FrontendKey, FrontendKind, Member, SetKey, Target, Tunnel,
+};
 use crate::maglev::FULL_DENSITY;
+use crate::routing::{Path, Why};
 use crate::tables::Tables;
 
 fn desired(frontends: u32, backends: u32) -> Desired {
@@ -207,4 +211,63 @@ fn s24_an_id_that_only_source_ranges_or_members_mention_is_not_given_out() {
     let (tables, problems) = layout.lay_out(&desired(5, 1));
     let ids: BTreeSet<u32> = tables.v4.services.values().map(|row| row.id).collect();
     assert_eq!((ids, problems.len()), ((3..8).collect(), 0));
+}
+
+/// A node with two Pod CIDRs for each pair of numbers, at the addresses with these last bytes.
+fn nodes(ends: &[[u8; 2]]) -> Desired {
+    let mut desired = Desired::default();
+    for (number, [v4, v6]) in (0_u8..).zip(ends.iter().copied()) {
+        let name = format!("node-{number}");
+        for range in [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number}::/64")] {
+            desired.routes.insert(range.parse().unwrap(), Target::RemotePods(name.clone()));
+        }
+        let mut ipv6 = [0; 16];
+        (ipv6[0], ipv6[15]) = (0xfd, v6);
+        let tunnel = Tunnel {
+            ipv4: Some([192, 0, 2, v4].into()),
+            ipv6: Some(ipv6.into()),
+            mac: [2, 0, 0, 0, 0, number],
+            path_ipv4: Path::Overlay(Why::Chosen),
+            path_ipv6: Path::Overlay(Why::Chosen),
+        };
+        desired.tunnels.insert(name, tunnel);
+    }
+    desired
+}
+
+/// E20: nodes exchange their addresses between two snapshots. Each Pod CIDR leads to where its node is now, and who speaks
+/// from there is believed.
+#[test]
+fn e20_nodes_may_exchange_addresses() {
+    let mut layout = Layout::default();
+    let stories: [&[[u8; 2]]; 6] = [
+        &[[1, 1], [2, 2], [3, 3]],
+        &[[2, 2], [1, 1], [3, 3]],
+        &[[1, 2], [2, 1], [3, 3]],
+        &[[3, 3], [1, 1], [2, 2]],
+        &[[3, 1], [1, 2], [2, 3]],
+        &[[3, 1], [1, 2], [2, 3]],
+    ];
+    // The planner makes them anew only where a node's Pod CIDRs change.
+    let routes = nodes(stories[0]).routes;
+    for ends in stories {
+        let desired = Desired { routes: routes.clone(), ..nodes(ends) };
+        let (tables, problems) = layout.lay_out(&desired);
+        assert_eq!((problems.len(), tables.nodes.len()), (0, 3));
+        for (number, [v4, v6]) in (0_u8..).zip(ends.iter().copied()) {
+            let slot = |rows: Vec<u16>| u32::from(*rows.first().expect("a route"));
+            let to_v4 = tables.v4.routes.iter().filter(|(key, _)| key.addr == [10, 244, number, 0]);
+            let to_v6 = tables.v6.routes.iter().filter(|(key, _)| key.addr[7] == number);
+            let slots = [
+                slot(to_v4.map(|(_, row)| row.node_slot).collect()),
+                slot(to_v6.map(|(_, row)| row.node_slot).collect()),
+            ];
+            assert_eq!(slots[0], slots[1]);
+            let row = &tables.nodes[&slots[0]];
+            assert_eq!((row.ipv4[3], row.ipv6[15], row.vtep_mac[5]), (v4, v6, number), "{ends:?}");
+            for address in [v4_mapped(row.ipv4), row.ipv6] {
+                assert_eq!(tables.node_slots[&address], slots[0], "{ends:?}");
+            }
+        }
+    }
 }
