@@ -14,12 +14,12 @@ use crate::model::{Expect, Hook, Model, Seen, Target};
 use crate::plain::{self, Sender};
 use crate::report::Subject;
 use crate::tunnel::{self, Fate};
-use crate::way::{Departure, Way, addressed, known, way};
+use crate::way::{Way, addressed, known, way};
 use crate::wire::{
-    Echo, Frame, Headers, ICMP, ICMPV6, Part, TCP, Tuple, UDP, ip_checksum_error, read,
-    transport_checksum_error, without_checksums,
+    Echo, Frame, ICMP, ICMPV6, Part, TCP, Tuple, UDP, ip_checksum_error, read, transport_checksum_error,
+    without_checksums,
 };
-use crate::world::World;
+use crate::world::{Place, World};
 
 const NEXT: i32 = -1;
 pub(crate) const OK: i32 = 0;
@@ -209,7 +209,7 @@ fn inside(
         way,
         overhead + if matches!(expect, Expect::End { .. }) { seen.packet } else { frame }.len(),
     );
-    meet(&mut model.coverage, arrived, &expect, way, &seen);
+    meet(&mut model.coverage, &model.world, arrived, &expect, way, &seen);
     let differs = |what: &str| Err(format!("{what}; expected {expect:?}, dropped for {reason:?}"));
     match &expect {
         Expect::Drop(expected) if seen.cb[trace::PATH] == path::ANSWERED => {
@@ -273,6 +273,7 @@ fn inside(
 /// Counts what kind of packet it is, and what must become of it.
 fn meet(
     coverage: &mut Coverage,
+    world: &World,
     arrived: &Arrived,
     expect: &Expect,
     way: Option<Way<'_>>,
@@ -290,22 +291,21 @@ fn meet(
             let (protocol, part) = (coverage::protocol(&headers), coverage::part(headers.part));
             coverage.meet(["transport", protocol, part, family]);
         }
-        if *plain {
-            meet_plain(coverage, *hook, &headers, expect, way);
+        if let Hook::FromOverlay(Some(peer)) = *hook {
+            let to = match (expect, way) {
+                (Expect::Drop(_), _) | (_, None) => "dropped",
+                (_, Some(way)) => way.word(),
+            };
+            plain::meet_in(coverage, world, &world.peers[peer], &headers, *plain, to);
         }
-        if let Some(Way { world, target: Target::Overlay(peer), departure, .. }) = way {
-            let peer = &world.peers[peer];
-            match departure {
-                Departure::Plain => {
-                    let what = if headers.is_error() { "an error" } else { coverage::hook(*hook) };
-                    plain::meet(coverage, what, peer, &headers, seen.packet[..12] == frame[..12]);
-                }
-                _ if world.is_native(peer, crate::world::family(headers.tuple.src)) => {
-                    let why = if world.fits(&headers) { "for want of a route" } else { "to be cut" };
-                    coverage.meet(["plain out", "not so", why, family]);
-                }
-                Departure::Device | Departure::Tunnel => {}
+        match way {
+            Some(way) => plain::meet_out(coverage, *hook, way, &headers, frame, seen.packet),
+            None if *hook == Hook::ToUplink(None)
+                && matches!(world.place(headers.tuple.dst), Place::Remote(_)) =>
+            {
+                coverage.meet(["plain out", "by the node itself", family, ""]);
             }
+            None => {}
         }
     }
     coverage.meet(match (expect, way) {
@@ -313,22 +313,6 @@ fn meet(
         (_, None) => ["way", "passed", "", ""],
         (_, Some(way)) => ["way", way.word(), "", ""],
     });
-}
-
-/// Counts what another node sent without a tunnel.
-fn meet_plain(coverage: &mut Coverage, hook: Hook, headers: &Headers, expect: &Expect, way: Option<Way<'_>>) {
-    let family = coverage::family(headers.tuple.src);
-    let what = if headers.is_error() { "an error" } else { coverage::part(headers.part) };
-    coverage.meet(["plain in", what, coverage::protocol(headers), family]);
-    let to = match (expect, way) {
-        (Expect::Drop(_), _) | (_, None) => "dropped",
-        (_, Some(way)) => way.word(),
-    };
-    coverage.meet(["plain in", "to", to, family]);
-    if let (Hook::FromOverlay(Some(peer)), Some(Way { world, .. })) = (hook, way) {
-        let native = world.is_native(&world.peers[peer], crate::world::family(headers.tuple.src));
-        coverage.meet(["plain in", if native { "as we send" } else { "otherwise than we send" }, family, ""]);
-    }
 }
 
 /// The frame must be the one that came in, with this tuple, these Ethernet addresses and this TTL, and with checksums

@@ -7,11 +7,12 @@ use fastrand::Rng;
 
 use crate::connection::Scope;
 use crate::coverage::{self, Coverage};
-use crate::model::{Hook, Model};
+use crate::model::{Hook, Model, Target};
 use crate::peer::{self, Location, Peer};
 use crate::report::Subject;
 use crate::rig::{OTHER_UPLINK, UPLINK};
 use crate::tunnel::OWN_MAC;
+use crate::way::{Departure, Way};
 use crate::wire::{Frame, Headers, Part, Tuple, read};
 use crate::world::{Place, World, family};
 
@@ -22,14 +23,52 @@ pub(crate) fn addressed(peer: &Peer, before: &[u8], after: &[u8]) -> Option<[[u8
     peer::next_hop(peer.number).filter(|_| !by_kernel).map(|hop| [hop, OWN_MAC])
 }
 
-/// Counts a packet that left plainly.
-pub(crate) fn meet(coverage: &mut Coverage, what: &'static str, peer: &Peer, headers: &Headers, left: bool) {
-    let family = coverage::family(headers.tuple.src);
-    coverage.meet(["plain", "left", family, ""]);
-    coverage.meet(["plain out", what, family, ""]);
-    coverage.meet(["plain out", "to", peer.location().word(), family]);
-    let how = if left { "addressed by the kernel" } else { "addressed by us" };
-    coverage.meet(["plain out", how, family, ""]);
+/// Counts what goes to another node plainly, or would but for its length and its way.
+pub(crate) fn meet_out(
+    coverage: &mut Coverage,
+    hook: Hook,
+    way: Way<'_>,
+    headers: &Headers,
+    before: &[u8],
+    after: &[u8],
+) {
+    let Way { world, target: Target::Overlay(peer), departure, .. } = way else { return };
+    let (peer, word) = (&world.peers[peer], coverage::family(headers.tuple.src));
+    if departure == Departure::Plain {
+        let what = if headers.is_error() { "an error" } else { coverage::hook(hook) };
+        coverage.meet(["plain", "left", word, ""]);
+        coverage.meet(["plain out", what, word, ""]);
+        coverage.meet(["plain out", "to", peer.location().word(), word]);
+        let by_kernel = addressed(peer, before, after).is_none();
+        let who = if by_kernel { "addressed by the kernel" } else { "addressed by us" };
+        coverage.meet(["plain out", who, word, ""]);
+    } else if world.is_native(peer, family(headers.tuple.src)) {
+        let why = if world.fits(headers) { "for want of a route" } else { "to be cut" };
+        coverage.meet(["plain out", "not so", why, word]);
+    }
+}
+
+/// Counts what another node sent, and where it went.
+pub(crate) fn meet_in(
+    coverage: &mut Coverage,
+    world: &World,
+    peer: &Peer,
+    headers: &Headers,
+    plain: bool,
+    to: &'static str,
+) {
+    let word = coverage::family(headers.tuple.src);
+    let native = world.is_native(peer, family(headers.tuple.src));
+    if !plain {
+        if native {
+            coverage.meet(["plain in", "in a tunnel although we send otherwise", word, ""]);
+        }
+        return;
+    }
+    let what = if headers.is_error() { "an error" } else { coverage::part(headers.part) };
+    coverage.meet(["plain in", what, coverage::protocol(headers), word]);
+    coverage.meet(["plain in", "to", to, word]);
+    coverage.meet(["plain in", if native { "as we send" } else { "otherwise than we send" }, word, ""]);
 }
 
 /// How a packet that another node sends plainly arrives.
@@ -119,7 +158,7 @@ pub(crate) fn arrive(model: &mut Model, frame: &[u8], ifindex: u32) -> Sender {
             match is_believed(peer, of, frame, ifindex) {
                 true if ifindex != UPLINK => (Sender::Node(at), "by another uplink", ""),
                 true => (Sender::Node(at), "believed", who),
-                false if peer.names[of] => (Sender::Liar, "another's", ""),
+                false if peer.names[of] => (Sender::Liar, "from elsewhere", source(&model.world, frame)),
                 false => (Sender::Liar, "without an address", who),
             }
         }
@@ -128,6 +167,12 @@ pub(crate) fn arrive(model: &mut Model, frame: &[u8], ifindex: u32) -> Sender {
     };
     model.coverage.meet(["plain in", kind, who, coverage::family(src)]);
     sender
+}
+
+/// Who sent a frame, for [`crate::coverage`].
+fn source(world: &World, frame: &[u8]) -> &'static str {
+    let known = world.peers.iter().any(|peer| frame[6..12] == peer::ethernet(peer.number));
+    if known { "another node" } else { "a stranger" }
 }
 
 /// The node that a known flow leads to, which the error is about; not if it is on its last hop.

@@ -39,9 +39,9 @@ impl Departure {
     /// How it went, if it went to another node.
     pub(crate) fn of(world: &World, seen: &Outcome<'_>) -> Option<Self> {
         match (seen.verdict, seen.cb[trace::PATH], seen.cb[trace::IFINDEX]) {
-            (7, path::NATIVE, _) => Some(Self::Plain),
-            (7, path::OVERLAY, device) if device == world.uplink => Some(Self::Tunnel),
-            (7, path::OVERLAY, _) => Some(Self::Device),
+            (REDIRECT, path::NATIVE, _) => Some(Self::Plain),
+            (REDIRECT, path::OVERLAY, device) if device == world.uplink => Some(Self::Tunnel),
+            (REDIRECT, path::OVERLAY, _) => Some(Self::Device),
             _ => None,
         }
     }
