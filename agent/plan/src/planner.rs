@@ -113,22 +113,21 @@ impl Planner {
     /// as usual.
     fn taken_from_pods(&self) -> Vec<Problem> {
         let of_pods = &self.network.of_pods;
+        let mut problems = Vec::new();
         if of_pods.is_empty() {
-            return Vec::new();
+            return problems;
         }
-        let taken = |(owner, plan): (&Owner, &Box<ServicePlan>)| {
-            let Owner::Service(name) = owner else { return Vec::new() };
-            let has =
-                |address: IpAddr| plan.markers.contains_key(&Marker { address, scope: scope::EXTERNAL });
-            let problem = |(address, cidr): (&IpAddr, &IpNet)| {
+        for (owner, plan) in &self.plans {
+            let Owner::Service(name) = owner else { continue };
+            let has = |address| plan.markers.contains_key(&Marker { address, scope: scope::EXTERNAL });
+            for (address, cidr) in of_pods.iter().filter(|(address, _)| has(**address)) {
                 let detail = format!(
                     "address {address} is a Pod's, of {cidr}: the Service has its ports there, and no other"
                 );
-                Problem::new(ObjectRef::new("Service", name), Reason::Conflict, detail)
-            };
-            of_pods.iter().filter(|(address, _)| has(**address)).map(problem).collect()
-        };
-        self.plans.iter().flat_map(taken).collect()
+                problems.push(Problem::new(ObjectRef::new("Service", name), Reason::Conflict, detail));
+            }
+        }
+        problems
     }
 
     /// Whose plan may be another one now.
