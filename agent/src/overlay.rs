@@ -3,9 +3,9 @@
 //!
 //! Both ways make the same bytes on the wire, so a change breaks no connection, and nodes need not agree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use crate::reconcile::{Command, Handle, View};
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// Between two rounds of probes while nothing is known.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Why the device does it while that is so.
+const UNKNOWN: &str = "no other node has shown yet that it gets what the programs encapsulate";
 
 /// What the operator chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -49,7 +51,7 @@ impl Encapsulation {
             Mode::Direct => (true, "chosen"),
             Mode::Device => (false, "chosen"),
             Mode::Auto if before => (true, "as before the agent started"),
-            Mode::Auto => (false, "no other node has shown yet that it gets what the programs encapsulate"),
+            Mode::Auto => (false, UNKNOWN),
         };
         let facts = facts::Encapsulation { direct, open: mode != Mode::Device, checksum };
         Self { facts, reason: reason.into() }
@@ -61,6 +63,18 @@ impl Encapsulation {
     }
 }
 
+/// A node that can be asked, and by what: what it shows holds for no other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Peer {
+    /// Where its stack can be reached through the overlay.
+    gateway: IpAddr,
+    /// The other end of the tunnel.
+    ipv4: Option<Ipv4Addr>,
+    ipv6: Option<Ipv6Addr>,
+    /// The overlay device and the uplinks of this node.
+    devices: Vec<u32>,
+}
+
 /// What a node has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Shown {
@@ -68,12 +82,51 @@ enum Shown {
     Works,
     /// It got only what the device encapsulated.
     Broken(String),
-    /// It got nothing.
+    /// It got nothing, or did not say.
     Nothing,
 }
 
-/// Probes each node once, and again while it shows nothing. One node that gets only what the device encapsulates is enough
-/// to leave everything to the device.
+/// What all nodes have shown.
+#[derive(Debug, Default)]
+struct Known(BTreeMap<String, (Peer, Shown)>);
+
+impl Known {
+    /// Forgets who is gone or changed, and says whether any of them had shown anything.
+    fn keep(&mut self, peers: &BTreeMap<String, Peer>) -> bool {
+        let mut forgotten = false;
+        self.0.retain(|node, (peer, shown)| {
+            let same = peers.get(node) == Some(peer);
+            forgotten |= !same && *shown != Shown::Nothing;
+            same
+        });
+        forgotten
+    }
+
+    /// Whether a node is still to be asked.
+    fn lacks(&self, node: &str) -> bool {
+        self.0.get(node).is_none_or(|(_, shown)| *shown == Shown::Nothing)
+    }
+
+    fn lacks_any(&self) -> bool {
+        self.0.values().any(|(_, shown)| *shown == Shown::Nothing)
+    }
+
+    /// What follows; nothing, while nobody has shown anything.
+    fn judge(&self) -> Option<(bool, String)> {
+        let broken = self.0.iter().find_map(|(node, (_, shown))| match shown {
+            Shown::Broken(why) => Some((node, why)),
+            _ => None,
+        });
+        if let Some((node, why)) = broken {
+            return Some((false, format!("{node} gets only what the device encapsulates: {why}")));
+        }
+        let works = self.0.iter().find(|(_, (_, shown))| *shown == Shown::Works);
+        works.map(|(node, _)| (true, format!("{node} gets what the programs encapsulate")))
+    }
+}
+
+/// Probes each node once, and again while it shows nothing, is somewhere else or behind another uplink. One node that gets
+/// only what the device encapsulates is enough to leave everything to the device.
 pub async fn find_out(
     port: u16,
     mut view: watch::Receiver<Arc<View>>,
@@ -81,22 +134,26 @@ pub async fn find_out(
     reconciler: Handle,
     drain: CancellationToken,
 ) {
-    let mut known: BTreeMap<String, Shown> = BTreeMap::new();
+    let mut known = Known::default();
     loop {
         let peers = peers(&view.borrow_and_update());
-        known.retain(|node, _| peers.contains_key(node));
-        for (node, address) in &peers {
-            if matches!(known.get(node), Some(Shown::Works | Shown::Broken(_))) {
+        if known.keep(&peers) {
+            publish(known.judge().unwrap_or_else(|| as_before(&state)), &state, &reconciler);
+        }
+        for (node, peer) in &peers {
+            if !known.lacks(node) {
                 continue;
             }
-            let to = SocketAddr::new(*address, port);
-            let Some(shown) = drain.run_until_cancelled(try_both(to)).await else { return };
+            let to = SocketAddr::new(peer.gateway, port);
+            let asked = try_both(|way| ask(to, way));
+            let Some(shown) = drain.run_until_cancelled(asked).await else { return };
             tracing::debug!(node, %to, ?shown, "overlay probed");
-            known.insert(node.clone(), shown);
-            publish(&known, &state, &reconciler);
+            known.0.insert(node.clone(), (peer.clone(), shown));
+            if let Some(verdict) = known.judge() {
+                publish(verdict, &state, &reconciler);
+            }
         }
-        let seen: BTreeSet<_> = peers.into_keys().collect();
-        if wait(&seen, &known, &mut view, &drain).await.is_none() {
+        if wait(&peers, &known, &mut view, &drain).await.is_none() {
             return;
         }
     }
@@ -104,14 +161,13 @@ pub async fn find_out(
 
 /// Until there is somebody new, or time to ask the silent ones again.
 async fn wait(
-    seen: &BTreeSet<String>,
-    known: &BTreeMap<String, Shown>,
+    seen: &BTreeMap<String, Peer>,
+    known: &Known,
     view: &mut watch::Receiver<Arc<View>>,
     drain: &CancellationToken,
 ) -> Option<()> {
-    let others = |view: &Arc<View>| peers(view).into_keys().collect::<BTreeSet<_>>() != *seen;
-    let changed = view.wait_for(others);
-    if known.values().any(|shown| *shown == Shown::Nothing) {
+    let changed = view.wait_for(|view| peers(view) != *seen);
+    if known.lacks_any() {
         return match drain.run_until_cancelled(tokio::time::timeout(INTERVAL, changed)).await? {
             Ok(Err(_)) => None,
             Ok(Ok(_)) | Err(_) => Some(()),
@@ -120,29 +176,38 @@ async fn wait(
     drain.run_until_cancelled(changed).await?.ok().map(drop)
 }
 
-/// Where each other node's stack can be reached through the overlay; what goes there plainly would show nothing.
-fn peers(view: &View) -> BTreeMap<String, IpAddr> {
-    let gateway = |(node, tunnel): (&String, &Tunnel)| {
+/// The other nodes whose stack can be reached through the overlay; what goes there plainly would show nothing.
+fn peers(view: &View) -> BTreeMap<String, Peer> {
+    let peer = |(node, tunnel): (&String, &Tunnel)| {
         let (ipv4, ipv6) = route::gateways(&view.snapshot, node);
         let ipv4 = ipv4.filter(|_| !tunnel.path_ipv4.is_native()).map(IpAddr::V4);
         let ipv6 = ipv6.filter(|_| !tunnel.path_ipv6.is_native()).map(IpAddr::V6);
-        Some((node.clone(), ipv4.or(ipv6)?))
+        let gateway = ipv4.or(ipv6)?;
+        let devices = view.devices.clone();
+        Some((node.clone(), Peer { gateway, ipv4: tunnel.ipv4, ipv6: tunnel.ipv6, devices }))
     };
-    if view.programmed { view.desired.tunnels.iter().filter_map(gateway).collect() } else { BTreeMap::new() }
+    if view.programmed { view.desired.tunnels.iter().filter_map(peer).collect() } else { BTreeMap::new() }
 }
 
-async fn try_both(to: SocketAddr) -> Shown {
-    if ask(to, Way::Direct).await.is_ok() {
+async fn try_both<A: Future<Output = io::Result<()>>>(ask: impl Fn(Way) -> A) -> Shown {
+    if ask(Way::Direct).await.is_ok() {
         return Shown::Works;
     }
-    if ask(to, Way::Usual).await.is_err() {
+    if ask(Way::Usual).await.is_err() {
         return Shown::Nothing;
     }
     // It may only have been a bad moment.
-    match ask(to, Way::Direct).await {
+    match ask(Way::Direct).await {
         Ok(()) => Shown::Works,
+        Err(error) if is_said_by_the_node(error.kind()) => Shown::Nothing,
         Err(error) => Shown::Broken(error.to_string()),
     }
+}
+
+/// An agent that does not listen yet or any more: small packets got there, and nothing else was tried.
+fn is_said_by_the_node(error: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    matches!(error, BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | UnexpectedEof)
 }
 
 async fn ask(to: SocketAddr, way: Way) -> io::Result<()> {
@@ -150,8 +215,14 @@ async fn ask(to: SocketAddr, way: Way) -> io::Result<()> {
     asked.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-fn publish(known: &BTreeMap<String, Shown>, state: &watch::Sender<Encapsulation>, reconciler: &Handle) {
-    let Some((direct, reason)) = judge(known) else { return };
+/// What holds when those who had shown anything are gone.
+fn as_before(state: &watch::Sender<Encapsulation>) -> (bool, String) {
+    let direct = state.borrow().facts.direct;
+    let reason = if direct { "as before: no node that is there has shown yet what it gets" } else { UNKNOWN };
+    (direct, reason.to_owned())
+}
+
+fn publish((direct, reason): (bool, String), state: &watch::Sender<Encapsulation>, reconciler: &Handle) {
     let changed = state.send_if_modified(|state| {
         let changed = state.facts.direct != direct;
         (state.facts.direct, state.reason) = (direct, reason);
@@ -163,28 +234,18 @@ fn publish(known: &BTreeMap<String, Shown>, state: &watch::Sender<Encapsulation>
     }
 }
 
-/// What follows from what the nodes have shown; nothing, while they have shown nothing.
-fn judge(known: &BTreeMap<String, Shown>) -> Option<(bool, String)> {
-    let broken = known.iter().find_map(|(node, shown)| match shown {
-        Shown::Broken(why) => Some((node, why)),
-        _ => None,
-    });
-    if let Some((node, why)) = broken {
-        return Some((false, format!("{node} gets only what the device encapsulates: {why}")));
-    }
-    let works = known.iter().find(|(_, shown)| **shown == Shown::Works);
-    works.map(|(node, _)| (true, format!("{node} gets what the programs encapsulate")))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::io;
     use std::net::IpAddr;
     use std::sync::Arc;
 
+    use quilla_datapath::probe::Way;
     use quilla_model::{Node, Snapshot};
     use quilla_plan::{NodeFacts, Routing, plan};
 
-    use super::{Encapsulation, Mode, Shown, judge, peers};
+    use super::{Encapsulation, Known, Mode, Peer, Shown, peers, try_both};
     use crate::reconcile::View;
 
     /// A node to which packets go plainly says nothing of tunnels, and one family in tunnels is enough to ask.
@@ -215,12 +276,13 @@ mod tests {
         let probed = |routing| {
             let (desired, _) = plan(&snapshot, &facts(routing));
             let snapshot = Arc::clone(&snapshot);
-            peers(&View { programmed: true, snapshot, desired, ..View::default() })
+            let found = peers(&View { programmed: true, snapshot, desired, ..View::default() });
+            found.into_iter().map(|(node, peer)| (node, peer.gateway)).collect::<Vec<_>>()
         };
         let expected = |list: &[(&str, &str)]| {
             let pair =
                 |(node, address): &(&str, &str)| ((*node).to_owned(), address.parse::<IpAddr>().unwrap());
-            list.iter().map(pair).collect()
+            list.iter().map(pair).collect::<Vec<_>>()
         };
         let v4 = ("v4", "fd00:244:0:2::1");
         assert_eq!(probed(Routing::Auto), expected(&[("far", "10.244.3.1"), v4]));
@@ -228,18 +290,84 @@ mod tests {
         assert_eq!(probed(Routing::Overlay).len(), 3);
     }
 
+    fn peer(end: u8, devices: &[u32]) -> Peer {
+        let gateway = IpAddr::from([10, 244, end, 1]);
+        Peer { gateway, ipv4: Some([192, 0, 2, end].into()), ipv6: None, devices: devices.into() }
+    }
+
+    fn known(list: &[(&str, Shown)]) -> Known {
+        let entry = |(node, shown): &(&str, Shown)| ((*node).to_owned(), (peer(1, &[2, 3]), shown.clone()));
+        Known(list.iter().map(entry).collect())
+    }
+
     #[test]
     fn one_broken_way_leaves_everything_to_the_device() {
-        let known = |list: &[(&str, Shown)]| {
-            judge(&list.iter().map(|(node, shown)| ((*node).to_owned(), shown.clone())).collect())
-        };
-        assert_eq!(known(&[]), None);
-        assert_eq!(known(&[("a", Shown::Nothing)]), None, "nothing is known");
-        let (direct, reason) = known(&[("a", Shown::Nothing), ("b", Shown::Works)]).unwrap();
+        assert_eq!(known(&[]).judge(), None);
+        assert_eq!(known(&[("a", Shown::Nothing)]).judge(), None, "nothing is known");
+        let (direct, reason) = known(&[("a", Shown::Nothing), ("b", Shown::Works)]).judge().unwrap();
         assert!(direct && reason.starts_with("b gets"), "{reason}");
         let broken = Shown::Broken("timed out".into());
-        let (direct, reason) = known(&[("a", Shown::Works), ("b", broken)]).unwrap();
+        let (direct, reason) = known(&[("a", Shown::Works), ("b", broken)]).judge().unwrap();
         assert!(!direct && reason.starts_with("b gets only") && reason.ends_with("timed out"), "{reason}");
+    }
+
+    /// A node that is gone says nothing any more; one at another address, or behind another uplink of ours, is to be asked.
+    #[test]
+    fn what_was_shown_holds_for_where_it_was_shown() {
+        let broken = Shown::Broken("timed out".into());
+        let shown = [("a", broken), ("b", Shown::Works), ("c", Shown::Nothing)];
+        let here = |list: &[(&str, Peer)]| {
+            list.iter().map(|(node, peer)| ((*node).to_owned(), peer.clone())).collect()
+        };
+        let same = || peer(1, &[2, 3]);
+        let all = here(&[("a", same()), ("b", same()), ("c", same())]);
+        let mut nodes = known(&shown);
+        assert!(!nodes.keep(&all) && !nodes.lacks("a") && !nodes.lacks("b") && nodes.lacks("c"));
+        assert!(nodes.keep(&here(&[("b", same()), ("c", same())])));
+        assert!(nodes.judge().unwrap().0, "the broken one is gone");
+        assert!(!nodes.keep(&here(&[("b", same())])), "it had shown nothing");
+        for other in [peer(2, &[2, 3]), peer(1, &[2, 4]), peer(1, &[2])] {
+            let mut nodes = known(&shown[..2]);
+            assert!(nodes.keep(&here(&[("a", same()), ("b", other)])) && nodes.lacks("b"));
+        }
+        assert!(nodes.keep(&here(&[])) && nodes.judge().is_none());
+    }
+
+    /// A refusal is an answer of small packets alone, whenever it comes.
+    #[test]
+    fn a_node_that_refuses_shows_nothing() {
+        use io::ErrorKind::{ConnectionRefused, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+        let shows = |answers: &[Option<io::ErrorKind>]| {
+            let answers = RefCell::new(answers.iter());
+            let ask = |way| {
+                let turn = answers.borrow().len();
+                let answer = answers.borrow_mut().next().expect("asked too often");
+                assert_eq!(way == Way::Usual, turn == 2, "direct, usual, direct");
+                std::future::ready(answer.map_or(Ok(()), |kind| Err(kind.into())))
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let shown = runtime.block_on(try_both(ask));
+            assert_eq!(answers.borrow().len(), 0, "all were asked for");
+            shown
+        };
+        assert_eq!(shows(&[None]), Shown::Works);
+        assert_eq!(shows(&[Some(TimedOut), None, None]), Shown::Works);
+        for silent in [ConnectionRefused, ConnectionReset, UnexpectedEof] {
+            assert_eq!(shows(&[Some(silent), None, Some(silent)]), Shown::Nothing);
+            assert_eq!(shows(&[Some(TimedOut), None, Some(silent)]), Shown::Nothing);
+        }
+        for lost in [TimedOut, WouldBlock] {
+            assert!(matches!(shows(&[Some(lost), None, Some(lost)]), Shown::Broken(_)));
+            assert!(matches!(shows(&[Some(ConnectionRefused), None, Some(lost)]), Shown::Broken(_)));
+        }
+    }
+
+    #[test]
+    fn a_node_that_answers_neither_way_shows_nothing() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        for kind in [io::ErrorKind::ConnectionRefused, io::ErrorKind::TimedOut] {
+            assert_eq!(runtime.block_on(try_both(|_| std::future::ready(Err(kind.into())))), Shown::Nothing);
+        }
     }
 
     #[test]

@@ -271,6 +271,7 @@ impl Reconciler {
             desired,
             tables,
             problems: found,
+            devices: self.node.ifindexes(),
             endpoints: self.endpoints.values().cloned().collect(),
             absent: self.absent.iter().filter_map(|key| self.endpoints.get(key)).cloned().collect(),
         }));

@@ -28,6 +28,8 @@ pub struct View {
     pub tables: Arc<Tables>,
     /// What had to be skipped.
     pub problems: Vec<Problem>,
+    /// Numbers of the overlay device and of the uplinks.
+    pub devices: Vec<u32>,
     /// The attached Pods.
     pub endpoints: Vec<AttachedEndpoint>,
     /// Those of them that have no device.
