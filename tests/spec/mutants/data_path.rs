@@ -207,7 +207,7 @@ const MUTANTS: &[Mutant] = &[
         name: "whoever sends a plain packet is believed",
         file: "ebpf/src/plain.rs",
         from: "hop.direct != skb.ifindex() || skb.is_from(&hop.dmac)",
-        to: "hop.direct != skb.ifindex() || skb.len() != 0",
+        to: "hop.direct != skb.ifindex() || hop.of == owner",
     },
     Mutant {
         name: "a node that sends by another uplink is a stranger",
