@@ -92,6 +92,8 @@ pub struct Reconciler {
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
+    /// No round has begun yet: nobody wrote since the maps were read.
+    fresh: bool,
     /// Overlay device and uplinks that this run's programs are attached to, and with them all Pods to which they can be.
     attached: Option<Vec<u32>>,
     guard: Guard,
@@ -134,6 +136,7 @@ impl Reconciler {
             fallback: None,
             recovered,
             unsure: true,
+            fresh: true,
             attached: None,
             guard: Guard::default(),
             agenda: Agenda::new(audit_interval, Instant::now()),
@@ -212,12 +215,13 @@ impl Reconciler {
     fn reconcile(&mut self) -> Result<(), ReconcileError> {
         let started = Instant::now();
         self.metrics.reconcile_begun();
-        let anew = self.unsure;
+        let (anew, guessed) = (self.unsure, self.fallback.is_some());
         let result = self.program();
         match &result {
             Ok(()) => {
                 self.metrics.reconciled(started.elapsed());
-                if anew {
+                // What was read from the maps or the disk is not needed any more.
+                if anew || (guessed && self.fallback.is_none()) {
                     allocator::give_free_pages_back();
                 }
                 self.agenda.settled();
@@ -289,7 +293,7 @@ impl Reconciler {
 
     /// After a start or a failure: the maps are the truth, and every flow is to look again.
     fn resynchronise(&mut self) -> Result<(), ReconcileError> {
-        if !self.unsure {
+        if std::mem::take(&mut self.fresh) || !self.unsure {
             return Ok(());
         }
         self.actual = Arc::new(table::dump(self.datapath.maps())?);
