@@ -59,13 +59,16 @@ reasons! {
     Multicast = 14, "multicast";
     /// A Pod addressed the overlay port of a node.
     ForgedOverlay = 15, "forged_overlay";
+    /// A Pod sent an ICMP error about a packet that was not for it.
+    ForgedReport = 16, "forged_report";
     /// An overlay frame from an address that is no node's.
     UnknownTunnelSource = 20, "unknown_tunnel_source";
     /// The inner source of an overlay frame does not live on the node that sent it.
     WrongTunnelSource = 21, "wrong_tunnel_source";
     /// An overlay frame with a foreign network identifier.
     WrongVni = 22, "wrong_vni";
-    /// An overlay frame whose outer headers contradict each other or carry what we do not speak.
+    /// An overlay frame whose outer headers contradict each other, carry what we do not speak, or are for another address than
+    /// the tunnel's end.
     BadTunnelHeader = 23, "bad_tunnel_header";
     /// The Service has no usable endpoint.
     NoBackend = 30, "no_backend";

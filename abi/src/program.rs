@@ -46,9 +46,12 @@ pub mod rodata {
     pub const COUNT_HELPERS: &str = "COUNT_HELPERS";
 }
 
-/// `skb->mark` of packets that our own programs sent on: the hook on the way out of the device lets them pass.
-pub const SENT_MARK: u32 = 0x0051_4c41;
+/// `skb->mark` of packets that our own programs sent on: the hook on the way out of the device lets them pass. Neither mark has
+/// the bits by which kube-proxy's rules masquerade (0x4000) or drop (0x8000): they may have been left behind.
+pub const SENT_MARK: u32 = 0x0051_2c41;
 
 /// `skb->mark` of the agent's own packets that ask for direct encapsulation, whatever the configuration says: how it finds
 /// out whether that works.
-pub const PROBE_MARK: u32 = 0x0051_4c50;
+pub const PROBE_MARK: u32 = 0x0051_2c50;
+
+const _: () = assert!((SENT_MARK | PROBE_MARK) & 0xc000 == 0);

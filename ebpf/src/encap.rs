@@ -143,7 +143,9 @@ pub(crate) fn by_device(skb: Skb, slot: u32) -> Result<(), DropReason> {
     key.tunnel_id = config.vni;
     key.tunnel_ttl = HOPS;
     let mut flags = if config.flags & config::flag::TUNNEL_CHECKSUM == 0 { BPF_F_ZERO_CSUM_TX } else { 0 };
-    if node.flags & node::flag::IPV4 != 0 {
+    let over_v4 = way::underlay(config, node)
+        .map_or(node.flags & node::flag::IPV4 != 0, |underlay| underlay == Underlay::V4);
+    if over_v4 {
         // The kernel wants this one in the machine's order.
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(node.ipv4);
     } else {
@@ -167,15 +169,27 @@ pub(crate) fn origin(skb: Skb, remote: &mut UnderlayAddress) -> Result<(), DropR
             }
         };
     }
+    let config = route::config()?;
     let mut key = empty_key();
-    *remote = if helper::tunnel_key(skb.raw(), &mut key, 0).is_ok() {
-        // SAFETY: without the flag for IPv6 the kernel fills in the IPv4 member.
-        address::v4_mapped(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes())
+    let local;
+    if helper::tunnel_key(skb.raw(), &mut key, 0).is_ok() {
+        // SAFETY: without the flag for IPv6 the kernel fills in the IPv4 members.
+        let (far, near) = unsafe { (key.__bindgen_anon_1.remote_ipv4, key.__bindgen_anon_3.local_ipv4) };
+        *remote = address::v4_mapped(far.to_be_bytes());
+        local = near.to_be_bytes() == config.tunnel_ipv4;
     } else if helper::tunnel_key(skb.raw(), &mut key, u64::from(BPF_F_TUNINFO_IPV6)).is_ok() {
-        // SAFETY: with the flag it fills in the IPv6 member.
-        V6::of_words(unsafe { key.__bindgen_anon_1.remote_ipv6 })
+        // SAFETY: with the flag it fills in the IPv6 members.
+        let (far, near) = unsafe { (key.__bindgen_anon_1.remote_ipv6, key.__bindgen_anon_3.local_ipv6) };
+        *remote = V6::of_words(far);
+        local = V6::of_words(near) == config.tunnel_ipv6;
     } else {
         return Err(DropReason::UnknownTunnelSource);
-    };
-    if key.tunnel_id == route::config()?.vni { Ok(()) } else { Err(DropReason::WrongVni) }
+    }
+    // The kernel's socket hears every address of the node, and Pods may send to those that are no tunnel's end (E19). Behind
+    // a translation of addresses the end is not known here.
+    let known = config.tunnel_ipv4 != [0; 4] || config.tunnel_ipv6 != [0; 16];
+    if known && !local {
+        return Err(DropReason::BadTunnelHeader);
+    }
+    if key.tunnel_id == config.vni { Ok(()) } else { Err(DropReason::WrongVni) }
 }

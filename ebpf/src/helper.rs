@@ -390,6 +390,16 @@ pub(crate) fn host_route(skb: *mut __sk_buff, params: &mut bpf_fib_lookup) -> i6
     unsafe { kernel::bpf_fib_lookup(skb.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) }
 }
 
+/// What fits a device (since Linux 5.12); 0 = anything, or it is gone.
+#[inline(always)]
+pub(crate) fn device_mtu(skb: *mut __sk_buff, ifindex: u32) -> u16 {
+    // Of no length: only the answer counts.
+    let mut mtu = 0;
+    // SAFETY: `mtu` is valid for reads and writes.
+    unsafe { kernel::bpf_check_mtu(skb.cast(), ifindex, &raw mut mtu, 0, 0) };
+    if mtu > u32::from(u16::MAX) { 0 } else { mtu as u16 }
+}
+
 /// The number of a socket that no other socket has, as two halves.
 #[inline(always)]
 pub(crate) fn cookie(context: *mut core::ffi::c_void) -> [u32; 2] {

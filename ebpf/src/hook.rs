@@ -16,9 +16,10 @@ use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::opens;
 use quilla_ebpf_core::protocol::ip;
 
+use crate::packet::Skb;
 use crate::pipeline::{Next, Pipeline};
 use crate::scratch::Scratch;
-use crate::{flow, nat, service};
+use crate::{flow, nat, route, service};
 
 /// Sets the tuple before any translation, or the one that an existing entry translates to. Says whether one did.
 #[inline(always)]
@@ -80,11 +81,12 @@ fn may_lack_its_name<F: Pipeline>(
 
 /// The way of an answer to a client in the world: out of the device by which it asked (E15). Says whether it is one.
 #[inline(always)]
-fn goes_back<A: Address>(scratch: &mut Scratch<A>) -> bool {
+fn goes_back<A: Address>(skb: Skb, scratch: &mut Scratch<A>) -> bool {
     // The entry still says where it led before.
     let back = scratch.flow.flags & flag::REPLY != 0 && scratch.flow.action == action::UPLINK;
     if back {
         scratch.to.be_world(scratch.flow.forward.ifindex);
+        route::measure(skb, &mut scratch.to);
     }
     back
 }

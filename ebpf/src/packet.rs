@@ -75,11 +75,12 @@ impl Skb {
         !helper::tracing() && unsafe { (*self.raw).pkt_type } == PACKET_OTHERHOST
     }
 
-    /// A VLAN tag that the device took out of the frame.
+    /// A VLAN tag that the device took out of the frame, and that names a VLAN: a mere priority (VLAN 0) is part of none.
     #[inline(always)]
     pub(crate) fn is_tagged(self) -> bool {
+        const VLAN: u32 = 0x0fff;
         // SAFETY: as in `ifindex`.
-        unsafe { (*self.raw).vlan_present != 0 }
+        unsafe { (*self.raw).vlan_present != 0 && (*self.raw).vlan_tci & VLAN != 0 }
     }
 
     /// The tunnel's far end as a test gives it; see [`quilla_abi::trace::TUNNEL_SOURCE`].

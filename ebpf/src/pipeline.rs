@@ -375,10 +375,9 @@ pub(crate) fn slow<H: Hook, F: Pipeline>(skb: Skb) -> Result<Next, DropReason> {
     Ok(if next == Next::Forward && scratch.ends != 0 { Next::End } else { next })
 }
 
-/// Whether a packet that is longer than its way allows cannot be sent in pieces: segments count one by one, and IPv4
-/// may be fragmented unless the sender forbids it (E5).
+/// Whether a packet that is longer than its way allows fits it nevertheless: segments count one by one.
 #[inline(always)]
-fn is_too_big<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, mtu: u16) -> bool {
+fn fits<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, mtu: u16) -> bool {
     let headers_length = match headers.key.proto {
         ip::TCP => skb
             .read(headers.transport.wrapping_add(12))
@@ -387,10 +386,16 @@ fn is_too_big<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, mtu: u16) -> bo
     };
     let network = headers.transport.wrapping_sub(ETHERNET);
     let segment = skb.segment();
-    if segment != 0 {
-        return segment + network + headers_length > u32::from(mtu);
-    }
-    F::CHECKSUM.is_none() || skb.read(ETHERNET + 6).is_none_or(|[flags]: [u8; 1]| flags & 0x40 != 0)
+    segment != 0 && segment + network + headers_length <= u32::from(mtu)
+}
+
+/// Whether a packet cannot be sent in pieces: IPv4 may be fragmented unless the sender forbids it (E5), but by nobody where it
+/// leaves without the stack.
+#[inline(always)]
+fn stays_whole<F: Pipeline>(skb: Skb, action: u8) -> bool {
+    F::CHECKSUM.is_none()
+        || action == action::UPLINK
+        || skb.read(ETHERNET + 6).is_none_or(|[flags]: [u8; 1]| flags & 0x40 != 0)
 }
 
 /// Translates the packet and sends it where its flow leads.
@@ -398,9 +403,11 @@ fn is_too_big<F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, mtu: u16) -> bo
 fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Flow<F::Addr>) -> Outcome {
     // On its way out of a device the packet has been routed by the stack, which counted the hop.
     let routed = flow.flags & flag::ROUTED != 0 && !H::EGRESS;
+    let mut whole = true;
     if headers.length > u32::from(flow.mtu) && flow.mtu != 0 && !H::EGRESS {
         let mtu = if flow.mtu < F::LEAST_MTU { F::LEAST_MTU } else { flow.mtu };
-        if headers.length > u32::from(mtu) && is_too_big::<F>(skb, headers, mtu) {
+        whole = fits::<F>(skb, headers, mtu);
+        if headers.length > u32::from(mtu) && !whole && stays_whole::<F>(skb, flow.action) {
             memory::<F>()?.mtu = mtu.into();
             return Err(DropReason::TooBig);
         }
@@ -423,7 +430,6 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
         action::OVERLAY => {
             verdict.node_slot = slot;
             // What must be fragmented is the overlay device's.
-            let whole = headers.length <= u32::from(flow.mtu) || flow.mtu == 0 || skb.segment() != 0;
             if flow.flags & flag::NATIVE != 0 && whole && !H::EGRESS {
                 match plain::depart::<F>(skb, slot)? {
                     Departure::Known(device) => {
@@ -440,7 +446,7 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
                 }
             }
             // What the host's stack sends is the device's already.
-            let departure = if H::EGRESS && skb.mark() != PROBE_MARK {
+            let departure = if H::EGRESS && skb.mark() != PROBE_MARK || !whole {
                 Departure::Device
             } else {
                 encap::directly(skb, slot, flow.tunnel_port, headers.length)?

@@ -1,8 +1,6 @@
 //! From an address to a party: local Pod, node, the host's stack, or the world.
 
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
-};
+use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
 use quilla_abi::config::Config;
 use quilla_abi::epoch;
 use quilla_abi::flow::{FlowKey, action, flag};
@@ -128,9 +126,10 @@ pub(crate) fn world<F: Family>(
     masqueraded: bool,
     side: &mut Side,
 ) -> Result<(), DropReason> {
-    let device = host_route::<F>(skb, out)?;
+    let (device, mtu) = host_route::<F>(skb, out)?;
     if masqueraded && device == config.uplink_ifindex {
         side.be_world(device);
+        side.mtu = mtu;
     } else {
         side.be_stack(skb.ifindex());
     }
@@ -146,17 +145,24 @@ pub(crate) fn outside<F: Family>(
     out: &FlowKey<F::Addr>,
     side: &mut Side,
 ) -> Result<(), DropReason> {
-    let device = host_route::<F>(skb, out)?;
+    let (device, mtu) = host_route::<F>(skb, out)?;
     if device != config.uplink_ifindex && device != skb.ifindex() {
         return Err(DropReason::NoRoute);
     }
     side.be_world(device);
+    side.mtu = mtu;
     Ok(())
 }
 
-/// The device by which the host would forward the packet.
+/// Notes what fits the device behind which somebody is.
+#[inline(never)]
+pub(crate) fn measure(skb: Skb, side: &mut Side) {
+    side.mtu = helper::device_mtu(skb.raw(), side.forward.ifindex);
+}
+
+/// The device by which the host would forward the packet, and what fits that way.
 #[inline(always)]
-fn host_route<F: Family>(skb: Skb, out: &FlowKey<F::Addr>) -> Result<u32, DropReason> {
+fn host_route<F: Family>(skb: Skb, out: &FlowKey<F::Addr>) -> Result<(u32, u16), DropReason> {
     // SAFETY: integers and unions of integers, for which zero is a value.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     params.family = F::AF;
@@ -167,10 +173,12 @@ fn host_route<F: Family>(skb: Skb, out: &FlowKey<F::Addr>) -> Result<u32, DropRe
     // The unions hold an IPv4 address in the first word.
     params.__bindgen_anon_3.ipv6_src = F::words(&out.src);
     params.__bindgen_anon_4.ipv6_dst = F::words(&out.dst);
+    // Any length has the kernel say what fits the route (since Linux 5.12), if it knows the neighbour.
+    params.__bindgen_anon_1.tot_len = 1;
     match helper::host_route(skb.raw(), &mut params) as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            Ok(params.ifindex)
-        }
+        // SAFETY: an integer, whichever member was written.
+        BPF_FIB_LKUP_RET_SUCCESS => Ok((params.ifindex, unsafe { params.__bindgen_anon_1.mtu_result })),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Ok((params.ifindex, helper::device_mtu(skb.raw(), params.ifindex))),
         _ => Err(DropReason::NoRoute),
     }
 }

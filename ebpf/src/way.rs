@@ -121,6 +121,10 @@ pub(crate) fn learn<F: Maps>(skb: Skb, headers: &Headers<F::Addr>, about: &FlowK
     if about.proto != ip::UDP || about.sport.get() != config.overlay_port {
         return None;
     }
+    // A packet that we did not send: somebody makes it up.
+    if F::tunnel(config).is_some_and(|own| own != about.dst) {
+        return None;
+    }
     let message: [u8; 8] = skb.bytes(headers.transport).ok()?;
     let mtu = tunnel::reported_mtu::<F>(message)?;
     let slot = *helper::find(&NODE_SLOTS, &F::underlay(about.src))?;
@@ -135,13 +139,13 @@ pub(crate) fn learn<F: Maps>(skb: Skb, headers: &Headers<F::Addr>, about: &FlowK
     Some(())
 }
 
-/// The family of the tunnel to a node, if both ends have an address of it; IPv4 first, as the overlay device has it.
+/// The family of the tunnel to a node, of those in which both ends have an address; IPv4 first.
 #[inline(always)]
 pub(crate) fn underlay(config: &Config, node: &Node) -> Option<Underlay> {
-    if node.flags & node::flag::IPV4 != 0 {
-        (config.tunnel_ipv4 != [0; 4]).then_some(Underlay::V4)
-    } else if node.flags & node::flag::IPV6 != 0 {
-        (config.tunnel_ipv6 != [0; 16]).then_some(Underlay::V6)
+    if node.flags & node::flag::IPV4 != 0 && config.tunnel_ipv4 != [0; 4] {
+        Some(Underlay::V4)
+    } else if node.flags & node::flag::IPV6 != 0 && config.tunnel_ipv6 != [0; 16] {
+        Some(Underlay::V6)
     } else {
         None
     }

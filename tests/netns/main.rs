@@ -55,6 +55,7 @@ fn main() -> std::process::ExitCode {
         overlay::modes_mix_and_change,
         overlay::a_plain_vxlan_device_is_a_node,
         overlay::the_agent_finds_out,
+        overlay::pods_reach_no_tunnel_by_any_address,
         routing::everybody_reaches_everybody_in_each_mode,
         routing::modes_change_under_flows,
         routing::routes_are_kept_exactly,

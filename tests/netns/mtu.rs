@@ -122,7 +122,7 @@ fn links(mut command: Command) -> Result<Vec<Value>> {
 }
 
 /// Packets dropped on all nodes, by node and reason.
-fn drops(cluster: &Cluster) -> Result<Counters> {
+pub(crate) fn drops(cluster: &Cluster) -> Result<Counters> {
     let mut all = Vec::new();
     for node in cluster.nodes() {
         let text = node.metrics()?;

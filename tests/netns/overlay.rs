@@ -1,6 +1,7 @@
 //! The overlay on the wire: direct encapsulation between nodes and with the kernel's own VXLAN device, with devices that
 //! segment and sum for their senders and with some that do not.
 
+mod forged;
 mod plain;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use quilla_tests::node::Node;
 use quilla_tests::pod::Pod;
 use serde_json::Value;
 
+pub(crate) use forged::pods_reach_no_tunnel_by_any_address;
 pub(crate) use plain::a_plain_vxlan_device_is_a_node;
 
 const PORT: u16 = 8080;

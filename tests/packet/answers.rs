@@ -5,9 +5,10 @@ use quilla_abi::service::{Service, scope};
 use quilla_abi::{DropReason, epoch};
 use quilla_tests::packet::{IcmpError, Packet, tcp};
 
+use crate::outside::balance;
 use crate::rig::{
-    DEVICE_A, FROM_OTHER_NODE, Family, HOST_MAC_A, Hook, MAC_A, OTHER_VTEP, OVERLAY, Rig, TCP, UDP, VTEP,
-    Who, from_a, tell,
+    DEVICE_A, FROM_OTHER_NODE, Family, HOST_MAC_A, Hook, MAC_A, OTHER_VTEP, OVERLAY, Rig, SNAT_MIN, TCP, UDP,
+    VTEP, Who, from_a, tell,
 };
 
 /// A packet that we make.
@@ -114,6 +115,62 @@ pub(crate) fn too_big() -> Result<()> {
         seen.answered(DropReason::TooBig, DEVICE_A, &to_a(error(IcmpError::TooBig { mtu: 1400 }, &segment)));
         if family == Family::V4 {
             let divisible = Packet::tcp(client, remote).payload(&[9; 1401]).may_be_fragmented();
+            rig.run(Hook::FromPodA, &from_a(divisible.clone())).to_other_node(&divisible.ttl(63));
+        }
+        Ok(())
+    })
+}
+
+/// E5: what does not fit the way to the world is answered, also what leaves the node without its stack and could be cut, and
+/// the answers of a Pod to a client out there.
+pub(crate) fn too_big_for_the_world() -> Result<()> {
+    tell("toobigout", |rig, family| {
+        let (a, world) = (family.at(Who::PodA, SNAT_MIN), family.at(Who::World, 443));
+        let header = if family == Family::V4 { 28 } else { 48 };
+        let sized = |bytes: usize| Packet::udp(a, world).payload(&vec![9; bytes - header]);
+        for _ in 0..2 {
+            let seen = rig.run(Hook::FromPodA, &from_a(sized(1501)));
+            seen.answered(
+                DropReason::TooBig,
+                DEVICE_A,
+                &to_a(error(IcmpError::TooBig { mtu: 1500 }, &sized(1501))),
+            );
+            let fits =
+                sized(1500).between((family.ip(Who::Host), SNAT_MIN), (world.ip(), world.port())).ttl(63);
+            rig.run(Hook::FromPodA, &from_a(sized(1500))).to_world(&from_a(fits));
+        }
+        if family == Family::V4 {
+            let divisible = sized(1501).may_be_fragmented();
+            let seen = rig.run(Hook::FromPodA, &from_a(divisible.clone()));
+            assert_eq!(seen.reason, Some(DropReason::TooBig), "{seen:?}");
+        }
+        let (client, vip) = (family.at(Who::World, 40_000), family.at(Who::Vip(1), 80));
+        let backend = family.at(Who::PodA, 8080);
+        balance(rig, vip, TCP, &[backend])?;
+        let asked = rig.run(Hook::FromUplink, &Packet::tcp(client, vip).flags(tcp::SYN));
+        asked.to_pod_a(&Packet::tcp(client, backend).flags(tcp::SYN).ttl(63));
+        let large = Packet::tcp(backend, client).payload(&[9; 1500]);
+        let seen = rig.run(Hook::FromPodA, &from_a(large.clone()));
+        seen.answered(DropReason::TooBig, DEVICE_A, &to_a(error(IcmpError::TooBig { mtu: 1500 }, &large)));
+        Ok(())
+    })
+}
+
+/// E5: of what a device cuts into segments, each must fit; those that may be cut further are cut by the overlay device.
+pub(crate) fn segments_count_one_by_one() -> Result<()> {
+    tell("segments", |rig, family| {
+        let config = quilla_abi::config::Config { overlay_mtu: 1400, ..Rig::config() };
+        rig.datapath.maps().config.set(0, &config)?;
+        rig.bump(epoch::GLOBAL)?;
+        let headers = if family == Family::V4 { 40 } else { 60 };
+        let sent = Packet::tcp(family.at(Who::PodA, 40_000), family.at(Who::Remote, 80)).payload(&[9; 3000]);
+        rig.segment = 1400 - headers;
+        rig.run(Hook::FromPodA, &from_a(sent.clone())).to_other_node(&sent.clone().ttl(63));
+        rig.segment += 1;
+        let seen = rig.run(Hook::FromPodA, &from_a(sent.clone()));
+        assert_eq!(seen.reason, Some(DropReason::TooBig), "{seen:?}");
+        if family == Family::V4 {
+            let divisible = sent.may_be_fragmented();
             rig.run(Hook::FromPodA, &from_a(divisible.clone())).to_other_node(&divisible.ttl(63));
         }
         Ok(())

@@ -236,6 +236,25 @@ pub(crate) fn left_to_the_device() -> Result<()> {
     })
 }
 
+/// A tunnel runs over a family in which both ends have an address: over IPv6 if this node has no IPv4, whatever the other has.
+pub(crate) fn both_ends_choose_the_family() -> Result<()> {
+    tell("families", false, |rig, family, under| {
+        let (a, remote) = (family.at(Who::PodA, 40_000), family.at(Who::Remote, 9000));
+        let mut row = rig.datapath.maps().nodes.get(SLOT)?.expect("the other node");
+        row.flags = node::flag::IPV4 | node::flag::IPV6;
+        rig.datapath.maps().nodes.set(SLOT, &row)?;
+        rig.bump(epoch::NODES + SLOT)?;
+        let mut config = direct(Rig::config());
+        if under.family == Family::V6 {
+            config.tunnel_ipv4 = [0; 4];
+        }
+        rig.datapath.maps().config.set(0, &config)?;
+        let sent = Packet::udp(a, remote);
+        under.left(&rig.run(Hook::FromPodA, &from_a(sent.clone())), &sent.ttl(63));
+        Ok(())
+    })
+}
+
 /// What is for the node itself goes to its stack by the overlay device, as if that had opened it.
 pub(crate) fn to_the_stack() -> Result<()> {
     tell("direct-host", false, |rig, family, under| {

@@ -180,7 +180,7 @@ impl Hook {
             Self::ToOverlayProbe => program::PROBE_MARK,
             _ => 0,
         };
-        TestContext { ifindex, ingress_ifindex, cb, mark, summed: false }
+        TestContext { ifindex, ingress_ifindex, cb, mark, segment: 0, summed: false }
     }
 }
 
@@ -282,6 +282,8 @@ pub(crate) struct Rig {
     slots: u32,
     /// Frames come with the sum of all their bytes, which the programs must keep right (E7).
     pub(crate) summed: bool,
+    /// Frames are to be cut into segments of this length by a device; 0: they are not.
+    pub(crate) segment: u32,
 }
 
 /// Tells a story in a namespace and with maps of its own.
@@ -316,7 +318,14 @@ impl Rig {
         for name in [program::FROM_POD, program::FROM_UPLINK] {
             runners.insert((name, true), TestRunner::in_tunnel(&datapath, name)?);
         }
-        let mut rig = Self { datapath, runners, backends: [Vec::new(), Vec::new()], slots: 0, summed: false };
+        let mut rig = Self {
+            datapath,
+            runners,
+            backends: [Vec::new(), Vec::new()],
+            slots: 0,
+            summed: false,
+            segment: 0,
+        };
         rig.install()?;
         Ok(rig)
     }
@@ -331,7 +340,7 @@ impl Rig {
     pub(crate) fn run_frame(&mut self, hook: Hook, frame: &[u8]) -> Seen {
         let before = self.counted();
         let runner = self.runners.get_mut(&(hook.program(), hook.is_marked())).expect("a tc program");
-        let context = TestContext { summed: self.summed, ..hook.context() };
+        let context = TestContext { summed: self.summed, segment: self.segment, ..hook.context() };
         let outcome = runner.run(frame, &context).unwrap_or_else(|error| panic!("{hook:?}: {error}"));
         let (verdict, packet, cb, mark) =
             (outcome.verdict, outcome.packet.to_vec(), outcome.cb, outcome.mark);

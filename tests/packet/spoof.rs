@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use quilla_abi::DropReason;
-use quilla_tests::packet::{Arp, Packet, tcp};
+use quilla_tests::packet::{Arp, IcmpError, Packet, tcp};
 
 use crate::rig::{
     DEVICE_A, FROM_OTHER_NODE, HOST_MAC_A, Hook, MAC_A, MAC_B, OTHER_VTEP, VTEP, Who, from_a, tell,
@@ -38,6 +38,22 @@ pub(crate) fn sources() -> Result<()> {
             let forged = Packet::vxlan(a, family.at(who, 8472), 7, &Packet::udp(b, a));
             rig.run(Hook::FromPodA, &from_a(forged)).dropped(DropReason::ForgedOverlay);
         }
+        // E4: a Pod reports about what was sent to it, and about nothing else, to whomever.
+        let (near, far) = (family.ip(Who::Host), family.ip(Who::OtherNode));
+        let tunnel = Packet::udp((near, 50_000), (far, 8472));
+        for (receiver, about) in [
+            (Who::Host, tunnel.clone()),
+            (Who::Gateway, tunnel),
+            (Who::PodB, Packet::udp(family.at(Who::PodB, 9), family.at(Who::Remote, 53))),
+            (Who::Remote, Packet::udp(family.at(Who::Remote, 9), family.at(Who::PodB, 53))),
+        ] {
+            let told =
+                Packet::icmp_error(a.ip(), family.ip(receiver), IcmpError::TooBig { mtu: 600 }, &about);
+            rig.run(Hook::FromPodA, &from_a(told)).dropped(DropReason::ForgedReport);
+        }
+        let about = Packet::udp(family.at(Who::PodB, 9), a);
+        let told = Packet::icmp_error(a.ip(), family.ip(Who::PodB), IcmpError::PortUnreachable, &about);
+        rig.run(Hook::FromPodA, &from_a(told.clone())).to_pod_b(&told.ttl(63));
         rig.datapath.maps().interfaces.remove(&DEVICE_A)?;
         let sent = from_a(Packet::udp(a, family.at(Who::PodB, 77)));
         rig.run(Hook::FromPodA, &sent).dropped(DropReason::UnknownInterface);

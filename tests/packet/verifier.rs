@@ -15,9 +15,9 @@ fn budget(name: &str) -> u32 {
         program::SOCK_RELEASE => 500,
         name if program::SOCK_ADDR.contains(&name) => 6_500,
         // Two pipelines: what other nodes send, in tunnels and plainly, and what comes from the world.
-        program::FROM_UPLINK => 145_000,
+        program::FROM_UPLINK => 155_000,
         // With the ways out of the cluster, and what a connection keeps when they change.
-        program::FROM_POD => 95_000,
+        program::FROM_POD => 103_000,
         // Of these, 20,000 are what can be answered, to either end and in either family.
         _ => 90_000,
     }

@@ -124,6 +124,7 @@ const KINDS: &[(&str, &[&[&str]])] = &[
             "forged_neighbour",
             "multicast",
             "forged_overlay",
+            "forged_report",
             "unknown_tunnel_source",
             "bad_tunnel_header",
             "wrong_vni",

@@ -161,6 +161,10 @@ impl Model {
             let about = Some(tuple.mirrored());
             return Expect::Report { target, src, dst: tuple.dst, about, decrement, stale };
         }
+        let for_it = Subject::read(frame, headers).is_some_and(|subject| subject.tuple.dst == src);
+        if matches!(hook, Hook::FromPod(_)) && !for_it {
+            return Expect::Drop(DropReason::ForgedReport);
+        }
         match self.relayed(hook, dst) {
             Ok(Some(target)) => {
                 let decrement = !by_stack && target.is_routed();

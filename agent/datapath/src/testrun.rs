@@ -22,7 +22,9 @@ struct SkBuff {
     ifindex: u32,
     tc_index: u32,
     cb: [u32; 5],
-    rest: [u32; 31],
+    more: [u32; 27],
+    gso_size: u32,
+    rest: [u32; 3],
 }
 
 const _: () = assert!(size_of::<SkBuff>() == 192);
@@ -40,6 +42,8 @@ pub struct TestContext {
     pub cb: [u32; 5],
     /// The packet's mark.
     pub mark: u32,
+    /// The length of the segments that the packet is to be cut into (`gso_size`); 0 = it is one.
+    pub segment: u32,
     /// The packet comes with the sum of all its bytes (`CHECKSUM_COMPLETE`), as many network cards give it, and the kernel
     /// looks afterwards whether the programs kept that right: if not, the run fails with `EBADMSG`. Since Linux 6.17;
     /// `EINVAL` before.
@@ -105,7 +109,7 @@ impl TestRunner {
 
     /// Runs it `times` times, each on what the run before left, to learn the time of one run.
     pub fn repeat(&mut self, packet: &[u8], context: &TestContext, times: u32) -> Result<Outcome<'_>> {
-        let TestContext { ifindex, ingress_ifindex, cb, mark, summed } = *context;
+        let TestContext { ifindex, ingress_ifindex, cb, mark, segment, summed } = *context;
         let mut skb = [SkBuff {
             len: 0,
             pkt_type: 0,
@@ -115,7 +119,9 @@ impl TestRunner {
             ifindex,
             tc_index: 0,
             cb,
-            rest: [0; 31],
+            more: [0; 27],
+            gso_size: segment,
+            rest: [0; 3],
         }];
         let run = sys::test_run(
             self.program.as_fd(),

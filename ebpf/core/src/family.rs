@@ -97,6 +97,8 @@ pub trait Family: Copy + 'static {
     fn gateway(config: &Config) -> Self::Addr;
     /// The node's address for what leaves the cluster, if it has one of this family.
     fn host(config: &Config) -> Option<Self::Addr>;
+    /// The node's end of tunnels, if it is one of its own addresses.
+    fn tunnel(config: &Config) -> Option<Self::Addr>;
     /// The masquerade address, if masquerading is on.
     fn masquerade(config: &Config) -> Option<Self::Addr>;
     /// The prefix around the node's own Pods, and its mask.
@@ -242,6 +244,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn tunnel(config: &Config) -> Option<[u8; 4]> {
+        (config.tunnel_ipv4 != [0; 4]).then_some(config.tunnel_ipv4)
+    }
+
+    #[inline(always)]
     fn masquerade(config: &Config) -> Option<[u8; 4]> {
         (config.flags & config::flag::MASQUERADE_V4 != 0).then_some(config.host_ipv4)
     }
@@ -368,6 +375,11 @@ impl Family for V6 {
     #[inline(always)]
     fn host(config: &Config) -> Option<[u8; 16]> {
         (config.host_ipv6 != [0; 16]).then_some(config.host_ipv6)
+    }
+
+    #[inline(always)]
+    fn tunnel(config: &Config) -> Option<[u8; 16]> {
+        (config.tunnel_ipv6 != [0; 16]).then_some(config.tunnel_ipv6)
     }
 
     #[inline(always)]

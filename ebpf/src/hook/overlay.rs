@@ -119,7 +119,7 @@ impl<const DIRECT: bool> Hook for FromNodes<DIRECT> {
         }
         route::node(config, slot, F::NATIVE, &mut scratch.from)?;
         let kept = begin::<F>(headers, config, existing, scratch)?;
-        if !goes_back(scratch) {
+        if !goes_back(skb, scratch) {
             receiver::<F>(config.overlay_ifindex, &scratch.out.dst, &mut scratch.to)?;
         }
         if !kept {

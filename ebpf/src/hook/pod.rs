@@ -54,6 +54,10 @@ impl Hook for FromPod {
         headers: &Headers<F::Addr>,
         scratch: &mut Scratch<F::Addr>,
     ) -> Result<Next, DropReason> {
+        // A Pod is no router: what it may report about was sent to it.
+        if scratch.twin_key.src != headers.key.src {
+            return Err(DropReason::ForgedReport);
+        }
         let id = spoof::interface(skb)?.id;
         sender::<F>(skb, headers, id, &mut scratch.from)?;
         route::receiver::<F>(skb, route::config()?, &headers.key, &mut scratch.to)?;
@@ -116,7 +120,7 @@ fn receiver<F: Pipeline>(
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<(), DropReason> {
-    if goes_back(scratch) {
+    if goes_back(skb, scratch) {
         return Ok(());
     }
     match route::receiver::<F>(skb, config, &scratch.out, &mut scratch.to) {

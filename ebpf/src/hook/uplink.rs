@@ -104,6 +104,7 @@ impl Hook for FromUplink {
             return Ok(Next::Leave);
         }
         scratch.from.be_world(skb.ifindex());
+        route::measure(skb, &mut scratch.from);
         receiver::<F>(skb, config, scratch)?;
         if expires(headers, scratch) {
             return Ok(Next::Forward);
@@ -143,7 +144,7 @@ fn receiver<F: Pipeline>(
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<(), DropReason> {
-    if goes_back(scratch) || route::endpoint::<F>(&scratch.out.dst, &mut scratch.to) {
+    if goes_back(skb, scratch) || route::endpoint::<F>(&scratch.out.dst, &mut scratch.to) {
         return Ok(());
     }
     match targets::target(route::find::<F>(scratch.out.dst))? {
@@ -262,7 +263,7 @@ impl Hook for ToUplink {
         if own {
             scratch.from.be_host(skb.ifindex());
             // Whatever else the node sends was never ours.
-            if !goes_back(scratch) {
+            if !goes_back(skb, scratch) {
                 return Ok(Next::Leave);
             }
         } else {
