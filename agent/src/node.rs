@@ -226,7 +226,7 @@ impl Node {
             if self.mtu == 0 {
                 self.uplinks.require_first(&self.settings.uplinks)?;
             }
-            open_ways(self.uplinks.present(), self.settings.routing)?;
+            open_ways(self.uplinks.present())?;
             self.problems = problems(&self.settings, &self.uplinks)?;
             self.surroundings = host.netlink.surroundings()?;
         }
@@ -237,6 +237,8 @@ impl Node {
         let wanted = overlay::wanted(&self.settings, self.mtu, snapshot);
         if self.overlay.as_ref().is_none_or(|(present, _)| *present != wanted) {
             let device = host.netlink.ensure_overlay(&wanted)?;
+            // A node to which this one sends plainly may answer in tunnels.
+            sysctl::relax_reverse_path(Overlay::NAME)?;
             let mtu_changed =
                 self.settings.mtu.send_if_modified(|mtu| std::mem::replace(mtu, wanted.mtu) != wanted.mtu);
             tracing::debug!(device = wanted.name, mtu = wanted.mtu, mtu_changed, gateways = ?wanted.gateways, "overlay device ready");
@@ -338,13 +340,11 @@ impl Node {
 }
 
 /// Lets packets in and through. With several uplinks a request may come in by one that does not lead back to its
-/// sender; its answer finds the way (E15). So may what comes plainly from a node to which this one sends in tunnels.
-fn open_ways(uplinks: &[Device], routing: Routing) -> Result<(), DatapathError> {
+/// sender; its answer finds the way (E15). What another node sends plainly may come where this one sends in tunnels.
+fn open_ways(uplinks: &[Device]) -> Result<(), DatapathError> {
     for uplink in uplinks {
         sysctl::enable_forwarding(&uplink.name)?;
-        if uplinks.len() > 1 || routing != Routing::Overlay {
-            sysctl::relax_reverse_path(&uplink.name)?;
-        }
+        sysctl::relax_reverse_path(&uplink.name)?;
     }
     Ok(())
 }

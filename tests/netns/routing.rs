@@ -164,6 +164,41 @@ fn matrix(cluster: &Cluster, pods: &[Pod], hosts: &[Pod]) -> Result<()> {
     Ok(())
 }
 
+/// E4-E8, E14: on nodes whose filters of reverse paths are strict, as some distributions have them, in modes of their own each.
+pub(crate) fn modes_mix_behind_strict_filters() -> Result<()> {
+    let mut cluster = prepare("routing-strict", 2)?;
+    for node in cluster.nodes() {
+        for name in ["all", "default", "eth0"] {
+            node.netns().sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "1")?;
+        }
+    }
+    restart(&mut cluster, MODES[0].0)?;
+    let pods = ["node-a", "node-b"].map(|node| cluster.pod(node, &node.replace("node", "pod")).start());
+    let [a, b] = pods;
+    let pods = [a?, b?];
+    for modes in [["overlay", "overlay"], ["native", "overlay"], ["auto", "overlay"], ["native", "native"]] {
+        for (node, mode) in ["node-a", "node-b"].into_iter().zip(modes) {
+            cluster.node_mut(node).start_agent_with(&["--routing", mode])?;
+        }
+        ["node-a", "node-b"].into_iter().try_for_each(|node| cluster.node_mut(node).wait_ready())?;
+        for (node, to) in [("node-a", &pods[1]), ("node-b", &pods[0]), ("node-a", &pods[0])] {
+            for v6 in [false, true] {
+                let target = SocketAddr::new(to.address(v6), PORT);
+                for by in [By::Http, By::Udp] {
+                    ask(|program| cluster.node(node).command(program), target, by, 1)
+                        .with_context(|| format!("{modes:?}: {node} to {target} {by:?}"))?;
+                }
+            }
+        }
+        for (from, to) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
+            let target = SocketAddr::new(to.address(false), PORT);
+            ask(|program| from.command(program), target, By::Http, 1)
+                .with_context(|| format!("{modes:?}: {} to {}", from.name(), to.name()))?;
+        }
+    }
+    cluster.stop()
+}
+
 /// Fifty long flows and new connections between two nodes, while one agent after the other is started in another mode, so
 /// that the ends are in different ones for a while: none is broken, none lost. Pods have the uplinks' MTU while all goes
 /// plainly, and what tunnels leave of it otherwise (E5).
