@@ -1,7 +1,11 @@
 //! Traffic between all Pods in which everything says for whom it is, and a recorder that compares (E20).
 //!
 //! Each Pod sends a datagram to each other Pod, in both families, several times a second, large ones among them. Whatever
-//! arrives must have been meant for the Pod in which it arrives, and sent by a Pod that is still one.
+//! arrives must have been meant for the Pod in which it arrives, and sent by a Pod that is still one. So must every other
+//! packet that gets into a Pod's namespace, whether a socket sees it or not.
+
+mod plant;
+mod strays;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -15,6 +19,10 @@ use anyhow::{Context, Result, ensure};
 use quilla_tests::eventually;
 use quilla_tests::netns::run_inside;
 use quilla_tests::pod::Pod;
+
+use strays::Strays;
+
+pub(crate) use plant::a_planted_misdelivery_is_seen;
 
 const PORT: u16 = 7777;
 /// Between two rounds.
@@ -38,6 +46,7 @@ pub(crate) struct Seen {
 struct Party {
     addresses: [IpAddr; 2],
     sockets: [UdpSocket; 2],
+    strays: Strays,
     /// Nobody speaks to it any more.
     abandoned: bool,
 }
@@ -82,9 +91,9 @@ impl Traffic {
     /// From now on the Pod speaks to all others, and they to it.
     pub(crate) fn join(&self, pod: &Pod) -> Result<()> {
         let addresses = [pod.address(false), pod.address(true)];
-        let sockets = run_inside(pod.netns(), || addresses.map(bind))?;
+        let (sockets, strays) = run_inside(pod.netns(), || (addresses.map(bind), Strays::watch(addresses)))?;
         let [v4, v6] = sockets;
-        let party = Party { addresses, sockets: [v4?, v6?], abandoned: false };
+        let party = Party { addresses, sockets: [v4?, v6?], strays: strays?, abandoned: false };
         self.state().parties.insert(pod.name().to_owned(), party);
         Ok(())
     }
@@ -227,6 +236,7 @@ impl State {
         let Self { parties, seen, wrong, disowned_at, .. } = self;
         let mut buffer = [0; 2048];
         for (name, party) in parties.iter() {
+            wrong.extend(party.strays.take().into_iter().map(|stray| format!("{name} got {stray}")));
             for (family, socket) in party.sockets.iter().enumerate() {
                 for _ in 0..READS {
                     let length = match socket.recv_from(&mut buffer) {
