@@ -10,12 +10,14 @@ use quilla_tests::command::Daemon;
 use quilla_tests::pod::Pod;
 use quilla_tests::topology::OUTSIDE;
 use quilla_tests::{binary, eventually};
+use serde_json::Value;
 
-use super::{PORT, prepare, teach_the_fabric};
+use super::{PORT, load, prepare, teach_the_fabric};
+use crate::restart;
 
 /// What is in `nonMasqueradeCIDRs` sees the Pod's own address, from the moment it is there until it is not; a file that is
-/// wrong changes nothing and is told; `--masquerade false` is for networks that know every Pod. Whoever is outside and knows
-/// the way reaches a Pod under its own address, masquerade or not.
+/// wrong changes nothing and is told; `--masquerade false` is for networks that know every Pod, and breaks no connection.
+/// Whoever is outside and knows the way reaches a Pod under its own address, masquerade or not.
 pub(crate) fn exceptions_are_followed() -> Result<()> {
     let mut cluster = prepare("masquerade", 1)?;
     let file = cluster.files().join("ip-masq-agent");
@@ -53,11 +55,22 @@ pub(crate) fn exceptions_are_followed() -> Result<()> {
             ensure!(answers[0].server == "pod", "begun outside: {answers:?}");
         }
     }
+    let targets = OUTSIDE.map(|outside| outside.parse().map(|address| SocketAddr::new(address, PORT)));
+    let long = load(pod.command("env"), &targets.into_iter().collect::<Result<Vec<_>, _>>()?)?;
+    eventually::becomes("long flows have the node's name", || masqueraded(&cluster), |flows| *flows >= 50)?;
     cluster.node_mut("node-a").start_agent_with(&["--masquerade", "false"])?;
     cluster.node_mut("node-a").wait_ready()?;
     seen_as(&pod, own)?;
+    println!("masquerading switched off: {}", restart::finish(long)?);
     drop(server);
     cluster.stop()
+}
+
+/// Established flows that left under the node's address.
+fn masqueraded(cluster: &Cluster) -> Result<usize> {
+    let flows = cluster.node("node-a").quilla(&["-o", "json", "flows", "--state", "established"])?;
+    let flows: Vec<Value> = serde_json::from_str(&flows)?;
+    Ok(flows.iter().filter(|flow| flow["action"] == "uplink").count())
 }
 
 fn serve_outside(cluster: &Cluster) -> Result<Daemon> {
