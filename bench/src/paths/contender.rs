@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use quilla_tests::netns::{inside, run_inside};
+use quilla_tests::command::in_place;
+use quilla_tests::netns::run_inside;
 
 use super::process::Pair;
 use super::quiet::Core;
@@ -55,11 +56,18 @@ pub(super) struct Contender {
 }
 
 impl Contender {
-    /// Of a peer, whose processes are nowhere but in their namespaces.
-    pub(super) fn peer(name: &str, ends: Ends, crossed: Vec<PathBuf>, core: &Core) -> Result<Self> {
+    /// Of a peer, whose processes are in these cgroups.
+    pub(super) fn peer(
+        name: &str,
+        ends: Ends,
+        crossed: Vec<PathBuf>,
+        [client, server]: [&Path; 2],
+        core: &Core,
+    ) -> Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
-        let command = |end| -> Command { inside(end, &program.to_string_lossy()) };
-        let (client, server) = (command(&ends.client), command(&ends.server));
+        let command =
+            |cgroup, end: &PathBuf| -> Command { in_place(cgroup, Some(end), &program.to_string_lossy()) };
+        let (client, server) = (command(client, &ends.client), command(server, &ends.server));
         Self::start(name, ends, crossed, [client, server], core)
     }
 

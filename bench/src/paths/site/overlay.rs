@@ -8,8 +8,10 @@ use anyhow::Result;
 use quilla_tests::command::Run;
 use quilla_tests::netns::Netns;
 
-use super::program::{attach, to_node, to_peer_of};
-use super::{CLIENT, FAR, GATEWAY_MAC, MTU, NODES, Site, UNDERLAY_MTU, forward, pod, wired};
+use super::program::{attach, in_tunnel, out_of_tunnel, to_node, to_peer_of};
+use super::{
+    CLIENT, FAR, GATEWAY_MAC, MTU, NODES, Site, UNDERLAY, UNDERLAY_MTU, end_mac, forward, pod, wired,
+};
 use crate::paths::contender::Group;
 
 const VNI: u32 = 42;
@@ -45,6 +47,18 @@ pub(super) fn collect_metadata() -> Result<Site> {
         ))?;
         let out = attach(node, "h11", &to_node(NODES[1 - own], VNI, OVERLAY))?;
         let back = attach(node, "vx0", &to_peer_of(11))?;
+        site.programs.extend([out, back]);
+    }
+    Ok(site)
+}
+
+/// Room for outer headers, constants in it, and away with it: what direct encapsulation costs the kernel.
+pub(super) fn bare_encapsulation() -> Result<Site> {
+    let mut site = nodes("bare")?;
+    for own in [0, 1] {
+        let node = &site.namespaces[own];
+        let out = attach(node, "h11", &in_tunnel(end_mac(1 - own), UNDERLAY))?;
+        let back = attach(node, "eth0", &out_of_tunnel(11))?;
         site.programs.extend([out, back]);
     }
     Ok(site)
