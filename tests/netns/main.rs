@@ -60,6 +60,7 @@ fn main() -> std::process::ExitCode {
         routing::modes_mix_behind_strict_filters,
         routing::modes_change_under_flows,
         routing::routes_are_kept_exactly,
+        routing::next_hops_are_as_the_host_has_them,
         routing::exceptions_are_followed,
         uplinks::each_uplink_answers_its_own_clients,
         mtu::pods_follow_the_uplink,

@@ -2,6 +2,7 @@
 //! of the mode does to what is under way. `node-c` is in a network of its own, behind the fabric.
 
 mod exceptions;
+mod hops;
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,7 @@ use crate::mtu::{has_mtu, largest};
 use crate::restart;
 
 pub(crate) use exceptions::exceptions_are_followed;
+pub(crate) use hops::next_hops_are_as_the_host_has_them;
 
 const PORT: u16 = 8080;
 /// More than any packet.
@@ -164,7 +166,8 @@ fn matrix(cluster: &Cluster, pods: &[Pod], hosts: &[Pod]) -> Result<()> {
     Ok(())
 }
 
-/// E4-E8, E14: on nodes whose filters of reverse paths are strict, as some distributions have them, in modes of their own each.
+/// Hosts and Pods reach the Pods of both nodes, whose filters of reverse paths are strict, as some distributions have them, and
+/// which are in modes of their own each.
 pub(crate) fn modes_mix_behind_strict_filters() -> Result<()> {
     let mut cluster = prepare("routing-strict", 2)?;
     for node in cluster.nodes() {

@@ -60,10 +60,10 @@ fn route(destination: &str, by: &str) -> PodRoute {
     PodRoute { destination, source: source.parse().ok(), by: by.parse().ok() }
 }
 
-/// E14: next hops that are in no network of the node: a gateway said to be on the link, and one of the other family. Who
+/// Next hops that are in no network of the node: a gateway said to be on the link, and one of the other family. Who
 /// does not send to the node at all leaves it to the overlay.
 #[test]
-fn e14_routes_go_by_whatever_next_hop_the_host_has() {
+fn routes_go_by_whatever_next_hop_the_host_has() {
     let node = Node::new();
     for way in [
         "route add 198.51.100.1 via 172.31.1.1 dev under onlink",
@@ -105,9 +105,9 @@ fn e14_routes_go_by_whatever_next_hop_the_host_has() {
     assert!(node.has(&wanted, &done));
 }
 
-/// E14: a next hop that the kernel does not take concerns one route. It leads through the overlay until there is another.
+/// A next hop that the kernel does not take concerns one route. It leads through the overlay until there is another.
 #[test]
-fn e14_a_route_that_cannot_be_written_leads_through_the_overlay() {
+fn a_route_that_cannot_be_written_leads_through_the_overlay() {
     let node = Node::new();
     node.ip("route add 198.51.100.0/24 via 192.0.2.2");
     node.ip("-6 route add 2001:db8:1::/64 via 2001:db8::2");
@@ -140,10 +140,10 @@ fn e14_a_route_that_cannot_be_written_leads_through_the_overlay() {
     assert!(node.ours("fd02::/64").contains("via 2001:db8::2 dev under"), "{}", node.ours("fd02::/64"));
 }
 
-/// E14: whoever else announces the same Pods in the main table, with whatever metric, has them; before ours was written or
+/// Whoever else announces the same Pods in the main table, with whatever metric, has them; before ours was written or
 /// after. Other tables and other ranges are nothing of that.
 #[test]
-fn e14_routes_of_others_stay_whatever_their_metric() {
+fn routes_of_others_stay_whatever_their_metric() {
     let node = Node::new();
     let wanted = [
         route("10.2.0.0/24", ""),
@@ -222,9 +222,9 @@ impl Drop for Monitor {
     }
 }
 
-/// E14: a route that becomes another one is there all the while.
+/// A route that becomes another one is there all the while.
 #[test]
-fn e14_a_changed_route_is_never_away() {
+fn a_changed_route_is_never_away() {
     let node = Node::new();
     let by = |by: [&str; 2]| [route("10.2.0.0/24", by[0]), route("fd02::/64", by[1])];
     let ways = [["", ""], ["192.0.2.2", "2001:db8::2"], ["192.0.2.3", "2001:db8::3"], ["", ""]];
