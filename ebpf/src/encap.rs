@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key};
 use quilla_abi::config;
 use quilla_abi::node::{self, UnderlayAddress};
-use quilla_abi::program::{PROBE_MARK, SENT_MARK};
+use quilla_abi::program::SENT_MARK;
 use quilla_abi::{Be16, DropReason, address};
 use quilla_ebpf_core::protocol::ethertype;
 use quilla_ebpf_core::tunnel::{self, HOPS, OVERHEAD_V4, OVERHEAD_V6};
@@ -47,17 +47,11 @@ pub(crate) fn directly(skb: Skb, slot: u32, port: Be16, length: u32) -> Result<D
 /// What [`directly`] does, as a function that the verifier looks at once.
 #[inline(always)]
 pub(crate) fn encapsulate(skb: Skb, slot: u32, port: u32, length: u32) -> Result<Departure, DropReason> {
-    let config = route::config()?;
-    let direct =
-        config.flags & (config::flag::DIRECT | config::flag::TUNNEL_CHECKSUM) == config::flag::DIRECT;
-    if !direct && skb.mark() != PROBE_MARK {
-        return Ok(Departure::Device);
-    }
     // What is longer than a length field can say is the device's.
     if length + OVERHEAD_V6 > u32::from(u16::MAX) {
         return Ok(Departure::Device);
     }
-    let (departure, way) = way::to(skb, config, slot)?;
+    let (departure, way) = way::to(skb, slot)?;
     // So is what must be fragmented: on a way too narrow for IPv6, nobody may be told to send less.
     let whole = skb.segment() != 0 && way.mtu >= u32::from(V6::LEAST_MTU);
     if length > way.mtu && way.mtu != 0 && !whole {

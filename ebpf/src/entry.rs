@@ -5,7 +5,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 use quilla_abi::DropReason;
-use quilla_ebpf_core::{V4, V6};
+use quilla_ebpf_core::{Headers, V4, V6};
 
 use crate::answer::Back;
 use crate::decap::Opened;
@@ -22,6 +22,7 @@ use crate::{decap, encap, plain};
 
 /// What a Pod sends.
 #[classifier]
+#[inline(always)]
 pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     conclude::<FromPod>(skb, dispatch::<FromPod>(skb))
@@ -269,8 +270,9 @@ extern "C" fn answer_v6(skb: *mut __sk_buff, reason: u32, back: u32) -> i32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn parse_v4(skb: *mut __sk_buff) -> i32 {
-    pipeline::parse::<V4>(Skb::new(skb)).encode()
+extern "C" fn parse_v4(skb: *mut __sk_buff, headers: *mut Headers<[u8; 4]>) -> i32 {
+    // SAFETY: as in `claim_v4`.
+    pipeline::parse::<V4>(Skb::new(skb), unsafe { headers.as_mut() }).encode()
 }
 
 #[unsafe(no_mangle)]
@@ -296,8 +298,9 @@ extern "C" fn select_v6(scratch: *mut Scratch<[u8; 16]>, scope: u32) -> i32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn parse_v6(skb: *mut __sk_buff) -> i32 {
-    pipeline::parse::<V6>(Skb::new(skb)).encode()
+extern "C" fn parse_v6(skb: *mut __sk_buff, headers: *mut Headers<[u8; 16]>) -> i32 {
+    // SAFETY: as in `claim_v4`.
+    pipeline::parse::<V6>(Skb::new(skb), unsafe { headers.as_mut() }).encode()
 }
 
 impl Pipeline for V4 {
@@ -312,8 +315,8 @@ impl Pipeline for V4 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb) -> Result<(), DropReason> {
-        <()>::decode(parse_v4(skb.raw()))
+    fn parse(skb: Skb, headers: &mut Headers<[u8; 4]>) -> Result<(), DropReason> {
+        <()>::decode(parse_v4(skb.raw(), headers))
     }
 
     #[inline(always)]
@@ -354,8 +357,8 @@ impl Pipeline for V6 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb) -> Result<(), DropReason> {
-        <()>::decode(parse_v6(skb.raw()))
+    fn parse(skb: Skb, headers: &mut Headers<[u8; 16]>) -> Result<(), DropReason> {
+        <()>::decode(parse_v6(skb.raw(), headers))
     }
 
     #[inline(always)]

@@ -167,7 +167,7 @@ pub(crate) trait Stages: Hook {
 pub(crate) trait Pipeline: Maps {
     fn answer(skb: Skb, reason: DropReason, back: Back) -> Result<(), DropReason>;
     fn end(skb: Skb) -> Result<(), DropReason>;
-    fn parse(skb: Skb) -> Result<(), DropReason>;
+    fn parse(skb: Skb, headers: &mut Headers<Self::Addr>) -> Result<(), DropReason>;
     fn slow<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
     fn error<H: Stages>(skb: Skb) -> Result<Next, DropReason>;
     fn claim(scratch: &mut Scratch<Self::Addr>) -> Result<Claim, DropReason>;
@@ -276,8 +276,8 @@ pub(crate) fn dispatch<H: Stages>(skb: Skb) -> Outcome {
 #[inline(always)]
 fn run<H: Stages, F: Pipeline>(skb: Skb) -> Outcome {
     let memory = memory::<F>()?;
-    let parsed = match F::parse(skb) {
-        Err(DropReason::Truncated) if skb.pull()? => F::parse(skb),
+    let parsed = match F::parse(skb, &mut memory.headers) {
+        Err(DropReason::Truncated) if skb.pull()? => F::parse(skb, &mut memory.headers),
         result => result,
     };
     if let Err(reason) = parsed {
@@ -342,10 +342,10 @@ pub(crate) fn memory<F: Pipeline>() -> Result<&'static mut Memory<F::Addr>, Drop
     helper::own_row(F::memory(), 0).ok_or(DropReason::Internal)
 }
 
-/// Reads the headers into this CPU's memory.
+/// Reads the headers.
 #[inline(always)]
-pub(crate) fn parse<F: Pipeline>(skb: Skb) -> Result<(), DropReason> {
-    headers::parse::<F, Skb>(&skb, &mut memory::<F>()?.headers)
+pub(crate) fn parse<F: Pipeline>(skb: Skb, headers: Option<&mut Headers<F::Addr>>) -> Result<(), DropReason> {
+    headers::parse::<F, Skb>(&skb, headers.ok_or(DropReason::Internal)?)
 }
 
 /// Claims the tuple of the answers for the flow that is being built.

@@ -135,14 +135,14 @@ pub(crate) struct Memory<A> {
     pub(crate) headers: Headers<A>,
     /// The far end of the tunnel, at the hook that has one.
     pub(crate) origin: UnderlayAddress,
+    /// Whether the flow table had no entry for the packet.
+    pub(crate) is_new: u32,
     /// The packet inside an ICMP error.
     pub(crate) embedded: Embedded<A>,
     /// The beginning of a packet that is answered with an error.
     pub(crate) copy: [u8; COPY as usize],
     /// What a packet that is too big should have kept to.
     pub(crate) mtu: u32,
-    /// Whether the flow table had no entry for the packet.
-    pub(crate) is_new: u32,
     /// What the slow path builds.
     pub(crate) scratch: Scratch<A>,
 }

@@ -7,9 +7,10 @@
 //! A change reaches the flows by the node's epoch, so that no packet looks here for it (E5).
 
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
-use quilla_abi::config::Config;
+use quilla_abi::config::{Config, flag};
 use quilla_abi::flow::FlowKey;
 use quilla_abi::node::{self, Node};
+use quilla_abi::program::PROBE_MARK;
 use quilla_abi::{DropReason, epoch};
 use quilla_ebpf_core::protocol::ip;
 use quilla_ebpf_core::tunnel::{self, OVERHEAD_V4, OVERHEAD_V6};
@@ -36,7 +37,9 @@ pub(crate) struct Way {
     /// The largest packet that gets there in one piece, without what encapsulation adds; 0 = any.
     pub(crate) mtu: u32,
     /// Whether the outer headers are those of IPv6.
-    pub(crate) over_v6: u32,
+    pub(crate) over_v6: u16,
+    /// Whether packets are encapsulated here; if not, only probes are.
+    direct: u16,
     /// The sum over an outer IPv4 header without what it says of the packet.
     pub(crate) sum: u32,
     /// The outer headers, but for what they say of the packet.
@@ -151,22 +154,34 @@ pub(crate) fn underlay(config: &Config, node: &Node) -> Option<Underlay> {
     }
 }
 
-/// By which device, and with which headers.
+/// By which device, and with which headers. While nothing changes, no row but this one is read: what is configured is in
+/// it too.
 #[inline(always)]
-pub(crate) fn to(skb: Skb, config: &Config, slot: u32) -> Result<(Departure, &'static Way), DropReason> {
+pub(crate) fn to(skb: Skb, slot: u32) -> Result<(Departure, &'static Way), DropReason> {
     let way = helper::own_row(&WAYS, slot).ok_or(DropReason::UnknownNode)?;
     let now = flow::epoch(epoch::NODES + slot).wrapping_add(flow::epoch(epoch::GLOBAL));
     let fresh = way.epoch == now && helper::now().wrapping_sub(way.since) < helper::hz();
-    if fresh {
+    if fresh && (way.direct != 0 || skb.mark() != PROBE_MARK) {
         return Ok((if way.ifindex == 0 { Departure::Device } else { Departure::Known(way.ifindex) }, way));
     }
     way.epoch = now;
     way.since = helper::now();
     way.ifindex = 0;
+    let config = route::config()?;
+    let direct = config.flags & (flag::DIRECT | flag::TUNNEL_CHECKSUM) == flag::DIRECT;
+    way.direct = direct.into();
+    if !direct && skb.mark() != PROBE_MARK {
+        return Ok((Departure::Device, way));
+    }
     let node = helper::row(&NODES, slot).filter(|row| row.flags != 0).ok_or(DropReason::UnknownNode)?;
     let Some(underlay) = underlay(config, node) else { return Ok((Departure::Device, way)) };
+    let departure = find(skb, config, slot, node, underlay, way);
+    if !direct {
+        // What a probe found out is for it alone.
+        way.ifindex = 0;
+    }
     // The packet that asks is sent by the kernel.
-    Ok((find(skb, config, slot, node, underlay, way).unresolved(), way))
+    Ok((departure.unresolved(), way))
 }
 
 /// Asks for the way, and makes the headers ready.
@@ -198,7 +213,7 @@ fn find(skb: Skb, config: &Config, slot: u32, node: &Node, underlay: Underlay, w
         _ => mtu(config, slot, node),
     };
     way.mtu = mtu.into();
-    way.over_v6 = u32::from(underlay == Underlay::V6);
+    way.over_v6 = u16::from(underlay == Underlay::V6);
     way.sum = way.template.write(config, node, underlay, [params.dmac, params.smac]);
     departure
 }

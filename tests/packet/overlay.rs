@@ -274,7 +274,13 @@ pub(crate) fn to_the_stack() -> Result<()> {
         let mut config = direct(Rig::config());
         config.flags &= !flag::DIRECT;
         rig.datapath.maps().config.set(0, &config)?;
-        under.left(&rig.run(Hook::ToOverlayProbe, &answer), &answer);
+        rig.bump(epoch::GLOBAL)?;
+        // What a probe finds out is for probes, before and after others' packets.
+        let sent = Packet::tcp(family.at(Who::PodA, 40_000), family.at(Who::Remote, 80)).flags(tcp::SYN);
+        for _ in 0..2 {
+            under.left(&rig.run(Hook::ToOverlayProbe, &answer), &answer);
+            rig.run(Hook::FromPodA, &from_a(sent.clone())).to_other_node(&sent.clone().ttl(63));
+        }
         Ok(())
     })
 }
