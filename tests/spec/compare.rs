@@ -221,7 +221,7 @@ fn inside(
             {
                 return differs("not answered for this reason");
             }
-            answer::check(due, *whole, model.world.mtu, frame, seen.packet)?;
+            answer::check(due, *whole, model.limit, frame, seen.packet)?;
             if let Frame::Ip(headers) = read(frame) {
                 model.coverage.meet([
                     "answer",

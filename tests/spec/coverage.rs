@@ -108,6 +108,7 @@ const KINDS: &[(&str, &[&[&str]])] = &[
     ("plain in", &[&["as we send", "otherwise than we send"], FAMILIES]),
     ("plain in", &[&["in a tunnel although we send otherwise"], FAMILIES]),
     ("routing", &[&["now in a tunnel", "now without a tunnel"], FAMILIES, PROTOCOLS]),
+    ("too big", &[&["for another node", "for the world"], FAMILIES]),
     ("way", &[&["local Pod", "overlay", "native", "stack", "uplink", "host to overlay", "passed"]]),
     (
         "drop",

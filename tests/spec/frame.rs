@@ -19,7 +19,7 @@ const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Piece {
     Whole,
-    /// About as long as what fits a tunnel.
+    /// About as long as what fits a tunnel, or an uplink.
     Long {
         may_be_cut: bool,
     },
@@ -32,7 +32,7 @@ pub(crate) enum Piece {
 pub(crate) fn frame(world: &World, rng: &mut Rng, hook: Hook, tuple: Tuple, piece: Piece) -> Vec<u8> {
     let body = match piece {
         Piece::Whole => transport(rng, tuple, 0..24),
-        Piece::Long { .. } => transport(rng, tuple, 1_330..1_450),
+        Piece::Long { .. } => transport(rng, tuple, 1_330..1_520),
         Piece::First(_) => {
             let mut body = transport(rng, tuple, 0..24);
             // Seldom less than the header (RFC 1858).

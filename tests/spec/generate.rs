@@ -152,7 +152,7 @@ impl Generator {
                 arp(world, rng, pod)
             }
             (18, _) if (tuple.sport, tuple.dport) != (0, 0) => report(world, rng, hook, tuple),
-            (20, _) if world.mtu > 0 && rng.u8(0..4) == 0 => {
+            (20, _) if rng.u8(0..4) == 0 => {
                 let may_be_cut = rng.bool();
                 frame(world, rng, hook, tuple, Piece::Long { may_be_cut })
             }

@@ -144,6 +144,8 @@ pub(crate) struct Model {
     pub(crate) tables: HashMap<Table, SocketAddr>,
     /// The time in seconds.
     pub(crate) now: u64,
+    /// What would have fitted the way of the last packet that was too big.
+    pub(crate) limit: usize,
 }
 
 /// How many connections of a kind [`Model::settle`] tells of.
@@ -162,6 +164,7 @@ impl Model {
             coverage: Coverage::default(),
             tables: HashMap::new(),
             now: 0,
+            limit: 0,
         }
     }
 
@@ -442,20 +445,25 @@ impl Model {
         headers: &Headers,
         frame: &[u8],
     ) -> Expect {
-        let too_big = !hook.is_egress() && self.is_too_big(headers, frame);
         let connection = self.connections[id].as_mut().expect("only forgotten connections are None");
         let (target, tuple) = connection.translated(direction);
         let routed = !hook.is_egress() && target.is_routed();
+        let renamed = connection.is_renamed();
         connection.life.hear(self.now, direction, headers.tcp_flags);
         if let Some(changed) = connection.look(&self.world, hook, direction) {
             self.coverage.meet(["routing", changed, coverage::family(tuple.src), protocol(headers)]);
         }
-        if too_big && matches!(target, Target::Overlay(_)) {
+        if !hook.is_egress()
+            && let Some(limit) = self.exceeded(target, headers, frame)
+        {
+            let whither = if target == Target::Uplink { "for the world" } else { "for another node" };
+            self.coverage.meet(["too big", whither, coverage::family(tuple.src), ""]);
+            self.limit = limit;
             return Expect::Drop(DropReason::TooBig);
         }
         if routed && frame[headers.ttl_at] <= 1 {
             // The host would take a packet to its own address for its own: nobody can be told.
-            if hook == Hook::FromUplink || (direction == Direction::Answer && connection.is_renamed()) {
+            if hook == Hook::FromUplink || (direction == Direction::Answer && renamed) {
                 return Expect::Drop(DropReason::HopLimit);
             }
             return Expect::Deliver { target: Target::Stack, tuple: headers.tuple, decrement: false };
