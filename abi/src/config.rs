@@ -80,6 +80,11 @@ pub mod flag {
     pub const TUNNEL_CHECKSUM: u32 = 1 << 4;
     /// The programs on the uplinks remove outer headers. Off: what comes in tunnels is the overlay device's.
     pub const OPEN: u32 = 1 << 5;
+    /// Other nodes know this one by an IPv4 address that it has not got itself (a translation on the way): at which of its own
+    /// their tunnels arrive is not known, so any will do.
+    pub const TRANSLATED_V4: u32 = 1 << 6;
+    /// The same for IPv6.
+    pub const TRANSLATED_V6: u32 = 1 << 7;
 }
 
 /// Default of [`Config::snat_port_min`]: above the kernel's default ephemeral range (32768-60999).

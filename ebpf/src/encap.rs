@@ -170,19 +170,17 @@ pub(crate) fn origin(skb: Skb, remote: &mut UnderlayAddress) -> Result<(), DropR
         // SAFETY: without the flag for IPv6 the kernel fills in the IPv4 members.
         let (far, near) = unsafe { (key.__bindgen_anon_1.remote_ipv4, key.__bindgen_anon_3.local_ipv4) };
         *remote = address::v4_mapped(far.to_be_bytes());
-        local = near.to_be_bytes() == config.tunnel_ipv4;
+        local = near.to_be_bytes() == config.tunnel_ipv4 || config.flags & config::flag::TRANSLATED_V4 != 0;
     } else if helper::tunnel_key(skb.raw(), &mut key, u64::from(BPF_F_TUNINFO_IPV6)).is_ok() {
         // SAFETY: with the flag it fills in the IPv6 members.
         let (far, near) = unsafe { (key.__bindgen_anon_1.remote_ipv6, key.__bindgen_anon_3.local_ipv6) };
         *remote = V6::of_words(far);
-        local = V6::of_words(near) == config.tunnel_ipv6;
+        local = V6::of_words(near) == config.tunnel_ipv6 || config.flags & config::flag::TRANSLATED_V6 != 0;
     } else {
         return Err(DropReason::UnknownTunnelSource);
     }
-    // The kernel's socket hears every address of the node, and Pods may send to those that are no tunnel's end (E19). Behind
-    // a translation of addresses the end is not known here.
-    let known = config.tunnel_ipv4 != [0; 4] || config.tunnel_ipv6 != [0; 16];
-    if known && !local {
+    // The kernel's socket hears every address of the node, and Pods may send to those that are no tunnel's end (E19).
+    if !local {
         return Err(DropReason::BadTunnelHeader);
     }
     if key.tunnel_id == config.vni { Ok(()) } else { Err(DropReason::WrongVni) }

@@ -446,7 +446,9 @@ fn forward<H: Hook, F: Pipeline>(skb: Skb, headers: &Headers<F::Addr>, flow: &Fl
                 }
             }
             // What the host's stack sends is the device's already.
-            let departure = if H::EGRESS && skb.mark() != PROBE_MARK || !whole {
+            // So are segments that were measured for a way without a tunnel.
+            let unmeasured = flow.flags & flag::NATIVE != 0 && skb.segment() != 0;
+            let departure = if H::EGRESS && skb.mark() != PROBE_MARK || !whole || unmeasured {
                 Departure::Device
             } else {
                 encap::directly(skb, slot, flow.tunnel_port, headers.length)?

@@ -23,11 +23,15 @@ pub fn enable_forwarding(uplink: &str) -> Result<()> {
     write(&path(&["ipv6", "conf", "all", "forwarding"]), "1")
 }
 
-/// Lets packets come in by `device` whose answers would leave by another one. The kernel applies the stricter of the
-/// device's setting and the namespace's, but takes "loose" (2) for stricter than "strict" (1).
+/// Lets packets come in by `device` whose answers would leave by another one: strict becomes loose, off stays off. The kernel
+/// applies the larger of the device's setting and the namespace's, so that "loose" (2) wins over "strict" (1).
 pub fn relax_reverse_path(device: &str) -> Result<()> {
-    let everywhere = read(&path(&["ipv4", "conf", "all", "rp_filter"]))?;
-    set_device("ipv4", device, "rp_filter", if everywhere == "0" { "0" } else { "2" })
+    let setting = |place| read(&path(&["ipv4", "conf", place, "rp_filter"]));
+    if setting("all")?.max(setting(device)?) == "1" {
+        set_device("ipv4", device, "rp_filter", "2")
+    } else {
+        Ok(())
+    }
 }
 
 /// The source ports that the node's own sockets may be given: the ephemeral range without what is reserved.

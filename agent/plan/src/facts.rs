@@ -10,7 +10,7 @@ use quilla_model::{ObjectName, Protocol, Snapshot};
 
 use crate::route::{around_pods, gateways};
 use crate::routing::Routing;
-use crate::tunnel::own_ends;
+use crate::tunnel::{named_ends, own_ends};
 
 /// The node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,13 @@ impl NodeFacts {
             flags |= flag::TUNNEL_CHECKSUM;
         }
         let (tunnel_ipv4, tunnel_ipv6) = own_ends(snapshot, self);
+        let (named_ipv4, named_ipv6) = named_ends(snapshot, self);
+        if named_ipv4.is_some() && tunnel_ipv4.is_none() {
+            flags |= flag::TRANSLATED_V4;
+        }
+        if named_ipv6.is_some() && tunnel_ipv6.is_none() {
+            flags |= flag::TRANSLATED_V6;
+        }
         let (pods_ipv4, pods_ipv6) = around_pods(snapshot, &self.name);
         Config {
             schema: SCHEMA,

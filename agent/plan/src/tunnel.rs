@@ -64,8 +64,15 @@ fn tunnel_to<'a>(
     tunnel
 }
 
-/// This node's tunnel ends as the other nodes take them from its Node object, where it has those addresses.
+/// This node's tunnel ends, where it has the addresses by which other nodes know it.
 pub(crate) fn own_ends(snapshot: &Snapshot, facts: &NodeFacts) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let (ipv4, ipv6) = named_ends(snapshot, facts);
+    let has = |address: IpAddr| facts.addresses.contains(&address);
+    (ipv4.filter(|address| has((*address).into())), ipv6.filter(|address| has((*address).into())))
+}
+
+/// This node's tunnel ends as the other nodes take them from its Node object.
+pub(crate) fn named_ends(snapshot: &Snapshot, facts: &NodeFacts) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
     let named = snapshot.nodes.get(&facts.name).map_or(&[][..], |node| &node.addresses);
     let mut usable = named.iter().copied().filter(|address| unusable(*address).is_none());
     let ipv4 = usable.clone().find_map(|address| match address {
@@ -76,8 +83,7 @@ pub(crate) fn own_ends(snapshot: &Snapshot, facts: &NodeFacts) -> (Option<Ipv4Ad
         IpAddr::V6(v6) => Some(v6),
         IpAddr::V4(_) => None,
     });
-    let has = |address: IpAddr| facts.addresses.contains(&address);
-    (ipv4.filter(|address| has((*address).into())), ipv6.filter(|address| has((*address).into())))
+    (ipv4, ipv6)
 }
 
 /// The Ethernet address of a node's overlay device: locally administered, made from the node's name.
@@ -101,6 +107,8 @@ mod tests {
 
     use quilla_model::{Node, Snapshot};
 
+    use quilla_abi::config::flag;
+
     use super::{mac_of, own_ends};
     use crate::facts::NodeFacts;
 
@@ -123,6 +131,14 @@ mod tests {
         let (v4, v6) = ([192, 0, 2, 2].into(), "2001:db8::1".parse().unwrap());
         assert_eq!(ends(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]), (Some(v4), Some(v6)));
         assert_eq!(ends(&["192.0.2.1"]), (None, None), "peers know it by another address");
+        let flags = |own: &[&str]| {
+            let addresses = own.iter().map(|text| address(text)).collect();
+            let facts = NodeFacts { addresses, ..NodeFacts::new("here") };
+            facts.config(&snapshot).flags & (flag::TRANSLATED_V4 | flag::TRANSLATED_V6)
+        };
+        assert_eq!(flags(&["192.0.2.2", "2001:db8::1"]), 0);
+        assert_eq!(flags(&["192.0.2.1", "2001:db8::1"]), flag::TRANSLATED_V4);
+        assert_eq!(flags(&["192.0.2.2"]), flag::TRANSLATED_V6);
         assert_eq!(own_ends(&snapshot, &NodeFacts::new("there")), (None, None));
     }
 

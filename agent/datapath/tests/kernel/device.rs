@@ -265,8 +265,13 @@ fn forwarding_keeps_an_uplink_that_learns_its_routes() {
     assert_eq!(setting("ipv4/ip_forward"), "1");
     assert_eq!(setting("ipv6/conf/all/forwarding"), "1");
     assert_eq!(setting("ipv6/conf/under.7/accept_ra"), "2");
-    for (everywhere, expected) in [("0", "0"), ("1", "2")] {
-        nodes[0].run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", everywhere)).expect("write");
+    for (everywhere, own, expected) in
+        [("0", "0", "0"), ("0", "1", "2"), ("0", "2", "2"), ("1", "0", "2"), ("1", "2", "2"), ("2", "1", "1")]
+    {
+        for (place, value) in [("all", everywhere), ("under.7", own)] {
+            let path = format!("/proc/sys/net/ipv4/conf/{place}/rp_filter");
+            nodes[0].run(|| std::fs::write(path, value)).expect("write");
+        }
         nodes[0].run(|| sysctl::relax_reverse_path("under.7")).expect("relax");
         assert_eq!(setting("ipv4/conf/under.7/rp_filter"), expected);
     }
