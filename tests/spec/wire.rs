@@ -256,6 +256,9 @@ struct Chain {
     fragment: Option<usize>,
 }
 
+/// Headers are looked for in so many bytes of a frame, behind 54 of Ethernet and IPv6.
+const SOUGHT: usize = 512 - 54;
+
 /// Steps over extension headers, at most eight (E2); a fragment header must be the last.
 fn skip_extensions(mut proto: u8, payload: &[u8]) -> Result<Chain, DropReason> {
     let is_extension =
@@ -269,6 +272,9 @@ fn skip_extensions(mut proto: u8, payload: &[u8]) -> Result<Chain, DropReason> {
             return Err(DropReason::ExtensionHeaders);
         }
         let Some(header) = payload.get(at..at + 8) else { return Err(DropReason::Truncated) };
+        if at + 8 > SOUGHT {
+            return Err(DropReason::ExtensionHeaders);
+        }
         if proto == FRAGMENT && is_extension(header[0]) {
             return Err(DropReason::ExtensionHeaders);
         }
@@ -286,6 +292,9 @@ fn skip_extensions(mut proto: u8, payload: &[u8]) -> Result<Chain, DropReason> {
             return Err(DropReason::Truncated);
         }
         proto = header[0];
+    }
+    if at > SOUGHT {
+        return Err(DropReason::ExtensionHeaders);
     }
     Ok(Chain { proto, length: at, fragment: None })
 }
