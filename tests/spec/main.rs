@@ -42,6 +42,7 @@ use crate::rig::{OTHER_UPLINK, OVERLAY, POD_DEVICES, UPLINK};
 
 fn main() -> std::process::ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
+        mutants::each_is_found,
         agreement,
         mutants::data_path::each_is_caught,
         mutants::planner::each_is_caught

@@ -1,11 +1,13 @@
 //! Deliberately broken programs and planners, each of which the specification must notice.
 //!
 //! A mutant is a textual change to the sources, built from a copy of the tree. A change whose text is no longer found
-//! exactly once fails the test: mutants do not rot in silence.
+//! exactly once fails a test of its own, in no time: mutants do not rot in silence. `SPEC_MUTANT` sets a part of the
+//! names of those to try.
 
 pub(crate) mod data_path;
 pub(crate) mod planner;
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,10 +25,28 @@ struct Mutant {
     to: &'static str,
 }
 
+impl Mutant {
+    /// Makes this of an original.
+    fn of(&self, original: &str) -> Result<String> {
+        let found = original.matches(self.from).count();
+        ensure!(found == 1, "{}: `{}` is {found} times in {}", self.name, self.from, self.file);
+        Ok(original.replace(self.from, self.to))
+    }
+}
+
 /// Of programs that should agree, to show that they do.
 const CONTROL_PACKETS: u64 = 200_000;
 /// Enough for every mutant to be noticed: most are within some thousands, the rarest within a million.
 const PACKETS: u64 = 3_000_000;
+
+/// The texts that the mutants change are in the sources.
+pub(crate) fn each_is_found() -> Result<()> {
+    for mutant in data_path::MUTANTS.iter().chain(planner::MUTANTS) {
+        let original = fs::read_to_string(Sources::root().join(mutant.file));
+        mutant.of(&original.with_context(|| format!("read {}", mutant.file))?)?;
+    }
+    Ok(())
+}
 
 /// A part of the tree, as a workspace of its own.
 struct Sources {
@@ -80,7 +100,9 @@ impl Sources {
             bail!("the control disagrees: {story}");
         }
         let mut survivors = Vec::new();
-        for (number, mutant) in mutants.iter().enumerate() {
+        let wanted = env::var("SPEC_MUTANT").unwrap_or_default();
+        for (number, mutant) in mutants.iter().enumerate().filter(|(_, mutant)| mutant.name.contains(&wanted))
+        {
             let original = self.mutate(mutant)?;
             let name = format!("mutant-{number}");
             let story = disagrees(self, &name, PACKETS).with_context(|| mutant.name)?;
@@ -98,9 +120,7 @@ impl Sources {
     fn mutate(&self, mutant: &Mutant) -> Result<String> {
         let file = self.folder().join(mutant.file);
         let original = fs::read_to_string(&file).with_context(|| format!("read {}", mutant.file))?;
-        let found = original.matches(mutant.from).count();
-        ensure!(found == 1, "`{}` is {found} times in {}", mutant.from, mutant.file);
-        fs::write(&file, original.replace(mutant.from, mutant.to)).context("write the mutant")?;
+        fs::write(&file, mutant.of(&original)?).context("write the mutant")?;
         Ok(original)
     }
 

@@ -10,7 +10,7 @@ use super::{Mutant, Sources, told};
 use crate::explore::explore;
 use crate::{files, namespace};
 
-const MUTANTS: &[Mutant] = &[
+pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "checksums forget the addresses",
         file: "ebpf/core/src/connection.rs",
@@ -278,8 +278,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "what must be cut leaves plainly",
         file: "ebpf/src/pipeline.rs",
-        from: "let whole = headers.length <= u32::from(flow.mtu) || flow.mtu == 0 || skb.segment() != 0;",
-        to: "let whole = headers.length != 0;",
+        from: "if flow.flags & flag::NATIVE != 0 && whole && !H::EGRESS {",
+        to: "if flow.flags & flag::NATIVE != 0 && !H::EGRESS {",
     },
     Mutant {
         name: "what may be cut is refused as too big",

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::{Mutant, Sources};
 use crate::{files, namespace};
 
-const MUTANTS: &[Mutant] = &[
+pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "externalTrafficPolicy is ignored",
         file: "agent/plan/src/frontend.rs",
