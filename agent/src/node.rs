@@ -9,7 +9,7 @@ mod overlay;
 mod refusal;
 mod uplink;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use quilla_abi::config::OVERLAY_PORT;
@@ -147,6 +147,11 @@ impl Node {
     /// Names of the uplinks that are there.
     pub fn uplinks(&self) -> Vec<String> {
         self.uplinks.present().iter().map(|device| device.name.clone()).collect()
+    }
+
+    /// The MTUs of those uplinks by their numbers.
+    pub fn uplink_mtus(&self) -> BTreeMap<u32, u32> {
+        self.uplinks.present().iter().map(|device| (device.ifindex, device.mtu)).collect()
     }
 
     /// Name of the overlay device.

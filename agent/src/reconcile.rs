@@ -92,6 +92,8 @@ pub struct Reconciler {
     layout: Layout,
     actual: Arc<Tables>,
     unsure: bool,
+    /// The uplinks' MTUs when flows were last told to look again: the way to the world is measured when one is computed.
+    measured: BTreeMap<u32, u32>,
     /// No round has begun yet: nobody wrote since the maps were read.
     fresh: bool,
     /// Overlay device and uplinks that this run's programs are attached to, and with them all Pods to which they can be.
@@ -136,6 +138,7 @@ impl Reconciler {
             fallback: None,
             recovered,
             unsure: true,
+            measured: BTreeMap::new(),
             fresh: true,
             attached: None,
             guard: Guard::default(),
@@ -309,6 +312,9 @@ impl Reconciler {
             steps.push(quilla_plan::diff::refresh());
         }
         let applied = table::apply(self.datapath.maps(), &steps);
+        }
+        let measured = self.node.uplink_mtus();
+        if self.unsure || self.measured != measured {
         // After a failure, too: the next difference may not name them again, and to look at a socket of a backend that
         // is still there costs nothing.
         let ended = sockets::ended(&steps);
@@ -323,6 +329,7 @@ impl Reconciler {
         self.unsure = false;
         Ok(())
     }
+        self.measured = measured;
 
     /// When everything is attached anew: a number that belongs to another device by now must not get into a row.
     fn look_for_devices(&mut self) -> Result<(), ReconcileError> {

@@ -34,7 +34,11 @@ pub(crate) struct Bulk {
 impl Bulk {
     /// From one Pod to the other and back.
     pub(crate) fn start(from: &Pod, to: &Pod, v6: bool) -> Result<Self> {
-        let target = SocketAddr::new(to.address(v6), PORT);
+        Self::to(from, to.name(), SocketAddr::new(to.address(v6), PORT))
+    }
+
+    /// From a Pod to whoever echoes there and back.
+    pub(crate) fn to(from: &Pod, whom: &str, target: SocketAddr) -> Result<Self> {
         let connect = || TcpStream::connect_timeout(&target, PATIENCE);
         let stream = run_inside(from.netns(), connect)?.with_context(|| format!("connect to {target}"))?;
         stream.set_read_timeout(Some(PATIENCE)).context("set the time limit")?;
@@ -44,7 +48,7 @@ impl Bulk {
         let (count, reader) = (Arc::clone(&echoed), stream.try_clone().context("share the stream")?);
         let threads =
             vec![thread::spawn(move || write(writer, &ended)), thread::spawn(move || read(reader, &count))];
-        let name = format!("{} to {} at {target}", from.name(), to.name());
+        let name = format!("{} to {whom} at {target}", from.name());
         Ok(Self { name, stream, stop, echoed, threads })
     }
 

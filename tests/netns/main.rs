@@ -65,6 +65,7 @@ fn main() -> std::process::ExitCode {
         uplinks::each_uplink_answers_its_own_clients,
         mtu::pods_follow_the_uplink,
         mtu::a_narrow_link_between_nodes,
+        mtu::the_way_to_the_world_narrows,
         lifecycle::another_node_takes_the_pod_cidrs,
         lifecycle::an_address_changes_hands,
         lifecycle::uplinks_are_renamed_made_anew_and_added,

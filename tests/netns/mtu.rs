@@ -1,6 +1,8 @@
 //! How large a packet may be: an uplink whose MTU changes under load, and a link in the underlay that is narrower than any
 //! node knows.
 
+mod world;
+
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
@@ -19,6 +21,8 @@ use serde_json::{Value, json};
 use crate::bulk::Bulk;
 use crate::overlay::start;
 use crate::traffic::Traffic;
+
+pub(crate) use world::the_way_to_the_world_narrows;
 
 const PORT: u16 = 8080;
 /// Whole windows.
