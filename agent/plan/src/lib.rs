@@ -35,6 +35,7 @@ pub mod routing;
 pub mod service_facts;
 pub mod step;
 pub mod tables;
+mod taken;
 pub mod tunnel;
 mod weight;
 

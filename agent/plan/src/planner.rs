@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use quilla_abi::config::flag;
 use quilla_abi::service::scope;
-use quilla_model::{Difference, ObjectName, ObjectRef, Problem, Reason, SharedMap, Snapshot};
+use quilla_model::{Difference, ObjectName, ObjectRef, Problem, SharedMap, Snapshot};
 
 use crate::claim::{Claims, Owner};
 use crate::count::{compare, users};
@@ -21,7 +21,7 @@ use crate::frontend::{ServicePlan, plan_service};
 use crate::host_port::plan_host_ports;
 use crate::maglev::Demand;
 use crate::service_facts::ServiceFacts;
-use crate::{node_port, parallel, route, tunnel};
+use crate::{node_port, parallel, route, taken, tunnel};
 
 /// New plans that may wait for their place beside the old ones, so that there are never two of everything.
 const AT_ONCE: usize = 2048;
@@ -104,30 +104,16 @@ impl Planner {
         let of_plans = self.faulty.iter().filter_map(|owner| self.plans.get(owner));
         let mut found: Vec<Problem> = of_plans.flat_map(|plan| plan.problems.iter().cloned()).collect();
         found.extend(self.claims.conflicts());
-        found.extend(self.taken_from_pods());
+        let of_pods = &self.network.of_pods;
+        if !of_pods.is_empty() {
+            let services = self.plans.iter().filter_map(|(owner, plan)| match owner {
+                Owner::Service(name) => Some((name, &**plan)),
+                Owner::Pod(..) => None,
+            });
+            found.extend(taken::problems(services, |address| of_pods.get(address).copied()));
+        }
         found.sort_unstable();
         self.network.problems.iter().cloned().chain(found).collect()
-    }
-
-    /// Services at addresses of Pods: whoever asks the Pod on such a port gets the Service. Those at addresses of nodes are
-    /// as usual.
-    fn taken_from_pods(&self) -> Vec<Problem> {
-        let of_pods = &self.network.of_pods;
-        let mut problems = Vec::new();
-        if of_pods.is_empty() {
-            return problems;
-        }
-        for (owner, plan) in &self.plans {
-            let Owner::Service(name) = owner else { continue };
-            let has = |address| plan.markers.contains_key(&Marker { address, scope: scope::EXTERNAL });
-            for (address, cidr) in of_pods.iter().filter(|(address, _)| has(**address)) {
-                let detail = format!(
-                    "address {address} is a Pod's, of {cidr}: the Service has its ports there, and no other"
-                );
-                problems.push(Problem::new(ObjectRef::new("Service", name), Reason::Conflict, detail));
-            }
-        }
-        problems
     }
 
     /// Whose plan may be another one now.
@@ -256,9 +242,10 @@ impl Planner {
         let mut marked = virtual_ips.clone();
         self.desired.tunnels = tunnel::plan(snapshot, &facts, &mut problems);
         let routes = route::plan(snapshot, &facts, &mut marked, &mut problems);
-        update(&mut self.desired.routes, routes);
         let unmarked: BTreeSet<IpAddr> =
             virtual_ips.difference(&marked).map(|marker| marker.address).collect();
+        let of_pods = taken::of_pods(&unmarked, &routes);
+        update(&mut self.desired.routes, routes);
         for &address in unmarked.symmetric_difference(&self.network.unmarked) {
             for scope in [scope::INTERNAL, scope::EXTERNAL] {
                 let marker = Marker { address, scope };
@@ -269,9 +256,6 @@ impl Planner {
                 }
             }
         }
-        let cidrs = || snapshot.nodes.values().flat_map(|node| &node.pod_cidrs);
-        let of_pod = |address: &IpAddr| Some((*address, *cidrs().find(|cidr| cidr.contains(address))?));
-        let of_pods = unmarked.iter().filter_map(of_pod).collect();
         let markers = self.markers.clone();
         self.network = Network { facts: Some(facts), markers, virtual_ips, unmarked, of_pods, problems };
     }
