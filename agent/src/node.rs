@@ -8,6 +8,7 @@ mod mtu;
 mod overlay;
 mod refusal;
 mod uplink;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,9 +28,9 @@ use crate::cni::AttachedEndpoint;
 use crate::masquerade;
 use crate::overlay::{Encapsulation, Mode};
 
-use mtu::Ways;
 use refusal::{Ranges, Refusals};
 use uplink::Uplinks;
+use ways::Ways;
 
 /// What the operator chose.
 #[derive(Debug)]
@@ -222,38 +223,50 @@ impl Node {
 
     /// Makes sure of the devices: the uplinks and all addresses are known, the overlay device is there.
     pub fn prepare(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
-        let host = Host::opened(&mut self.host)?;
         let distrusted = self.overlay.is_none();
-        if distrusted {
-            self.ways = Ways::default();
-            self.uplinks = self.uplinks.look(&host.netlink, &self.settings.uplinks)?;
-            // Without it nothing can begin. What has begun goes on: it may well come back.
-            if self.mtu == 0 {
-                self.uplinks.require_first(&self.settings.uplinks)?;
-            }
-            open_ways(self.uplinks.present())?;
-            self.problems = problems(&self.settings, &self.uplinks)?;
-            self.surroundings = host.netlink.surroundings()?;
-        }
+        let addresses = if distrusted { self.look()? } else { self.addresses.clone() };
+        let netlink = &Host::opened(&mut self.host)?.netlink;
         let uplinks = self.uplinks.present();
-        if let Some(mtu) = self.ways.mtu(&host.netlink, uplinks, &self.settings, snapshot)? {
+        if let Some(mtu) = self.ways.mtu(netlink, uplinks, &self.settings, snapshot, &addresses)? {
             self.mtu = mtu;
         }
         let wanted = overlay::wanted(&self.settings, self.mtu, snapshot);
-        if self.overlay.as_ref().is_none_or(|(present, _)| *present != wanted) {
-            let device = host.netlink.ensure_overlay(&wanted)?;
-            // A node to which this one sends plainly may answer in tunnels.
-            sysctl::relax_reverse_path(Overlay::NAME)?;
-            let mtu_changed =
-                self.settings.mtu.send_if_modified(|mtu| std::mem::replace(mtu, wanted.mtu) != wanted.mtu);
-            tracing::debug!(device = wanted.name, mtu = wanted.mtu, mtu_changed, gateways = ?wanted.gateways, "overlay device ready");
-            self.overlay = Some((wanted, device));
-            let addresses = address::usable(host.netlink.all_addresses()?);
-            let lost: BTreeSet<_> = self.addresses.difference(&addresses).copied().collect();
-            self.addresses = addresses;
-            self.end_stranded(&lost);
+        if self.overlay.as_ref().is_some_and(|(present, _)| *present == wanted) {
+            return Ok(());
         }
+        if !distrusted {
+            // What is wanted follows from what was seen last.
+            self.overlay = None;
+            return self.prepare(snapshot);
+        }
+        let device = netlink.ensure_overlay(&wanted)?;
+        // A node to which this one sends plainly may answer in tunnels.
+        sysctl::relax_reverse_path(Overlay::NAME)?;
+        let mtu_changed =
+            self.settings.mtu.send_if_modified(|mtu| std::mem::replace(mtu, wanted.mtu) != wanted.mtu);
+        tracing::debug!(device = wanted.name, mtu = wanted.mtu, mtu_changed, gateways = ?wanted.gateways, "overlay device ready");
+        let gateways = address::usable(wanted.gateways.iter().copied().collect());
+        self.overlay = Some((wanted, device));
+        let addresses = &addresses | &gateways;
+        let lost = &self.addresses - &addresses;
+        self.addresses = addresses;
+        self.end_stranded(&lost);
         Ok(())
+    }
+
+    /// The node as it is now: its uplinks, which are opened, what is wrong with them, and its addresses.
+    fn look(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
+        let netlink = &Host::opened(&mut self.host)?.netlink;
+        self.ways = Ways::default();
+        self.uplinks = self.uplinks.look(netlink, &self.settings.uplinks)?;
+        // Without it nothing can begin. What has begun goes on: it may well come back.
+        if self.mtu == 0 {
+            self.uplinks.require_first(&self.settings.uplinks)?;
+        }
+        open_ways(self.uplinks.present())?;
+        self.problems = problems(&self.settings, &self.uplinks)?;
+        self.surroundings = netlink.surroundings()?;
+        Ok(address::usable(netlink.all_addresses()?))
     }
 
     /// Ends connections to the apiserver from addresses that the node has lost: nothing gets through them any more, and

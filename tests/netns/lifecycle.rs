@@ -120,7 +120,7 @@ pub(crate) fn an_address_changes_hands() -> Result<()> {
 }
 
 /// Has the cluster know a node by these addresses, as its podlet would.
-fn announce(cluster: &Cluster, node: &str, addresses: [&str; 2]) -> Result<()> {
+pub(crate) fn announce(cluster: &Cluster, node: &str, addresses: [&str; 2]) -> Result<()> {
     let addresses = addresses.map(|address| json!({"type": "InternalIP", "address": address}));
     let patch = json!({"status": {"addresses": addresses}}).to_string();
     cluster.kubectl(&["patch", "node", node, "--subresource=status", "--type=merge", "-p", &patch]).map(drop)

@@ -62,6 +62,7 @@ fn main() -> std::process::ExitCode {
         routing::routes_are_kept_exactly,
         routing::next_hops_are_as_the_host_has_them,
         routing::exceptions_are_followed,
+        routing::an_address_that_is_not_there_costs_a_tunnel,
         uplinks::each_uplink_answers_its_own_clients,
         mtu::pods_follow_the_uplink,
         mtu::a_narrow_link_between_nodes,

@@ -3,6 +3,7 @@
 
 mod exceptions;
 mod hops;
+mod translated;
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,7 @@ use crate::restart;
 
 pub(crate) use exceptions::exceptions_are_followed;
 pub(crate) use hops::next_hops_are_as_the_host_has_them;
+pub(crate) use translated::an_address_that_is_not_there_costs_a_tunnel;
 
 const PORT: u16 = 8080;
 /// More than any packet.

@@ -11,6 +11,11 @@ use crate::desired::Tunnel;
 use crate::facts::NodeFacts;
 use crate::routing::{Path, Why, path};
 
+/// The other nodes with a usable address and how packets get to them: what [`crate::plan()`] makes of the same facts.
+pub fn tunnels(snapshot: &Snapshot, facts: &NodeFacts) -> BTreeMap<String, Tunnel> {
+    plan(snapshot, facts, &mut Vec::new())
+}
+
 /// A tunnel to each other node with a usable address; of two nodes with one address the first by name has it.
 pub(crate) fn plan(
     snapshot: &Snapshot,
@@ -65,7 +70,7 @@ fn tunnel_to<'a>(
 }
 
 /// This node's tunnel ends, where it has the addresses by which other nodes know it.
-pub(crate) fn own_ends(snapshot: &Snapshot, facts: &NodeFacts) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+pub fn own_ends(snapshot: &Snapshot, facts: &NodeFacts) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
     let (ipv4, ipv6) = named_ends(snapshot, facts);
     let has = |address: IpAddr| facts.addresses.contains(&address);
     (ipv4.filter(|address| has((*address).into())), ipv6.filter(|address| has((*address).into())))
