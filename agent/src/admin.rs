@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilla_datapath::Datapath;
+use quilla_plan::Routing;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -54,12 +55,16 @@ pub struct Admin {
     pub sockets: watch::Receiver<Support>,
     /// Who writes outer headers.
     pub encapsulation: watch::Receiver<Encapsulation>,
+    /// How packets should get to other nodes.
+    pub routing: Routing,
+    /// The MTU of new Pods.
+    pub mtu: watch::Receiver<u32>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Request {
     query: Query,
-    /// Which rows, of Services, backends and flows.
+    /// Which rows, of Services, backends, flows and counts.
     #[serde(default)]
     filter: Filter,
 }

@@ -110,7 +110,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let (masquerade_sender, chosen) = watch::channel(first);
     let (reconciler, commands) = channel();
 
-    let cni = cni_config(&options, pools, mtu);
+    let cni = cni_config(&options, pools, mtu.clone());
     let (notices, noticed) = mpsc::channel(64);
     let static_addresses = StaticAddresses {
         allowed: options.static_addresses,
@@ -159,7 +159,8 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     tasks.start("self-test", self_test.run(options.cgroup.clone(), seen, readiness_sender, counted, until));
     let socket = options.run_dir.join("admin.sock");
     let admin_listener = admin::listen(&socket).map_err(io("listen on", &socket.to_string_lossy()))?;
-    let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness, (sockets_support, encapsulation));
+    let found_out = (sockets_support, encapsulation, mtu);
+    let desk = desk(&options, &datapath, &view, cni.ledger(), &readiness, found_out);
     tasks.start("admin socket", admin::serve(admin_listener, desk, drain.clone()));
     tasks.start_health(&options, listener, Health { metrics, datapath, view, readiness }, snapshots);
 
@@ -342,7 +343,11 @@ fn desk(
     view: &watch::Receiver<Arc<View>>,
     ledger: Ledger,
     readiness: &watch::Receiver<Readiness>,
-    (sockets, encapsulation): (watch::Receiver<Support>, watch::Receiver<Encapsulation>),
+    (sockets, encapsulation, mtu): (
+        watch::Receiver<Support>,
+        watch::Receiver<Encapsulation>,
+        watch::Receiver<u32>,
+    ),
 ) -> admin::Admin {
     admin::Admin {
         node: options.node_name.clone(),
@@ -352,6 +357,8 @@ fn desk(
         readiness: readiness.clone(),
         sockets,
         encapsulation,
+        routing: options.routing,
+        mtu,
     }
 }
 

@@ -5,13 +5,13 @@
 //! nor the other nodes' agents what every one of them finds. What concerns one node names it.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, ObjectMeta, PostParams};
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::reconcile::View;
 
-/// More problems than these are only counted: a broken cluster is not helped by a flood.
+/// More problems with objects of one kind than these are only counted: a broken cluster is not helped by a flood.
 const MAX_REPORTED: usize = 200;
 
 /// Something that an object's owner should know.
@@ -42,7 +42,7 @@ impl Notice {
         let notice = Self {
             object: problem.object.clone(),
             reason: camel_case(problem.reason.label()).into(),
-            message: format!("skipped: {}", problem.detail),
+            message: message(problem),
         };
         if problem.reason == Reason::Capacity { notice.on(node) } else { notice }
     }
@@ -50,6 +50,17 @@ impl Notice {
     /// The same, with the node that it concerns.
     fn on(self, node: &str) -> Self {
         Self { message: format!("node {node}: {}", self.message), ..self }
+    }
+}
+
+/// What was skipped, or how things are: the details of these reasons are whole sentences about what is done instead, or
+/// who has what two claim, and not everything that is told is left out.
+fn message(problem: &Problem) -> String {
+    match problem.reason {
+        Reason::Malformed | Reason::UnusableAddress | Reason::Duplicate => {
+            format!("skipped: {}", problem.detail)
+        }
+        Reason::Conflict | Reason::Unsupported | Reason::Missing | Reason::Capacity => problem.detail.clone(),
     }
 }
 
@@ -69,7 +80,7 @@ pub async fn report(
                 Ok(()) = view.changed() => {
                     let current = view.borrow_and_update().clone();
                     for problem in unreported(&current.problems, &mut reported) {
-                        tracing::warn!(object.r#ref = %problem.object, reason = problem.reason.label(), detail = problem.detail, "skipped");
+                        tracing::warn!(object.r#ref = %problem.object, reason = problem.reason.label(), detail = problem.detail, "problem");
                         post(&client, &node, &Notice::of(&problem, &node)).await;
                     }
                 }
@@ -84,9 +95,20 @@ pub async fn report(
 fn unreported(problems: &[Problem], reported: &mut BTreeSet<Problem>) -> Vec<Problem> {
     let current: BTreeSet<&Problem> = problems.iter().collect();
     reported.retain(|problem| current.contains(problem));
-    let room = MAX_REPORTED.saturating_sub(reported.len());
-    let new: Vec<Problem> =
-        current.into_iter().filter(|problem| !reported.contains(*problem)).take(room).cloned().collect();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for problem in reported.iter() {
+        *counts.entry(problem.object.kind).or_default() += 1;
+    }
+    let mut has_room = |problem: &Problem| {
+        let count = counts.entry(problem.object.kind).or_default();
+        *count += 1;
+        *count <= MAX_REPORTED
+    };
+    let new: Vec<Problem> = current
+        .into_iter()
+        .filter(|problem| !reported.contains(*problem) && has_room(problem))
+        .cloned()
+        .collect();
     reported.extend(new.iter().cloned());
     new
 }
@@ -145,6 +167,7 @@ fn resource(kind: &str) -> Option<ApiResource> {
         ApiResource::erase::<Node>(&()),
         ApiResource::erase::<Namespace>(&()),
         ApiResource::erase::<ServiceCIDR>(&()),
+        ApiResource::erase::<NetworkPolicy>(&()),
     ];
     known.into_iter().find(|resource| resource.kind == kind)
 }
@@ -232,13 +255,23 @@ mod tests {
             })
         };
         let [first, second] = names(Reason::Capacity);
-        assert_eq!(
-            (first.1.as_str(), second.1.as_str()),
-            ("node a: skipped: no room", "node b: skipped: no room")
-        );
+        assert_eq!((first.1.as_str(), second.1.as_str()), ("node a: no room", "node b: no room"));
         assert_ne!(first.0, second.0);
         let [first, second] = names(Reason::Conflict);
         assert_eq!(first, second);
+    }
+
+    /// What is left out is called so; a Service at an address of a Pod is served, and a policy is not in force.
+    #[test]
+    fn only_what_is_skipped_is_called_so() {
+        let object = ObjectRef::new("Service", &ObjectName::new("shop", "web"));
+        let message = |reason| Notice::of(&Problem::new(object.clone(), reason, "detail"), "a").message;
+        for skipped in [Reason::Malformed, Reason::UnusableAddress, Reason::Duplicate] {
+            assert_eq!(message(skipped), "skipped: detail");
+        }
+        for told in [Reason::Conflict, Reason::Unsupported, Reason::Missing] {
+            assert_eq!(message(told), "detail");
+        }
     }
 
     /// An apiserver with one Service and one Node.
@@ -297,5 +330,8 @@ mod tests {
         assert_eq!(unreported(&[problem(1)], &mut reported), [problem(1)]);
         let flood: Vec<_> = (0..2 * MAX_REPORTED).map(problem).collect();
         assert_eq!(unreported(&flood, &mut reported).len(), MAX_REPORTED - 1);
+        let other = Problem::new(ObjectRef::cluster("Namespace", "n"), Reason::Malformed, "x");
+        let both = [&flood[..], std::slice::from_ref(&other)].concat();
+        assert_eq!(unreported(&both, &mut reported), [other], "a flood of one kind does not hide another");
     }
 }

@@ -123,7 +123,7 @@ impl Metrics {
         registry.register("watch_restarts", "Interrupted watches, by kind", self.watch_restarts.clone());
         registry.register(
             "problems",
-            "Parts of objects that are skipped now, by reason",
+            "Problems with objects and with the node, by reason",
             self.problems.clone(),
         );
         registry.register("endpoints", "Pods attached to this node", self.endpoints.clone());
@@ -218,7 +218,7 @@ impl Metrics {
         self.watch_restarts.get_or_create(&[("kind", kind.name())]).inc();
     }
 
-    /// What is skipped at the moment.
+    /// What is wrong at the moment.
     pub fn problems(&self, problems: &[Problem]) {
         for &reason in Reason::ALL {
             let count = problems.iter().filter(|problem| problem.reason == reason).count();

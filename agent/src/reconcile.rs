@@ -34,6 +34,7 @@ use crate::node::{Node, NodeSettings};
 use crate::snapshot::Published;
 use crate::sockets::{self, Ended};
 use crate::table;
+use crate::watch::unenforced;
 
 use agenda::{Agenda, Task};
 pub use command::{Answer, Command, Handle, ReconcileError, channel};
@@ -91,9 +92,9 @@ pub struct Reconciler {
     grace: Grace,
     layout: Layout,
     actual: Arc<Tables>,
-    unsure: bool,
     /// The uplinks' MTUs when flows were last told to look again: the way to the world is measured when one is computed.
     measured: BTreeMap<u32, u32>,
+    unsure: bool,
     /// No round has begun yet: nobody wrote since the maps were read.
     fresh: bool,
     /// Overlay device and uplinks that this run's programs are attached to, and with them all Pods to which they can be.
@@ -137,8 +138,8 @@ impl Reconciler {
             own_services,
             fallback: None,
             recovered,
-            unsure: true,
             measured: BTreeMap::new(),
+            unsure: true,
             fresh: true,
             attached: None,
             guard: Guard::default(),
@@ -278,6 +279,8 @@ impl Reconciler {
             desired,
             tables,
             problems: found,
+            // What was stored for a start without an apiserver has none.
+            unenforced_policies: if self.fallback.is_some() { None } else { unenforced(&problems) },
             devices: self.node.ifindexes(),
             endpoints: self.endpoints.values().cloned().collect(),
             absent: self.absent.iter().filter_map(|key| self.endpoints.get(key)).cloned().collect(),
@@ -309,12 +312,12 @@ impl Reconciler {
         if self.unsure {
             // What this run finds did not appear just now.
             steps.retain(|step| !step.starts_loads());
-            steps.push(quilla_plan::diff::refresh());
-        }
-        let applied = table::apply(self.datapath.maps(), &steps);
         }
         let measured = self.node.uplink_mtus();
         if self.unsure || self.measured != measured {
+            steps.push(quilla_plan::diff::refresh());
+        }
+        let applied = table::apply(self.datapath.maps(), &steps);
         // After a failure, too: the next difference may not name them again, and to look at a socket of a backend that
         // is still there costs nothing.
         let ended = sockets::ended(&steps);
@@ -326,10 +329,10 @@ impl Reconciler {
             tracing::debug!(steps = steps.len(), rows = rows(&steps), "rows written");
         }
         self.actual = Arc::clone(tables);
+        self.measured = measured;
         self.unsure = false;
         Ok(())
     }
-        self.measured = measured;
 
     /// When everything is attached anew: a number that belongs to another device by now must not get into a row.
     fn look_for_devices(&mut self) -> Result<(), ReconcileError> {

@@ -136,6 +136,8 @@ impl State {
             Kind::Pod => drop(self.snapshot.pods.remove(name)),
             Kind::Namespace => drop(self.snapshot.namespaces.remove(&*name.name)),
             Kind::ServiceCidr => drop(self.snapshot.service_cidrs.remove(&*name.name)),
+            // Nothing but a problem.
+            Kind::NetworkPolicy => {}
         }
     }
 
@@ -161,6 +163,7 @@ impl State {
             Kind::Pod => self.snapshot.pods.clear(),
             Kind::Namespace => self.snapshot.namespaces.clear(),
             Kind::ServiceCidr => self.snapshot.service_cidrs.clear(),
+            Kind::NetworkPolicy => {}
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod driver;
 mod namespace;
+mod network_policy;
 mod node;
 mod pod;
 mod pool;
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
+pub use network_policy::unenforced;
+
 /// A kind that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -39,12 +42,21 @@ pub enum Kind {
     Namespace,
     /// `networking.k8s.io/v1` `ServiceCIDR`
     ServiceCidr,
+    /// `networking.k8s.io/v1` `NetworkPolicy`
+    NetworkPolicy,
 }
 
 impl Kind {
     /// Every kind: the snapshot is complete when each was listed once.
-    pub const ALL: [Self; 6] =
-        [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod, Self::Namespace, Self::ServiceCidr];
+    pub const ALL: [Self; 7] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::Pod,
+        Self::Namespace,
+        Self::ServiceCidr,
+        Self::NetworkPolicy,
+    ];
 
     /// The kind as the API spells it.
     pub const fn name(self) -> &'static str {
@@ -55,6 +67,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Namespace => "Namespace",
             Self::ServiceCidr => "ServiceCIDR",
+            Self::NetworkPolicy => "NetworkPolicy",
         }
     }
 }
@@ -120,6 +133,7 @@ pub fn start(
     tasks.spawn(driver::run::<node::Watched>(Api::all(client.clone()), everything(), sink.clone()));
     tasks.spawn(driver::run::<pod::Watched>(Api::all(client.clone()), own_pods, sink.clone()));
     tasks.spawn(driver::run::<namespace::Watched>(Api::all(client.clone()), everything(), sink.clone()));
-    tasks.spawn(driver::run::<service_cidr::Watched>(Api::all(client.clone()), everything(), sink));
+    tasks.spawn(driver::run::<service_cidr::Watched>(Api::all(client.clone()), everything(), sink.clone()));
+    tasks.spawn(driver::run::<network_policy::Watched>(Api::all(client.clone()), everything(), sink));
     tasks
 }

@@ -36,7 +36,7 @@ fn whatever_is_watched_may_be_watched() {
         .find(|document| document.contains("kind: ClusterRole\nmetadata: {name: quilla-agent}"));
     let role = role.expect("the agent's role");
     for kind in Kind::ALL {
-        let resource = format!("{}s", kind.name().to_lowercase());
+        let resource = format!("{}s", kind.name().to_lowercase()).replace("ys", "ies");
         let rule = role.lines().find(|line| {
             let (_, rest) = line.split_once("resources: [").unwrap_or_default();
             rest.split(']').next().unwrap_or_default().split(", ").any(|name| name == resource)

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -27,36 +27,56 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     /// Nobody listens.
-    #[error("connect (is quilla-agent running? see --socket)")]
+    #[error(
+        "no agent at {}: start quilla-agent on this node, or name its socket with --socket (admin.sock in the agent's \
+         --run-dir)", .socket.display()
+    )]
     Nobody {
+        /// Where it should be.
+        socket: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It is for others to ask.
+    #[error("the agent at {} answers root only", .socket.display())]
+    Forbidden {
+        /// Where it is.
+        socket: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
     /// Whoever listens there says nothing; perhaps it is not the agent.
-    #[error("no answer within {} s (is it the admin socket? see --socket)", .within.as_secs())]
+    #[error("no answer from {} within {} s: is it the agent's admin socket? See --socket", .socket.display(), .within.as_secs())]
     Silent {
+        /// Who was asked.
+        socket: PathBuf,
         /// How long was waited.
         within: Duration,
     },
     /// The agent ended, or it is not the agent.
-    #[error("the connection ended without an answer (does quilla-agent still run?)")]
-    HungUp,
+    #[error("the connection to {} ended without an answer: does quilla-agent still run?", .socket.display())]
+    HungUp {
+        /// Who was asked.
+        socket: PathBuf,
+    },
     /// The connection broke.
-    #[error("{operation}")]
+    #[error("{operation} {}", .socket.display())]
     Io {
         /// What was tried.
         operation: &'static str,
+        /// Who was asked.
+        socket: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
     /// The agent could not answer.
-    #[error("the agent says: {message}")]
+    #[error("{message}")]
     Refused {
         /// Its words.
         message: String,
     },
     /// The answer is none that this program understands.
-    #[error("the answer is not a list of rows")]
+    #[error("the answer is not a list of rows: are quilla and quilla-agent of one version?")]
     NotRows,
 }
 
@@ -66,17 +86,21 @@ pub(crate) fn ask(socket: &Path, question: &Value) -> Result<Answer, AskError> {
 }
 
 fn ask_within(within: Duration, socket: &Path, question: &Value) -> Result<Answer, AskError> {
-    let failed = |operation| move |source| AskError::Io { operation, source };
-    let mut stream = UnixStream::connect(socket).map_err(|source| AskError::Nobody { source })?;
-    stream.set_read_timeout(Some(within)).map_err(failed("set a time-out"))?;
-    writeln!(stream, "{question}").map_err(failed("send the query"))?;
+    let at = || socket.to_owned();
+    let failed = |operation| move |source| AskError::Io { operation, socket: at(), source };
+    let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+        ErrorKind::PermissionDenied => AskError::Forbidden { socket: at(), source },
+        _ => AskError::Nobody { socket: at(), source },
+    })?;
+    stream.set_read_timeout(Some(within)).map_err(failed("set a time-out for"))?;
+    writeln!(stream, "{question}").map_err(failed("send the query to"))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(|source| match source.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent { within },
-        _ => AskError::Io { operation: "read the answer", source },
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent { socket: at(), within },
+        _ => AskError::Io { operation: "read the answer of", socket: at(), source },
     })?;
     if answer.is_empty() {
-        return Err(AskError::HungUp);
+        return Err(AskError::HungUp { socket: at() });
     }
     understand(&answer)
 }
@@ -106,7 +130,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("admin.sock");
         let ask = || ask_within(Duration::from_millis(20), &socket, &json!({"query": "status"})).unwrap_err();
-        assert!(ask().to_string().contains("is quilla-agent running? see --socket"));
+        let nobody = ask().to_string();
+        assert!(
+            nobody.starts_with(&format!("no agent at {}: start quilla-agent", socket.display())),
+            "{nobody}"
+        );
         let listener = UnixListener::bind(&socket).unwrap();
         assert!(matches!(ask(), AskError::Silent { .. }));
         // The silent conversation is still in the queue.
@@ -116,10 +144,10 @@ mod tests {
             }
         });
         let error = ask_within(Duration::from_secs(10), &socket, &json!({"query": "status"})).unwrap_err();
-        assert!(matches!(error, AskError::HungUp), "{error}");
+        assert!(matches!(error, AskError::HungUp { .. }), "{error}");
         hang_up.join().unwrap();
-        let error = AskError::Silent { within: Duration::from_secs(10) };
-        assert!(error.to_string().starts_with("no answer within 10 s"), "{error}");
+        let error = AskError::Silent { socket, within: Duration::from_secs(10) };
+        assert!(error.to_string().contains(" within 10 s: is it the agent's admin socket?"), "{error}");
     }
 
     #[test]

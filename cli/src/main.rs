@@ -24,10 +24,18 @@ use serde_json::{Value, json};
 #[command(name = "quilla", version)]
 struct Cli {
     /// The agent's admin socket.
-    #[arg(long, global = true, env = "QUILLA_ADMIN_SOCKET", default_value = "/run/quilla/admin.sock")]
+    #[arg(
+        long,
+        global = true,
+        env = "QUILLA_ADMIN_SOCKET",
+        default_value = "/run/quilla/admin.sock",
+        hide_env_values = true,
+        help_heading = "Options of every command"
+    )]
     socket: PathBuf,
-    /// How to print.
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    /// How to print: columns for people, JSON or YAML for programs.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table,
+        help_heading = "Options of every command")]
     output: Output,
     #[command(subcommand)]
     task: Task,
@@ -41,42 +49,39 @@ enum Task {
     InstallCni(install::Options),
 }
 
+/// Without a word on each, which `--help` would repeat at every command.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Output {
-    /// Columns for people.
     Table,
-    /// One JSON array for programs.
     Json,
-    /// The same as YAML.
     Yaml,
 }
 
 /// The names are those of the agent's queries.
 #[derive(Clone, Debug, Subcommand)]
 enum Query {
-    /// Whether the node works, in one line.
+    /// Whether the node works, how it is set up and how it sends to other nodes, one line each.
+    ///
+    /// `routing` is what the agent was told (`--routing`), `paths` what came of it. `policies_not_enforced` counts the network
+    /// policies of the cluster: none restricts any traffic.
     Status,
     /// Addresses and ports of Services, who may use them, and the backends behind each.
     Services(view::ServiceFilter),
-    /// Endpoints by id: which Services list them, and how many slots select them; none of one that is draining.
+    /// Endpoints behind Services: who lists each, and how many slots select it; none of one that is draining.
     Backends(view::BackendFilter),
     /// Connections in the flow table.
     Flows(view::FlowFilter),
-    /// Packets not delivered and why, packets delivered and how.
-    Drops(DropOptions),
+    /// Packets that were not delivered, and why.
+    Drops(view::CountFilter),
     /// Pods attached to this node.
     Endpoints,
     /// Other nodes and how they are reached.
     Nodes,
-    /// Parts of objects that are skipped because they are wrong.
+    /// What is wrong with objects of the cluster and with this node.
+    ///
+    /// What is `malformed`, `unusable_address` or `duplicate` is skipped, and the rest of the object works. Of anything else the
+    /// detail says what is so: a Service at the address of a Pod, for instance, is served there.
     Problems,
-}
-
-#[derive(clap::Args, Clone, Debug)]
-struct DropOptions {
-    /// Only what is counted from now on, for so long.
-    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
-    seconds: Option<u64>,
 }
 
 impl Query {
@@ -86,6 +91,7 @@ impl Query {
             Self::Services(filter) => json!({"query": self.name(), "filter": filter}),
             Self::Backends(filter) => json!({"query": self.name(), "filter": filter}),
             Self::Flows(filter) => json!({"query": self.name(), "filter": filter}),
+            Self::Drops(filter) => json!({"query": self.name(), "filter": filter.conditions()}),
             _ => json!({"query": self.name()}),
         }
     }
@@ -132,14 +138,15 @@ struct Agent(PathBuf);
 
 impl Agent {
     fn ask(&self, question: &Value) -> Result<admin::Answer> {
-        admin::ask(&self.0, question).with_context(|| format!("ask the agent at {}", self.0.display()))
+        Ok(admin::ask(&self.0, question)?)
     }
 }
 
 impl install::Agent for Agent {
     fn require_ready(&self) -> Result<()> {
         let status = table::objects(self.ask(&Query::Status.question())?);
-        ensure!(status[0]["ready"] == true, "{}", status[0]["reason"]);
+        let reason = status[0]["reason"].as_str().unwrap_or("it does not say why");
+        ensure!(status[0]["ready"] == true, "{reason}");
         Ok(())
     }
 
@@ -152,7 +159,7 @@ fn show(agent: &Agent, output: Output, query: &Query) -> Result<String> {
     let mut answer = agent.ask(&query.question())?;
     match query {
         Query::Flows(filter) => view::flows(&mut answer, filter),
-        Query::Drops(DropOptions { seconds: Some(seconds) }) => {
+        Query::Drops(view::CountFilter { seconds: Some(seconds), .. }) => {
             sleep(Duration::from_secs(*seconds));
             let before = std::mem::replace(&mut answer, agent.ask(&query.question())?);
             view::counted_since(&mut answer, &before);
@@ -163,8 +170,12 @@ fn show(agent: &Agent, output: Output, query: &Query) -> Result<String> {
         eprintln!("quilla: {} more are not listed; narrow the question", answer.omitted);
     }
     Ok(match output {
+        Output::Table if answer.rows.is_empty() => {
+            eprintln!("quilla: {}", view::nothing(query));
+            String::new()
+        }
         Output::Table => {
-            view::for_people(query, &mut answer);
+            view::for_people(&mut answer);
             if matches!(query, Query::Status) { table::lines(&answer) } else { table::columns(&answer) }
         }
         Output::Json => format!("{:#}\n", table::objects(answer)),

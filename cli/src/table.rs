@@ -62,11 +62,12 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// An array with one object per row.
+/// An array with one object per row: lists are there, also without items, and what is absent has no key.
 pub(crate) fn objects(answer: Answer) -> Value {
     let Answer { columns, rows, .. } = answer;
-    let object = |row: Vec<Value>| Value::Object(columns.iter().cloned().zip(row).collect::<Map<_, _>>());
-    rows.into_iter().map(object).collect()
+    let present = |(_, value): &(String, Value)| !value.is_null() && value != "";
+    let object = |row: Vec<Value>| columns.iter().cloned().zip(row).filter(present).collect::<Map<_, _>>();
+    rows.into_iter().map(|row| Value::Object(object(row))).collect()
 }
 
 fn cell(value: &Value) -> String {
@@ -138,7 +139,9 @@ mod tests {
     }
 
     #[test]
-    fn objects_have_the_columns_as_keys() {
-        assert_eq!(objects(answer())[1], json!({"pod": null, "id": 200}));
+    fn objects_have_the_columns_as_keys_but_for_what_is_absent() {
+        assert_eq!(objects(answer()), json!([{"pod": "web", "id": 1}, {"id": 200}, {"id": 3}]));
+        let list = Answer { columns: vec!["backends".into()], rows: vec![vec![json!([])]], omitted: 0 };
+        assert_eq!(objects(list), json!([{"backends": []}]));
     }
 }

@@ -83,6 +83,28 @@ pub(crate) struct FlowFilter {
     limit: Option<usize>,
 }
 
+/// Which counts to list.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct CountFilter {
+    /// Only what is counted under this name: the reason of a drop, or the path of what was delivered.
+    #[arg(value_name = "REASON")]
+    reason: Option<String>,
+    /// Also what was delivered, and by which path.
+    #[arg(short = 'A', long)]
+    all: bool,
+    /// Only what is counted from now on, for so long.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: Option<u64>,
+}
+
+impl CountFilter {
+    /// What the agent is asked. Whoever names a path wants to see it.
+    pub(crate) fn conditions(&self) -> Value {
+        let verdict = (!self.all && self.reason.is_none()).then_some("drop");
+        json!({"reason": self.reason, "verdict": verdict})
+    }
+}
+
 /// A protocol that the agent names, or the number of any.
 fn protocol(text: &str) -> Result<String, String> {
     const NAMES: [&str; 4] = ["tcp", "udp", "icmp", "icmpv6"];
@@ -119,23 +141,34 @@ pub(crate) fn counted_since(answer: &mut Answer, before: &Answer) {
     answer.rows.retain(|row| counts[0].is_none_or(|packets| row[packets] != 0));
 }
 
-/// Says what a table alone does not.
-pub(crate) fn for_people(query: &Query, answer: &mut Answer) {
+/// What is said instead of a table without rows.
+pub(crate) fn nothing(query: &Query) -> &'static str {
     match query {
-        Query::Services(_) => own_services(answer),
-        Query::Problems if answer.rows.is_empty() => {
-            let mut none = vec![Value::Null; answer.columns.len()];
-            none.iter_mut().take(1).for_each(|cell| *cell = json!("none"));
-            answer.rows.push(none);
-        }
-        _ => {}
+        Query::Status => "no status",
+        Query::Services(_) => "no Services",
+        Query::Backends(_) => "no backends",
+        Query::Flows(_) => "no flows",
+        Query::Drops(filter) if filter.all || filter.reason.is_some() => "nothing was counted",
+        Query::Drops(_) => "nothing was dropped",
+        Query::Endpoints => "no Pods are attached to this node",
+        Query::Nodes => "no other nodes",
+        Query::Problems => "no problems",
     }
 }
 
-fn own_services(answer: &mut Answer) {
-    let Some(service) = column(answer, "service") else { return };
-    for row in answer.rows.iter_mut().filter(|row| row[service] == SELF_TEST) {
-        row[service] = json!("(quilla's own)");
+/// Says what a table alone does not: whose those Services are that nobody made.
+pub(crate) fn for_people(answer: &mut Answer) {
+    for name in ["service", "services"] {
+        let Some(column) = column(answer, name) else { continue };
+        answer.rows.iter_mut().for_each(|row| name_self_test(&mut row[column]));
+    }
+}
+
+fn name_self_test(cell: &mut Value) {
+    match cell {
+        Value::Array(names) => names.iter_mut().for_each(name_self_test),
+        Value::String(name) if name.starts_with(SELF_TEST) => *cell = json!("(self-test of the agent)"),
+        _ => {}
     }
 }
 
@@ -148,9 +181,9 @@ mod tests {
     use clap::Parser;
     use serde_json::{Value, json};
 
-    use super::{FlowFilter, ServiceFilter, counted_since, flows, for_people};
+    use super::{FlowFilter, counted_since, flows, for_people};
     use crate::admin::Answer;
-    use crate::{Cli, Query, Task};
+    use crate::{Cli, Task};
 
     fn answer(columns: &[&str], rows: Value) -> Answer {
         let columns = columns.iter().map(|&name| name.to_owned()).collect();
@@ -203,6 +236,15 @@ mod tests {
         assert_eq!(question, json!({"query": "backends", "filter": filter}));
         assert!(asked("quilla services --scope outside").is_err());
         assert!(asked("quilla services web db").is_err(), "one Service, or all");
+        for (typed, reason, verdict) in [
+            ("drops", json!(null), json!("drop")),
+            ("drops --all", json!(null), json!(null)),
+            ("drops no_flow --for 5", json!("no_flow"), json!(null)),
+        ] {
+            let filter = json!({"reason": reason, "verdict": verdict});
+            let question = asked(&format!("quilla {typed}")).unwrap();
+            assert_eq!(question, json!({"query": "drops", "filter": filter}), "{typed}");
+        }
     }
 
     #[test]
@@ -224,13 +266,15 @@ mod tests {
     }
 
     #[test]
-    fn people_are_told_what_is_not_theirs_and_that_there_is_nothing() {
+    fn people_are_told_what_is_not_theirs() {
         let mut services = answer(&["service", "port"], json!([["Agent self-test", ""], ["a/b", "http"]]));
-        for_people(&Query::Services(ServiceFilter::default()), &mut services);
-        assert_eq!(services.rows[0][0], "(quilla's own)");
-        assert_eq!(services.rows[1][0], "a/b");
-        let mut problems = answer(&["object", "reason"], json!([]));
-        for_people(&Query::Problems, &mut problems);
-        assert_eq!(problems, answer(&["object", "reason"], json!([["none", null]])));
+        for_people(&mut services);
+        assert_eq!(
+            (&services.rows[0][0], &services.rows[1][0]),
+            (&json!("(self-test of the agent)"), &json!("a/b"))
+        );
+        let mut backends = answer(&["id", "services"], json!([[1, ["Agent self-test:7", "a/b"]]]));
+        for_people(&mut backends);
+        assert_eq!(backends.rows[0][1], json!(["(self-test of the agent)", "a/b"]));
     }
 }

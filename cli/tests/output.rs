@@ -42,8 +42,8 @@ fn services() -> Value {
     json!({
         "columns": ["service", "port", "address", "scope", "selection", "affinity", "sources", "when_empty", "backends"],
         "rows": [
-            ["Agent self-test", "", "192.0.0.8:7", "internal", "random", null, null, null, ["127.0.0.1:4321"]],
-            ["shop/web", "http", "10.96.0.1:80", "internal", "random", "10800s", null, null,
+            ["Agent self-test", "", "192.0.0.8:7", "internal", "random", null, [], null, ["127.0.0.1:4321"]],
+            ["shop/web", "http", "10.96.0.1:80", "internal", "random", "10800s", [], null,
              ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080", "10.0.0.5:8080"]],
             ["shop/web", "http", "198.51.100.1:80", "external", "maglev", null, ["192.0.2.0/24"], "drop", []]
         ],
@@ -54,11 +54,11 @@ fn services() -> Value {
 #[test]
 fn services_for_people() {
     let expected = "\
-SERVICE         PORT  ADDRESS          SCOPE     SELECTION  AFFINITY  SOURCES       WHEN_EMPTY  BACKENDS
-(quilla's own)  -     192.0.0.8:7      internal  random     -         -             -           127.0.0.1:4321
-shop/web        http  10.96.0.1:80     internal  random     10800s    -             -           \
+SERVICE                   PORT  ADDRESS          SCOPE     SELECTION  AFFINITY  SOURCES       WHEN_EMPTY  BACKENDS
+(self-test of the agent)  -     192.0.0.8:7      internal  random     -         -             -           127.0.0.1:4321
+shop/web                  http  10.96.0.1:80     internal  random     10800s    -             -           \
 10.0.0.1:8080,10.0.0.2:8080,10.0.0.3:8080,10.0.0.4:8080,+1
-shop/web        http  198.51.100.1:80  external  maglev     -         192.0.2.0/24  drop        -
+shop/web                  http  198.51.100.1:80  external  maglev     -         192.0.2.0/24  drop        -
 ";
     assert_eq!(printed("services", &services()), expected);
 }
@@ -68,7 +68,40 @@ fn services_for_programs() {
     let printed: Value = serde_json::from_str(&printed("services -o json", &services())).expect("JSON");
     assert_eq!(printed[1]["backends"].as_array().map(Vec::len), Some(5), "all of them");
     assert_eq!(printed[0]["service"], "Agent self-test", "as the agent says");
-    assert_eq!(printed[2]["sources"], json!(["192.0.2.0/24"]));
+    assert_eq!((&printed[1]["sources"], &printed[2]["sources"]), (&json!([]), &json!(["192.0.2.0/24"])));
+    let keys = printed.as_array().expect("rows").iter().map(|row| row.as_object().expect("an object").len());
+    assert_eq!(keys.collect::<Vec<_>>(), [6, 8, 8], "what is absent has no key");
+}
+
+/// Nothing to list is said beside the table, and is an empty array for programs.
+#[test]
+fn nothing_is_said_and_not_printed() {
+    let answer = json!({"columns": ["object", "reason", "detail"], "rows": [], "omitted": 0});
+    for (arguments, stdout, stderr) in [
+        ("problems", "", "quilla: no problems\n"),
+        ("drops", "", "quilla: nothing was dropped\n"),
+        ("drops -A", "", "quilla: nothing was counted\n"),
+        ("problems -o json", "[]\n", ""),
+    ] {
+        let (output, _) = conversation(arguments, &answer, Stdio::piped());
+        let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(said, (stdout.into(), stderr.into()), "{arguments}");
+    }
+}
+
+/// Whoever has no agent hears what to do; what the agent refuses is said in its own words.
+#[test]
+fn errors_say_what_to_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("admin.sock");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_quilla")).arg("status").arg("--socket").arg(&socket).output();
+    let said = String::from_utf8(output.expect("run").stderr).expect("text");
+    let expected = format!("quilla: no agent at {}: start quilla-agent on this node, or", socket.display());
+    assert!(said.starts_with(&expected), "{said}");
+    let (output, _) = conversation("services x", &json!({"error": "no Service \"x\""}), Stdio::piped());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "quilla: no Service \"x\"\n");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! What was wrong with an object. The smallest possible part of it is skipped and everything else keeps working.
+//! What is wrong with an object. The smallest possible part of it is skipped, if any, and everything else keeps working.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Something that had to be skipped, and why: the agent makes a metric and an event of it.
+/// Something that an operator should know, and why: the agent makes a metric and an event of it. A part that is malformed,
+/// unusable or a duplicate is skipped; of others the detail says what is so.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// The object at fault.
@@ -70,7 +71,7 @@ pub enum Reason {
     Duplicate,
     /// Two objects claim the same thing; the older name in the alphabet keeps it.
     Conflict,
-    /// Something the data plane does not do (yet).
+    /// Something the data plane does not do.
     Unsupported,
     /// Something is missing that is needed.
     Missing,

@@ -28,6 +28,8 @@ pub struct View {
     pub tables: Arc<Tables>,
     /// What had to be skipped.
     pub problems: Vec<Problem>,
+    /// Network policies, of which none is enforced; `None` while nobody knows how many there are.
+    pub unenforced_policies: Option<usize>,
     /// Numbers of the overlay device and of the uplinks.
     pub devices: Vec<u32>,
     /// The attached Pods.

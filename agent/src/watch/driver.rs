@@ -163,15 +163,26 @@ impl Listing {
     }
 
     /// An apiserver may lack the one kind that is younger than the others: it is an empty list, so that nothing waits
-    /// for it. Of any other kind, or of one that was there before, a 404 is the error of something in between.
+    /// for it. Nor does anything wait for policies, which decide nothing here, and the right to see them is younger than the
+    /// others. Of any other kind, or of one that was there before, such an answer is the error of something in between.
     fn failed(&mut self, kind: Kind, error: &watcher::Error) -> Option<Update> {
         let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return None };
-        let lacking = status.code == 404 && kind == Kind::ServiceCidr && !self.listed;
-        lacking.then(|| {
-            self.listed = true;
-            Update::Listed(kind, Vec::new())
-        })
+        let known = match (kind, status.code) {
+            (Kind::ServiceCidr | Kind::NetworkPolicy, 404) => Vec::new(),
+            (Kind::NetworkPolicy, 403) => {
+                vec![Known { name: ObjectName::new("", ""), value: None, problems: vec![unlisted()] }]
+            }
+            _ => return None,
+        };
+        (!std::mem::replace(&mut self.listed, true)).then_some(Update::Listed(kind, known))
     }
+}
+
+/// What an operator should know where the agent has not the right to see policies.
+pub(super) fn unlisted() -> Problem {
+    let detail =
+        "NetworkPolicies may not be listed, see deploy/rbac.yaml: those that there are restrict no traffic";
+    Problem::new(ObjectRef::cluster("Agent", "rights"), Reason::Missing, detail)
 }
 
 fn known<W: Watch>(object: &W::Object) -> Known {
@@ -190,8 +201,8 @@ pub(super) fn name_of<K: Resource>(object: &K) -> ObjectName {
 pub(super) mod tests {
     use kube::runtime::watcher::{Error, Event};
 
-    use super::{Known, Listing, Watch, known};
-    use crate::watch::{Kind, Update, service_cidr};
+    use super::{Known, Listing, Watch, known, unlisted};
+    use crate::watch::{Kind, Update, service_cidr, unenforced};
 
     /// Reads an object as the API would give it.
     pub(crate) fn read<W: Watch>(object: serde_json::Value) -> Known {
@@ -209,12 +220,26 @@ pub(super) mod tests {
     fn a_404_is_an_empty_list_only_of_a_kind_that_may_be_lacking_and_was_never_listed() {
         for kind in Kind::ALL {
             let answer = Listing::default().failed(kind, &refused(404));
-            let lacking = kind == Kind::ServiceCidr;
+            let lacking = matches!(kind, Kind::ServiceCidr | Kind::NetworkPolicy);
             assert_eq!(answer, lacking.then(|| Update::Listed(kind, vec![])), "{kind:?}");
             assert_eq!(Listing::default().failed(kind, &refused(503)), None, "{kind:?}");
         }
         let mut listing = Listing::default();
         assert!(listing.received::<service_cidr::Watched>(Event::InitDone).is_some());
         assert_eq!(listing.failed(Kind::ServiceCidr, &refused(404)), None, "on a relist");
+    }
+
+    /// An agent with the rights of an earlier version serves as before, and tells what it cannot see.
+    #[test]
+    fn policies_that_may_not_be_seen_are_a_problem_and_stop_nothing() {
+        let mut listing = Listing::default();
+        let answer = listing.failed(Kind::NetworkPolicy, &refused(403));
+        let Some(Update::Listed(Kind::NetworkPolicy, known)) = answer else { panic!("{answer:?}") };
+        let problems: Vec<_> = known.into_iter().flat_map(|known| known.problems).collect();
+        assert_eq!((unenforced(&problems), problems), (None, vec![unlisted()]));
+        assert_eq!(listing.failed(Kind::NetworkPolicy, &refused(403)), None, "said once");
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::NetworkPolicy) {
+            assert_eq!(Listing::default().failed(kind, &refused(403)), None, "{kind:?} is needed");
+        }
     }
 }

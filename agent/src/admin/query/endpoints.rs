@@ -101,7 +101,7 @@ fn state(
 
 fn leak(device: &str, address: Option<IpAddr>, state: &str) -> Value {
     let (ipv4, ipv6) = (address.filter(IpAddr::is_ipv4), address.filter(IpAddr::is_ipv6));
-    json!(["", "", null, ipv4, ipv6, device, "", "", "", [], null, state])
+    json!([null, null, null, ipv4, ipv6, device, null, null, null, [], null, state])
 }
 
 /// What the Pod may send and receive, each with what sees to it.

@@ -1,15 +1,17 @@
 //! What of an answer is wanted: one list of conditions for all queries, so that each means the same everywhere.
 //!
-//! Used by the queries that list Services, backends and flows. Invariant: what is not asked for restricts nothing.
+//! Used by the queries that list Services, backends, flows and counts. Invariant: what is not asked for restricts nothing.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use quilla_abi::DropReason;
 use quilla_plan::Frontend;
 use serde::Deserialize;
 
 use super::names::{Names, full_name, is_named};
 use super::protocol;
+use crate::metrics::PATHS;
 
 /// Which rows to list: those that meet every condition given. A query looks at those that its rows can meet.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -33,6 +35,10 @@ pub(in crate::admin) struct Filter {
     pub(super) proto: Option<String>,
     /// The state's name.
     pub(super) state: Option<String>,
+    /// What packets are counted under: the reason of a drop, or the path of what was delivered.
+    pub(super) reason: Option<String>,
+    /// What became of counted packets: `drop` or `forward`.
+    pub(super) verdict: Option<String>,
 }
 
 /// A condition that nothing can meet, most likely a typing error.
@@ -54,10 +60,21 @@ pub(in crate::admin) enum FilterError {
         /// What was asked for.
         wanted: String,
     },
+    /// A name under which packets are counted.
+    #[error("nothing is counted under {wanted:?}, but under {}", counted().collect::<Vec<_>>().join(", "))]
+    Reason {
+        /// What was asked for.
+        wanted: String,
+    },
+}
+
+/// What packets are counted under.
+fn counted() -> impl Iterator<Item = &'static str> {
+    DropReason::ALL.iter().map(|reason| reason.label()).chain(PATHS.into_iter().map(|(_, name)| name))
 }
 
 impl Filter {
-    /// Refuses ends that are no address and nobody's name, and Services that there are not.
+    /// Refuses ends that are no address and nobody's name, Services that there are not, and reasons that are none.
     pub(super) fn check(&self, names: &Names<'_>) -> Result<(), FilterError> {
         for (condition, wanted) in [("pod", &self.pod), ("from", &self.from), ("to", &self.to)] {
             let Some(wanted) = wanted else { continue };
@@ -65,6 +82,9 @@ impl Filter {
             if !address && !names.knows_pod(wanted) {
                 return Err(FilterError::End { condition, wanted: wanted.clone() });
             }
+        }
+        if let Some(wanted) = self.reason.as_ref().filter(|wanted| counted().all(|name| name != *wanted)) {
+            return Err(FilterError::Reason { wanted: wanted.clone() });
         }
         match &self.service {
             Some(wanted) if !names.frontends().any(|(at, found)| self.takes_service(Some(found), at)) => {
@@ -86,6 +106,12 @@ impl Filter {
         let wanted =
             |wanted: &str| wanted.eq_ignore_ascii_case(&protocol(number)) || wanted.parse() == Ok(number);
         self.proto.as_deref().is_none_or(wanted)
+    }
+
+    /// Whether packets with this verdict, counted under this name, are wanted.
+    pub(super) fn takes_count(&self, verdict: &str, name: &str) -> bool {
+        self.verdict.as_deref().is_none_or(|wanted| wanted == verdict)
+            && self.reason.as_deref().is_none_or(|wanted| wanted == name)
     }
 
     /// Whether this port is wanted.

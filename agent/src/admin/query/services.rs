@@ -101,13 +101,18 @@ fn frontends<A: AddressFamily>(
             selection(row),
             seconds(row.affinity_seconds),
             seconds(row.slow_start_seconds),
-            restricted.then(|| ranges.get(&row.id).cloned().unwrap_or_default()),
+            if restricted { sources(ranges.get(&row.id)) } else { Vec::new() },
             when_empty(row),
             row.slot_count,
             members.into_iter().map(member).collect::<Vec<_>>(),
         ])
     };
     rows.map(value).collect()
+}
+
+/// Whom a restricted row lets in. An empty list would say that it is not restricted.
+fn sources(ranges: Option<&Vec<String>>) -> Vec<String> {
+    ranges.cloned().unwrap_or_else(|| vec!["nobody".to_owned()])
 }
 
 fn frontend_key<A: AddressFamily>(key: &ServiceKey<A>) -> FrontendKey {

@@ -15,9 +15,11 @@ use std::sync::Arc;
 use super::filter::Filter;
 use super::flows::{Found, passes};
 use super::names::Names;
+use super::node::{NODES, Ways, nodes};
 use super::services::{BACKENDS, SERVICES, backends, services};
-use super::{nodes, routing};
+use super::{Answer, PROBLEMS, flows};
 use crate::cni::AttachedEndpoint;
+use crate::overlay::{Encapsulation, Mode};
 use crate::reconcile::View;
 
 fn pod() -> AttachedEndpoint {
@@ -123,7 +125,8 @@ fn services_name_objects_scopes_and_what_is_empty() {
     let columns = ["service", "type", "selection", "when_empty", "slots", "backends"];
     let expected = json!(["shop/edge", "LoadBalancer", "maglev", "drop", 0, []]);
     assert_eq!(json!(shown(outside, &columns)), expected, "S21");
-    assert!(cell(SERVICES, outside, "sources").is_array(), "S24: restricted");
+    assert_eq!(*cell(SERVICES, outside, "sources"), json!(["nobody"]), "S24: its ranges are not in the maps");
+    assert_eq!(*cell(SERVICES, web[0], "sources"), json!([]), "not restricted");
     let inside = edge.iter().find(|row| cell(SERVICES, row, "scope") == "internal").unwrap();
     assert_eq!(*cell(SERVICES, inside, "backends"), json!(["10.244.2.9:8080"]), "S26");
 }
@@ -244,7 +247,7 @@ fn nodes_list_their_pods_in_order() {
         view.desired.routes.insert(cidr.parse().unwrap(), quilla_plan::Target::RemotePods("there".into()));
     }
     let listed = nodes(&view).iter().map(|row| row[4].clone()).collect::<Vec<_>>();
-    assert_eq!(listed, [json!(format!("{} 10.244.2.0/24 {}", cidrs[..3].join(" "), cidrs[3..].join(" ")))]);
+    assert_eq!(listed, [json!([&cidrs[..3], &["10.244.2.0/24"], &cidrs[3..]].concat())]);
 }
 
 /// How packets get to other nodes, in one word where both families go the same way.
@@ -260,11 +263,69 @@ fn nodes_say_their_paths_and_why() {
         said,
         [words("native", "same network"), words("native/overlay", "same network/other network")]
     );
-    assert_eq!(routing(&view), "1 native, 1 native/overlay");
+    let known = Encapsulation::new(Mode::Device, false, false);
+    let said = |view: &View| {
+        let ways = Ways::new(view);
+        (ways.paths().unwrap_or_default(), ways.encapsulation(&known))
+    };
+    let device = ("device", "chosen".to_owned());
+    let none = |why: &str| ("none", format!("not needed: {why}"));
+    assert_eq!(said(&view), ("1 native, 1 native/overlay".into(), device.clone()));
     view.desired.tunnels.remove("b");
-    assert_eq!(routing(&view), "native");
+    assert_eq!(said(&view), ("native".into(), none("packets get to all nodes plainly")));
+    view.desired.tunnels = [("there".into(), tunnel(near, far))].into();
+    assert_eq!(said(&view).0, "native", "it has Pods of IPv4 only");
+    let v6 = "fd00:244:0:2::/64".parse().unwrap();
+    view.desired.routes.insert(v6, quilla_plan::Target::RemotePods("there".into()));
+    assert_eq!(said(&view), ("native/overlay".into(), device));
     view.desired.tunnels.clear();
-    assert_eq!(routing(&view), "-");
+    assert_eq!(said(&view), (String::new(), none("there is no other node")));
+}
+
+/// One convention for what programs read: a column is a list in each row or in none, and a text is never empty.
+#[test]
+fn what_is_absent_is_null_and_lists_are_lists() {
+    let view = view();
+    let (names, filter) = (Names::new("here", &view), Filter::default());
+    let flows = found().iter().map(|found| found.row(&names)).collect();
+    for (columns, lists, rows) in [
+        (
+            SERVICES,
+            &["sources", "backends"][..],
+            services(&view.tables, &Default::default(), &names, &filter),
+        ),
+        (BACKENDS, &["services"], backends(&view.tables, &Default::default(), &names, &filter)),
+        (NODES, &["pods"], nodes(&view)),
+        (flows::COLUMNS, &[], flows),
+        (PROBLEMS, &[], vec![json!(["Service a/b", "conflict", ""])]),
+    ] {
+        let answer = Answer::new(columns, rows);
+        assert!(!answer.rows.is_empty(), "{columns:?}");
+        for row in &answer.rows {
+            let cells = row.as_array().unwrap();
+            assert_eq!(cells.len(), columns.len());
+            for (column, value) in columns.iter().zip(cells) {
+                assert_eq!(value.is_array(), lists.contains(column), "{column}: {value}");
+                assert_ne!(value, "", "{column}");
+            }
+        }
+    }
+}
+
+#[test]
+fn counts_are_chosen_by_verdict_and_name() {
+    let filter = |text: Value| serde_json::from_value::<Filter>(text).unwrap();
+    let drops = filter(json!({"verdict": "drop"}));
+    assert!(drops.takes_count("drop", "no_flow") && !drops.takes_count("forward", "native"));
+    let native = filter(json!({"reason": "native"}));
+    assert!(native.takes_count("forward", "native") && !native.takes_count("forward", "overlay"));
+    let view = view();
+    let names = Names::new("here", &view);
+    assert!(
+        native.check(&names).is_ok() && filter(json!({"reason": "spoofed_address"})).check(&names).is_ok()
+    );
+    let refused = filter(json!({"reason": "native_"})).check(&names).unwrap_err().to_string();
+    assert!(refused.starts_with("nothing is counted under \"native_\", but under "), "{refused}");
 }
 
 #[test]
