@@ -82,8 +82,8 @@ enum Shown {
     Works,
     /// It got only what the device encapsulated.
     Broken(String),
-    /// It got nothing, or did not say.
-    Nothing,
+    /// It got nothing, or did not say, and why.
+    Nothing(String),
 }
 
 /// What all nodes have shown.
@@ -96,7 +96,7 @@ impl Known {
         let mut forgotten = false;
         self.0.retain(|node, (peer, shown)| {
             let same = peers.get(node) == Some(peer);
-            forgotten |= !same && *shown != Shown::Nothing;
+            forgotten |= !same && !matches!(shown, Shown::Nothing(_));
             same
         });
         forgotten
@@ -104,11 +104,19 @@ impl Known {
 
     /// Whether a node is still to be asked.
     fn lacks(&self, node: &str) -> bool {
-        self.0.get(node).is_none_or(|(_, shown)| *shown == Shown::Nothing)
+        self.0.get(node).is_none_or(|(_, shown)| matches!(shown, Shown::Nothing(_)))
     }
 
     fn lacks_any(&self) -> bool {
-        self.0.values().any(|(_, shown)| *shown == Shown::Nothing)
+        self.0.values().any(|(_, shown)| matches!(shown, Shown::Nothing(_)))
+    }
+
+    /// A node that was asked in vain, and what came of it.
+    fn in_vain(&self, port: u16) -> Option<String> {
+        self.0.iter().find_map(|(node, (peer, shown))| match shown {
+            Shown::Nothing(why) => Some(format!("{node} at {}: {why}", SocketAddr::new(peer.gateway, port))),
+            Shown::Works | Shown::Broken(_) => None,
+        })
     }
 
     /// What follows; nothing, while nobody has shown anything.
@@ -138,7 +146,7 @@ pub async fn find_out(
     loop {
         let peers = peers(&view.borrow_and_update());
         if known.keep(&peers) {
-            publish(known.judge().unwrap_or_else(|| as_before(&state)), &state, &reconciler);
+            publish(known.judge().unwrap_or_else(|| as_before(&state, None)), &state, &reconciler);
         }
         for (node, peer) in &peers {
             if !known.lacks(node) {
@@ -149,9 +157,8 @@ pub async fn find_out(
             let Some(shown) = drain.run_until_cancelled(asked).await else { return };
             tracing::debug!(node, %to, ?shown, "overlay probed");
             known.0.insert(node.clone(), (peer.clone(), shown));
-            if let Some(verdict) = known.judge() {
-                publish(verdict, &state, &reconciler);
-            }
+            let verdict = known.judge().unwrap_or_else(|| as_before(&state, known.in_vain(port).as_deref()));
+            publish(verdict, &state, &reconciler);
         }
         if wait(&peers, &known, &mut view, &drain).await.is_none() {
             return;
@@ -193,13 +200,13 @@ async fn try_both<A: Future<Output = io::Result<()>>>(ask: impl Fn(Way) -> A) ->
     if ask(Way::Direct).await.is_ok() {
         return Shown::Works;
     }
-    if ask(Way::Usual).await.is_err() {
-        return Shown::Nothing;
+    if let Err(error) = ask(Way::Usual).await {
+        return Shown::Nothing(error.to_string());
     }
     // It may only have been a bad moment.
     match ask(Way::Direct).await {
         Ok(()) => Shown::Works,
-        Err(error) if is_said_by_the_node(error.kind()) => Shown::Nothing,
+        Err(error) if is_said_by_the_node(error.kind()) => Shown::Nothing(error.to_string()),
         Err(error) => Shown::Broken(error.to_string()),
     }
 }
@@ -215,11 +222,11 @@ async fn ask(to: SocketAddr, way: Way) -> io::Result<()> {
     asked.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// What holds when those who had shown anything are gone.
-fn as_before(state: &watch::Sender<Encapsulation>) -> (bool, String) {
+/// What holds while nobody who is there has shown anything; with who was asked in vain.
+fn as_before(state: &watch::Sender<Encapsulation>, in_vain: Option<&str>) -> (bool, String) {
     let direct = state.borrow().facts.direct;
     let reason = if direct { "as before: no node that is there has shown yet what it gets" } else { UNKNOWN };
-    (direct, reason.to_owned())
+    (direct, in_vain.map_or_else(|| reason.to_owned(), |who| format!("{reason}; {who}")))
 }
 
 fn publish((direct, reason): (bool, String), state: &watch::Sender<Encapsulation>, reconciler: &Handle) {
@@ -245,7 +252,7 @@ mod tests {
     use quilla_model::{Node, Snapshot};
     use quilla_plan::{NodeFacts, Routing, plan};
 
-    use super::{Encapsulation, Known, Mode, Peer, Shown, peers, try_both};
+    use super::{Encapsulation, Known, Mode, Peer, Shown, as_before, peers, try_both};
     use crate::reconcile::View;
 
     /// A node to which packets go plainly says nothing of tunnels, and one family in tunnels is enough to ask.
@@ -300,11 +307,15 @@ mod tests {
         Known(list.iter().map(entry).collect())
     }
 
+    fn silent() -> Shown {
+        Shown::Nothing("refused".into())
+    }
+
     #[test]
     fn one_broken_way_leaves_everything_to_the_device() {
         assert_eq!(known(&[]).judge(), None);
-        assert_eq!(known(&[("a", Shown::Nothing)]).judge(), None, "nothing is known");
-        let (direct, reason) = known(&[("a", Shown::Nothing), ("b", Shown::Works)]).judge().unwrap();
+        assert_eq!(known(&[("a", silent())]).judge(), None, "nothing is known");
+        let (direct, reason) = known(&[("a", silent()), ("b", Shown::Works)]).judge().unwrap();
         assert!(direct && reason.starts_with("b gets"), "{reason}");
         let broken = Shown::Broken("timed out".into());
         let (direct, reason) = known(&[("a", Shown::Works), ("b", broken)]).judge().unwrap();
@@ -315,7 +326,7 @@ mod tests {
     #[test]
     fn what_was_shown_holds_for_where_it_was_shown() {
         let broken = Shown::Broken("timed out".into());
-        let shown = [("a", broken), ("b", Shown::Works), ("c", Shown::Nothing)];
+        let shown = [("a", broken), ("b", Shown::Works), ("c", silent())];
         let here = |list: &[(&str, Peer)]| {
             list.iter().map(|(node, peer)| ((*node).to_owned(), peer.clone())).collect()
         };
@@ -331,6 +342,21 @@ mod tests {
             assert!(nodes.keep(&here(&[("a", same()), ("b", other)])) && nodes.lacks("b"));
         }
         assert!(nodes.keep(&here(&[])) && nodes.judge().is_none());
+    }
+
+    /// An operator sees who does not answer, and with what, whatever goes on meanwhile.
+    #[test]
+    fn the_reason_says_who_was_asked_in_vain() {
+        let nodes = known(&[("a", Shown::Nothing("connection refused".into())), ("b", silent())]);
+        let who = nodes.in_vain(10256).unwrap();
+        assert_eq!(who, "a at 10.244.1.1:10256: connection refused");
+        assert_eq!(known(&[("a", Shown::Works)]).in_vain(10256), None);
+        for before in [false, true] {
+            let state = tokio::sync::watch::channel(Encapsulation::new(Mode::Auto, false, before)).0;
+            let (direct, reason) = as_before(&state, Some(&who));
+            assert!(direct == before && reason.ends_with(&who), "{reason}");
+            assert!(!as_before(&state, None).1.contains("refused"));
+        }
     }
 
     /// A refusal is an answer of small packets alone, whenever it comes.
@@ -353,8 +379,9 @@ mod tests {
         assert_eq!(shows(&[None]), Shown::Works);
         assert_eq!(shows(&[Some(TimedOut), None, None]), Shown::Works);
         for silent in [ConnectionRefused, ConnectionReset, UnexpectedEof] {
-            assert_eq!(shows(&[Some(silent), None, Some(silent)]), Shown::Nothing);
-            assert_eq!(shows(&[Some(TimedOut), None, Some(silent)]), Shown::Nothing);
+            let nothing = Shown::Nothing(io::Error::from(silent).to_string());
+            assert_eq!(shows(&[Some(silent), None, Some(silent)]), nothing);
+            assert_eq!(shows(&[Some(TimedOut), None, Some(silent)]), nothing);
         }
         for lost in [TimedOut, WouldBlock] {
             assert!(matches!(shows(&[Some(lost), None, Some(lost)]), Shown::Broken(_)));
@@ -366,7 +393,8 @@ mod tests {
     fn a_node_that_answers_neither_way_shows_nothing() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         for kind in [io::ErrorKind::ConnectionRefused, io::ErrorKind::TimedOut] {
-            assert_eq!(runtime.block_on(try_both(|_| std::future::ready(Err(kind.into())))), Shown::Nothing);
+            let shown = runtime.block_on(try_both(|_| std::future::ready(Err(kind.into()))));
+            assert_eq!(shown, Shown::Nothing(io::Error::from(kind).to_string()));
         }
     }
 

@@ -95,9 +95,16 @@ pub(crate) fn modes_mix_and_change() -> Result<()> {
     cluster.stop()
 }
 
-/// The agent asks another node, and goes by what arrives there.
+/// The agent asks another node, and goes by what arrives there. One that does not answer is named, and asked again.
 pub(crate) fn the_agent_finds_out() -> Result<()> {
-    let cluster = start("overlay-auto", 2, &["--encapsulation", "auto"])?;
+    let mut cluster = start("overlay-auto", 2, &["--health", "127.0.0.1:10256"])?;
+    for (node, other) in [("node-a", "node-b at 10.244."), ("node-b", "node-a at 10.244.")] {
+        becomes(cluster.node(node), "device", other)?;
+        becomes(cluster.node(node), "device", ":10256: Connection refused")?;
+    }
+    for node in ["node-a", "node-b"] {
+        cluster.node_mut(node).start_agent_with(&["--encapsulation", "auto"])?;
+    }
     for node in cluster.nodes() {
         becomes(node, "direct", "gets what the programs encapsulate")?;
     }
