@@ -158,6 +158,26 @@ impl Traffic {
         (sent, sent - received)
     }
 
+    /// Datagrams between two Pods that got lost so far, or are on the way.
+    pub(crate) fn lost_between(&self, pods: [&str; 2]) -> u64 {
+        let mut state = self.state();
+        state.receive();
+        let lost = |from: &str, to: &str| {
+            let seen = state.seen.get(&(from.to_owned(), to.to_owned())).copied().unwrap_or_default();
+            seen.sent - seen.received
+        };
+        lost(pods[0], pods[1]) + lost(pods[1], pods[0])
+    }
+
+    /// An error if two Pods have lost more than `before`, and nothing of that is still on the way.
+    pub(crate) fn no_loss_since(&self, before: u64, pods: [&str; 2]) -> Result<()> {
+        eventually::succeeds("nothing is lost", || {
+            let lost = self.lost_between(pods);
+            ensure!(lost <= before, "{} datagrams between {pods:?} got lost", lost - before);
+            Ok(())
+        })
+    }
+
     /// Ends it: an error if anything reached a Pod for which it was not.
     pub(crate) fn finish(mut self) -> Result<(u64, u64)> {
         self.end();
