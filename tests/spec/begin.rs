@@ -44,7 +44,8 @@ impl Model {
                 }
                 None => Ok(Err(Expect::Pass)),
             },
-            Hook::ToUplink(Some(_)) if self.world.place(tuple.dst) == Place::Outside => {
+            // What is leaving has a route.
+            Hook::ToUplink(Some(_)) if self.is_outside(tuple.dst) => {
                 self.plain(hook, headers, Target::OnwardUplink, seen)
             }
             Hook::ToUplink(_) => Ok(Err(Expect::Pass)),
@@ -139,7 +140,11 @@ impl Model {
 
     /// The cluster's own addresses do not come in by the uplink.
     fn is_forged(&self, src: IpAddr) -> bool {
-        !matches!(self.world.place(src), Place::Outside | Place::OwnLink)
+        !self.is_outside(src)
+    }
+
+    fn is_outside(&self, address: IpAddr) -> bool {
+        matches!(self.world.place(address), Place::Outside | Place::NoRoute)
     }
 
     /// A connection through a Service: whom its client may get, and no other.
@@ -254,7 +259,7 @@ impl Model {
             Place::Nobody => Err(DropReason::NoEndpoint),
             Place::ServiceAddress => Err(DropReason::NotAService),
             Place::Unroutable => Err(DropReason::Unroutable),
-            Place::OwnLink => Err(DropReason::NoRoute),
+            Place::NoRoute => Err(DropReason::NoRoute),
             Place::Multicast => Err(DropReason::Multicast),
         }
     }

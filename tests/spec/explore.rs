@@ -109,10 +109,13 @@ impl Run {
                 Ok(())
             }
             Err(disagreement) => bail!(Disagreement(format!(
-                "packet {number} at {:?} in {:?}: {disagreement}\nframe {:02x?}\npast {}services {:#?}\nslices {:#?}",
+                "packet {number} at {:?} in {:?}: {disagreement}\nframe {:02x?}\nleft {:02x?} {:x?}\npast {}\
+                 services {:#?}\nslices {:#?}",
                 stimulus.hook,
                 stimulus.carriage,
                 stimulus.frame,
+                outcome.packet,
+                outcome.cb,
                 related(&self.past, &stimulus.frame, inside(outcome.packet)),
                 self.model.world.snapshot.services,
                 self.model.world.snapshot.slices,

@@ -120,6 +120,13 @@ pub(crate) fn address(number: u8) -> [IpAddr; 2] {
     ]
 }
 
+/// Whether it is the address of a node to which the host has no way.
+pub(crate) fn is_nowhere(node: IpAddr) -> bool {
+    NUMBERS
+        .filter(|&number| Location::of(number) == Location::Nowhere)
+        .any(|number| address(number).contains(&node))
+}
+
 /// The Ethernet address that a node's frames have when they arrive.
 pub(crate) fn ethernet(number: u8) -> [u8; 6] {
     [2, 0, 0, 0, 8, if Location::of(number) == Location::BehindRouter { ROUTER } else { number }]

@@ -78,8 +78,9 @@ pub(crate) enum Place {
     Multicast,
     /// Link-local, loopback, unspecified, reserved.
     Unroutable,
-    /// Addresses of the uplink's own link that the host's routing forwards nowhere: broadcast and router anycast.
-    OwnLink,
+    /// What the host's routing forwards nowhere: broadcast and router anycast of the uplink's own link, and nodes to which
+    /// it has no way.
+    NoRoute,
     Outside,
 }
 
@@ -273,9 +274,12 @@ impl World {
         if self.services.own.contains(&(Side::Outside, address)) {
             return Place::ServiceAddress;
         }
+        if peer::is_nowhere(address) {
+            return Place::NoRoute;
+        }
         match address {
             IpAddr::V4(v4) => match v4.octets() {
-                [192, 168, 77, 255] => Place::OwnLink,
+                [192, 168, 77, 255] => Place::NoRoute,
                 [10, 244, 1, _] => Place::Nobody,
                 [10, 244, node, _] => self.peer_place(node),
                 [10, 96, _, _] => Place::ServiceAddress,
@@ -284,7 +288,7 @@ impl World {
                 _ => Place::Outside,
             },
             IpAddr::V6(v6) => match v6.segments() {
-                [0xfd00, 0x77, 0, 0, 0, 0, 0, 0] => Place::OwnLink,
+                [0xfd00, 0x77, 0, 0, 0, 0, 0, 0] => Place::NoRoute,
                 [0xfd00, 0x244, 0, 1, ..] => Place::Nobody,
                 [0xfd00, 0x244, 0, node, ..] => {
                     u8::try_from(node).map_or(Place::Outside, |node| self.peer_place(node))
