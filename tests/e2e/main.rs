@@ -3,6 +3,7 @@
 mod control_plane;
 mod demo;
 mod kubectl;
+mod operator;
 
 fn main() -> std::process::ExitCode {
     quilla_tests::suite::main(quilla_tests::tests![
@@ -13,5 +14,6 @@ fn main() -> std::process::ExitCode {
         kubectl::a_session_with_kubectl,
         kubectl::bad_objects_harm_nobody_else,
         kubectl::a_port_changes_its_protocol,
+        operator::what_an_operator_sees_has_one_form_and_is_true,
     ])
 }

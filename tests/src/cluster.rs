@@ -41,6 +41,7 @@ const PORT: u16 = 6443;
 pub struct Builder {
     name: String,
     nodes: u8,
+    agent: Vec<String>,
 }
 
 impl Builder {
@@ -48,6 +49,13 @@ impl Builder {
     #[must_use]
     pub fn nodes(mut self, nodes: u8) -> Self {
         self.nodes = nodes;
+        self
+    }
+
+    /// More arguments of the agents.
+    #[must_use]
+    pub fn agent(mut self, arguments: &[&str]) -> Self {
+        self.agent = arguments.iter().map(|&argument| argument.to_owned()).collect();
         self
     }
 
@@ -73,9 +81,10 @@ impl Builder {
     }
 
     /// Everything, and waits until it is ready.
-    pub fn start(self) -> Result<Cluster> {
+    pub fn start(mut self) -> Result<Cluster> {
+        let arguments = std::mem::take(&mut self.agent);
         let mut cluster = self.control_plane()?;
-        cluster.start_nodes()?;
+        cluster.start_nodes_with(&arguments)?;
         Ok(cluster)
     }
 }
@@ -96,7 +105,7 @@ pub struct Cluster {
 impl Cluster {
     /// Describes a cluster; the name is the test's, and unique in its binary.
     pub fn builder(name: &str) -> Builder {
-        Builder { name: name.to_owned(), nodes: 2 }
+        Builder { name: name.to_owned(), nodes: 2, agent: Vec::new() }
     }
 
     /// Starts the controller, which may have run before, and waits until it serves.
@@ -130,11 +139,17 @@ impl Cluster {
 
     /// Starts podlets and agents, and waits until the agents can serve.
     pub fn start_nodes(&mut self) -> Result<()> {
+        self.start_nodes_with(&[])
+    }
+
+    /// The same, with more arguments of the agents.
+    fn start_nodes_with(&mut self, arguments: &[String]) -> Result<()> {
         for node in &mut self.nodes {
             node.start_podlet()?;
         }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         for node in &mut self.nodes {
-            node.start_agent()?;
+            node.start_agent_with(&arguments)?;
         }
         self.nodes.iter_mut().try_for_each(Node::wait_ready)
     }

@@ -15,7 +15,9 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &[String]) -> Result<()> {
 }
 
 pub(crate) fn dev(workspace: &Workspace, arguments: &[String]) -> Result<()> {
-    let starts = !matches!(arguments.first().map(String::as_str), Some("shell" | "down"));
+    let asks = |argument: &String| ["-h", "--help", "help"].contains(&argument.as_str());
+    let looks = matches!(arguments.first().map(String::as_str), Some("shell" | "down"));
+    let starts = !looks && !arguments.iter().any(asks);
     if starts || !program(workspace).exists() {
         prepare(workspace)?;
     }

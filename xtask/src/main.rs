@@ -59,7 +59,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// A cluster in network namespaces to work in: `up`, `down`, `shell NODE [COMMAND]`
+    /// A cluster in network namespaces to work in: `up [--routing MODE]`, `down`, `shell NODE [COMMAND]`
     #[command(disable_help_flag = true)]
     Dev {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use quilla_tests::cluster::Cluster;
 use quilla_tests::command::in_place;
 use quilla_tests::node::METRICS;
@@ -19,7 +19,7 @@ use crate::{CLUSTER, record, screen};
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Action {
     /// Start a cluster of three nodes in the background.
-    Up,
+    Up(Wishes),
     /// End it and everything in it.
     Down,
     /// A shell on `node-a`, `node-b`, `node-c` or `fabric`, with kubectl and quilla set up.
@@ -32,7 +32,18 @@ pub(crate) enum Action {
     },
     /// What `up` leaves in the background.
     #[command(hide = true)]
-    Serve,
+    Serve(Wishes),
+}
+
+/// What cluster it is to be.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Wishes {
+    /// How packets get to the Pods of other nodes, as `--routing` of the agent.
+    ///
+    /// In tunnels (`overlay`), plainly (`native`), or in tunnels only to nodes that are in none of the uplinks' networks
+    /// (`auto`). The three nodes are in one network, so `auto` sends plainly, too. See docs/routing.md.
+    #[arg(long, default_value = "overlay", value_parser = ["overlay", "native", "auto"])]
+    routing: String,
 }
 
 /// The line of `serve` that `up` waits for.
@@ -40,10 +51,10 @@ const READY: &str = "the cluster is ready";
 
 pub(crate) fn run(action: &Action) -> Result<()> {
     match action {
-        Action::Up => up(),
+        Action::Up(wishes) => up(wishes),
         Action::Down => down(),
         Action::Shell { node, command } => shell(node, command),
-        Action::Serve => serve(),
+        Action::Serve(wishes) => serve(wishes),
     }
 }
 
@@ -70,13 +81,13 @@ pub(crate) fn is_only_one() -> Result<()> {
     Ok(())
 }
 
-fn up() -> Result<()> {
+fn up(wishes: &Wishes) -> Result<()> {
     is_only_one()?;
     let log = log()?;
     let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
     let program = std::env::current_exe().context("find this program")?;
     let mut command = Command::new("setsid");
-    command.arg(program).args(["dev", "serve"]).stdin(Stdio::null());
+    command.arg(program).args(["dev", "serve", "--routing", &wishes.routing]).stdin(Stdio::null());
     command.stderr(output.try_clone().context("share the log")?).stdout(output);
     screen::step("Starting a cluster of three nodes", || {
         let mut child = command.spawn().context("start the cluster")?;
@@ -96,9 +107,9 @@ fn up() -> Result<()> {
     Ok(())
 }
 
-fn serve() -> Result<()> {
+fn serve(wishes: &Wishes) -> Result<()> {
     sandbox::enter_recorded(Some(&record()?))?;
-    let _cluster = Cluster::builder(CLUSTER).nodes(3).start()?;
+    let _cluster = Cluster::builder(CLUSTER).nodes(3).agent(&["--routing", &wishes.routing]).start()?;
     println!("{READY}");
     loop {
         std::thread::park();
