@@ -26,7 +26,7 @@ const QUERIES: [(&str, &[&str], &[&str]); 8] = [
 ];
 
 /// A Service at the address of a Pod, a policy, a Service with a malformed annotation.
-const OBJECTS: &str = r#"
+const OBJECTS: &str = "
 apiVersion: v1
 kind: List
 items:
@@ -39,7 +39,7 @@ items:
   kind: Service
   metadata: {name: squatter}
   spec: {selector: {app: web}, ports: [{port: 81, targetPort: 8080}], externalIPs: [ADDRESS]}
-"#;
+";
 
 /// The eight queries answer programs in one form; a Service at a Pod's address is not called skipped, for it is served; policies are
 /// counted and told as what they are; the mode, what came of it and the MTUs are in the status.
