@@ -322,6 +322,17 @@ fn forget_replaced<F: Maps>(scratch: &Scratch<F::Addr>) {
     }
 }
 
+/// Forgets a connection that is over and whose tuple goes to one that needs no entries, its answers included: what comes late
+/// for it must not reach the new one (E11), and its translated tuple is free again.
+#[inline(always)]
+pub(crate) fn forget<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>) {
+    helper::remove(F::flows(), key);
+    let holds = |answers: &mut Flow<F::Addr>| connection::answers::<F>(&answers.rewrite, key);
+    if scratch.replaces != 0 && lookup::<F>(&scratch.replaced).is_some_and(holds) {
+        helper::remove(F::flows(), &scratch.replaced);
+    }
+}
+
 /// Whether a connection opens under the tuple of one that is over. Its entries are written in place, which is cheaper than
 /// to have them replaced: only late packets of the old connection could see a mixture, and nobody waits for those.
 #[inline(always)]

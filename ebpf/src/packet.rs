@@ -75,12 +75,19 @@ impl Skb {
         !helper::tracing() && unsafe { (*self.raw).pkt_type } == PACKET_OTHERHOST
     }
 
-    /// A VLAN tag that the device took out of the frame, and that names a VLAN: a mere priority (VLAN 0) is part of none.
+    /// Whether the device took a VLAN tag out of the frame, be it a mere priority (VLAN 0).
     #[inline(always)]
-    pub(crate) fn is_tagged(self) -> bool {
+    fn is_tagged(self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.raw).vlan_present != 0 }
+    }
+
+    /// Whether the frame is part of a VLAN: one with a mere priority is of none.
+    #[inline(always)]
+    fn is_of_a_vlan(self) -> bool {
         const VLAN: u32 = 0x0fff;
         // SAFETY: as in `ifindex`.
-        unsafe { (*self.raw).vlan_present != 0 && (*self.raw).vlan_tci & VLAN != 0 }
+        self.is_tagged() && unsafe { (*self.raw).vlan_tci & VLAN != 0 }
     }
 
     /// The tunnel's far end as a test gives it; see [`quilla_abi::trace::TUNNEL_SOURCE`].
@@ -186,9 +193,18 @@ impl Skb {
             .is_some_and(|source| unsafe { words::are_equal(source, mac) && !words::are_zero(mac) })
     }
 
-    /// The EtherType; tagged frames have none that we know.
+    /// The EtherType; frames of VLANs have none that we know.
     #[inline(always)]
     pub(crate) fn ethertype(self) -> Result<u16, DropReason> {
+        if self.is_of_a_vlan() {
+            return Err(DropReason::UnknownEtherType);
+        }
+        Ok(u16::from_be_bytes(self.bytes(12)?))
+    }
+
+    /// The EtherType, where no tag is taken.
+    #[inline(always)]
+    pub(crate) fn untagged_ethertype(self) -> Result<u16, DropReason> {
         if self.is_tagged() {
             return Err(DropReason::UnknownEtherType);
         }

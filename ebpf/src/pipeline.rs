@@ -189,6 +189,11 @@ pub(crate) trait Hook {
         true
     }
 
+    /// What the frame holds. A priority that a switch gave it changes nothing.
+    fn ethertype(skb: Skb) -> Result<u16, DropReason> {
+        skb.ethertype()
+    }
+
     /// A frame that is not IP.
     fn foreign(skb: Skb, ethertype: u16) -> Outcome;
 
@@ -262,7 +267,7 @@ pub(crate) fn dispatch<H: Stages>(skb: Skb) -> Outcome {
     if !H::is_ours(skb) {
         return Ok(Verdict::of(Exit::Passed));
     }
-    let ethertype = match skb.ethertype() {
+    let ethertype = match H::ethertype(skb) {
         Ok(ethertype) => ethertype,
         Err(reason) => return H::malformed(reason),
     };

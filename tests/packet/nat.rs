@@ -7,8 +7,8 @@ use quilla_abi::counter::path;
 use quilla_tests::packet::{Fault, IcmpError, Packet, decode, tcp};
 
 use crate::rig::{
-    DEVICE_A, Family, Hook, OK, REDIRECT, Rig, SNAT_MAX, SNAT_MIN, Seen, TCP, UDP, UPLINK, Who, from_a,
-    from_b, tell,
+    DEVICE_A, DEVICE_B, Family, Hook, OK, REDIRECT, Rig, SNAT_MAX, SNAT_MIN, Seen, TCP, UDP, UPLINK, Who,
+    from_a, from_b, tell,
 };
 
 /// E6: echoes reach Pods, cross the masquerade with their identifier, and get no answer from a Service.
@@ -276,6 +276,47 @@ pub(crate) fn masquerade_switched_off() -> Result<()> {
         }
         for packet in [syn(behind), more(behind)] {
             rig.run(Hook::ToUplink(DEVICE_A), &packet).passed();
+        }
+        Ok(())
+    })
+}
+
+/// E11: masquerading is switched off, and the tuple of a connection that is over goes to one under the Pod's own address:
+/// what comes late for the old one does not reach it, and the old one's name is free, or another Pod's that has it by now.
+pub(crate) fn a_name_is_given_back() -> Result<()> {
+    tell("given-back", |rig, family| {
+        let world = family.at(Who::World, 443);
+        let [pod, other] = [Who::PodA, Who::PodB].map(|who| family.at(who, SNAT_MIN + 4));
+        let host = family.at(Who::Host, pod.port());
+        let renamed = |packet: &Packet| packet.clone().between(host, packet.destination());
+        let opens = |rig: &mut Rig, device, client| {
+            let opening = Packet::tcp(client, world).flags(tcp::SYN);
+            rig.run(Hook::ToUplink(device), &opening).went(path::UPLINK, OK, 0, &renamed(&opening));
+        };
+        let late = Packet::tcp(world, host).payload(b"late");
+        for taken in [false, true] {
+            opens(rig, DEVICE_A, pod);
+            let reset = Packet::tcp(pod, world).flags(tcp::RST);
+            rig.run(Hook::ToUplink(DEVICE_A), &reset).went(path::UPLINK, OK, 0, &renamed(&reset));
+            if taken {
+                rig.forget_answers()?;
+                opens(rig, DEVICE_B, other);
+            }
+            rig.datapath.maps().config.set(0, &Config { flags: 0, ..Rig::config() })?;
+            rig.bump(quilla_abi::epoch::GLOBAL)?;
+            rig.run(Hook::ToUplink(DEVICE_A), &Packet::tcp(pod, world).flags(tcp::SYN)).passed();
+            let seen = rig.run(Hook::FromUplink, &late);
+            if taken {
+                seen.to_pod_b(&late.clone().between(world, other).ttl(63));
+            } else {
+                seen.passed();
+            }
+            rig.datapath.maps().config.set(0, &Rig::config())?;
+            rig.bump(quilla_abi::epoch::GLOBAL)?;
+            if !taken {
+                opens(rig, DEVICE_B, other);
+                rig.clear()?;
+            }
         }
         Ok(())
     })

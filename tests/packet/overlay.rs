@@ -4,6 +4,7 @@
 //! device are shown in namespaces (`tests/netns/overlay.rs`), because a test run's packet has neither.
 
 mod answers;
+mod device;
 mod hostile;
 mod narrow;
 
@@ -19,6 +20,7 @@ use quilla_tests::command::Run;
 use quilla_tests::packet::{Fault, Packet, tcp};
 
 pub(crate) use answers::{answers, ends, errors, too_big};
+pub(crate) use device::both_ends_choose_the_device_s_family;
 pub(crate) use hostile::{from_nobody, malformed, not_ours};
 pub(crate) use narrow::{
     another_node_in_the_slot_is_another_way, routers_say_what_fits, routes_say_what_fits,

@@ -4,6 +4,7 @@ mod frontend;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -15,7 +16,7 @@ use quilla_abi::node::{self, Node};
 use quilla_abi::route::{Route, RouteKey, kind};
 use quilla_abi::service::{Service, ServiceKey, scope};
 use quilla_abi::version::SCHEMA;
-use quilla_abi::{Be16, DropReason, counter, epoch, program, trace};
+use quilla_abi::{Be16, DropReason, counter, epoch, flow, program, trace};
 use quilla_datapath::{Datapath, Options, TestContext, TestRunner, bpffs};
 use quilla_tests::assert_frames_eq;
 use quilla_tests::bare_node;
@@ -138,10 +139,39 @@ pub(crate) enum Hook {
     FromUplinkMarked,
     /// A packet that the Pod's own tunnel made.
     FromPodAMarked,
+    /// A frame that Pod A gave a priority (VLAN 0), or made part of a VLAN.
+    FromPodATagged(Tag),
+    /// The same on the uplink.
+    FromUplinkTagged(Tag),
     /// A second uplink, which lends Pod B's device its number.
     FromOtherUplink,
     /// By the given device, 0 for the node's own packets into the stack, and now out.
     ToUplink(u32),
+}
+
+/// A VLAN tag that the device has taken out of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Tag {
+    Priority,
+    Vlan,
+}
+
+impl Tag {
+    const BOTH: [Self; 2] = [Self::Priority, Self::Vlan];
+
+    /// Priority 5, and the VLAN's number.
+    fn value(self) -> u16 {
+        5 << 13 | if self == Self::Priority { 0 } else { 7 }
+    }
+}
+
+/// In which state a program gets its packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Dress {
+    Plain,
+    /// The kernel remembers that they were in a tunnel (`skb->encapsulation`).
+    Marked,
+    Tagged(Tag),
 }
 
 /// The other node's tunnel.
@@ -150,25 +180,35 @@ pub(crate) const FROM_OTHER_NODE: Hook = Hook::FromOverlay([192, 168, 77, 2]);
 impl Hook {
     fn program(self) -> &'static str {
         match self {
-            Self::FromPodA | Self::FromPodAMarked | Self::FromPodB => program::FROM_POD,
+            Self::FromPodA | Self::FromPodAMarked | Self::FromPodATagged(_) | Self::FromPodB => {
+                program::FROM_POD
+            }
             Self::ToPodA => program::TO_POD,
             Self::FromOverlay(_) | Self::FromOverlaySent => program::FROM_OVERLAY,
             Self::ToOverlay | Self::ToOverlayProbe => program::TO_OVERLAY,
-            Self::FromUplink | Self::FromUplinkMarked | Self::FromOtherUplink => program::FROM_UPLINK,
+            Self::FromUplink | Self::FromUplinkMarked | Self::FromUplinkTagged(_) | Self::FromOtherUplink => {
+                program::FROM_UPLINK
+            }
             Self::ToUplink(_) => program::TO_UPLINK,
         }
     }
 
-    fn is_marked(self) -> bool {
-        matches!(self, Self::FromUplinkMarked | Self::FromPodAMarked)
+    fn dress(self) -> Dress {
+        match self {
+            Self::FromUplinkMarked | Self::FromPodAMarked => Dress::Marked,
+            Self::FromPodATagged(tag) | Self::FromUplinkTagged(tag) => Dress::Tagged(tag),
+            _ => Dress::Plain,
+        }
     }
 
     fn context(self) -> TestContext {
         let ifindex = match self {
-            Self::FromPodA | Self::FromPodAMarked | Self::ToPodA => DEVICE_A,
+            Self::FromPodA | Self::FromPodAMarked | Self::FromPodATagged(_) | Self::ToPodA => DEVICE_A,
             Self::FromPodB | Self::FromOtherUplink => DEVICE_B,
             Self::FromOverlay(_) | Self::FromOverlaySent | Self::ToOverlay | Self::ToOverlayProbe => OVERLAY,
-            Self::FromUplink | Self::FromUplinkMarked | Self::ToUplink(_) => UPLINK,
+            Self::FromUplink | Self::FromUplinkMarked | Self::FromUplinkTagged(_) | Self::ToUplink(_) => {
+                UPLINK
+            }
         };
         let mut cb = [0; 5];
         if let Self::FromOverlay(remote) = self {
@@ -275,8 +315,8 @@ impl Seen {
 
 pub(crate) struct Rig {
     pub(crate) datapath: Datapath,
-    /// By program, and whether packets are marked as having been in a tunnel.
-    runners: BTreeMap<(&'static str, bool), TestRunner>,
+    /// By program and the state of its packets.
+    runners: BTreeMap<(&'static str, Dress), TestRunner>,
     /// Backends in the order of their ids, which start at 1, by family.
     backends: [Vec<(SocketAddr, u8)>; 2],
     slots: u32,
@@ -313,10 +353,14 @@ impl Rig {
         let datapath = Datapath::open(&options).context("load the object")?;
         let mut runners = program::TC
             .into_iter()
-            .map(|name| Ok(((name, false), TestRunner::new(&datapath, name)?)))
+            .map(|name| Ok(((name, Dress::Plain), TestRunner::new(&datapath, name)?)))
             .collect::<Result<BTreeMap<_, _>>>()?;
         for name in [program::FROM_POD, program::FROM_UPLINK] {
-            runners.insert((name, true), TestRunner::in_tunnel(&datapath, name)?);
+            runners.insert((name, Dress::Marked), TestRunner::in_tunnel(&datapath, name)?);
+            for tag in Tag::BOTH {
+                let runner = TestRunner::tagged(&datapath, name, tag.value())?;
+                runners.insert((name, Dress::Tagged(tag)), runner);
+            }
         }
         let mut rig = Self {
             datapath,
@@ -339,7 +383,7 @@ impl Rig {
     #[track_caller]
     pub(crate) fn run_frame(&mut self, hook: Hook, frame: &[u8]) -> Seen {
         let before = self.counted();
-        let runner = self.runners.get_mut(&(hook.program(), hook.is_marked())).expect("a tc program");
+        let runner = self.runners.get_mut(&(hook.program(), hook.dress())).expect("a tc program");
         let context = TestContext { summed: self.summed, segment: self.segment, ..hook.context() };
         let outcome = runner.run(frame, &context).unwrap_or_else(|error| panic!("{hook:?}: {error}"));
         let (verdict, packet, cb, mark) =
@@ -368,7 +412,7 @@ impl Rig {
 
     /// The same frame many times, without a look at the counters; how often it was not simply dropped.
     pub(crate) fn flood(&mut self, hook: Hook, packet: &Packet, times: u32) -> Result<u32> {
-        let runner = self.runners.get_mut(&(hook.program(), hook.is_marked())).expect("a tc program");
+        let runner = self.runners.get_mut(&(hook.program(), hook.dress())).expect("a tc program");
         let (frame, context) = (packet.build(), hook.context());
         let mut answered = 0;
         for _ in 0..times {
@@ -605,6 +649,31 @@ impl Rig {
             )+};
         }
         pass!(flows_v4 flows_v6);
+        Ok(())
+    }
+
+    /// Removes the entries under which the world's answers are found.
+    pub(crate) fn forget_answers(&self) -> Result<()> {
+        self.remove_flows(flow::scope::UPLINK..=flow::scope::UPLINK)
+    }
+
+    /// Removes all flow entries.
+    pub(crate) fn clear(&self) -> Result<()> {
+        self.remove_flows(0..=u8::MAX)
+    }
+
+    fn remove_flows(&self, scopes: RangeInclusive<u8>) -> Result<()> {
+        let maps = self.datapath.maps();
+        macro_rules! remove {
+            ($($table:ident)+) => {$(
+                for (key, _) in maps.$table.entries()? {
+                    if scopes.contains(&key.scope) {
+                        maps.$table.remove(&key)?;
+                    }
+                }
+            )+};
+        }
+        remove!(flows_v4 flows_v6);
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use quilla_abi::DropReason;
 use quilla_tests::packet::{Arp, IcmpError, Packet, tcp};
 
 use crate::rig::{
-    DEVICE_A, FROM_OTHER_NODE, HOST_MAC_A, Hook, MAC_A, MAC_B, OTHER_VTEP, VTEP, Who, from_a, tell,
+    DEVICE_A, FROM_OTHER_NODE, HOST_MAC_A, Hook, MAC_A, MAC_B, OTHER_VTEP, SNAT_MIN, Tag, VTEP, Who, from_a,
+    tell,
 };
 
 pub(crate) fn sources() -> Result<()> {
@@ -95,6 +96,30 @@ pub(crate) fn neighbours() -> Result<()> {
         rig.run(Hook::FromPodA, &message(135, own).ttl(64)).dropped(DropReason::ForgedNeighbour);
         let tagged = from_a(Packet::udp(family.at(Who::PodA, 1), family.at(Who::PodB, 2))).vlan(5);
         rig.run(Hook::FromPodA, &tagged).dropped(DropReason::UnknownEtherType);
+        Ok(())
+    })
+}
+
+/// E19: a Pod chooses no priority for what leaves its node, and is part of no VLAN, also where its flow is established; a
+/// switch may give priorities.
+pub(crate) fn tags() -> Result<()> {
+    tell("tags", |rig, family| {
+        let sent = Packet::udp(family.at(Who::PodA, SNAT_MIN + 1), family.at(Who::World, 53));
+        let tagged = [Tag::Priority, Tag::Vlan];
+        for slow in [true, false] {
+            for tag in tagged {
+                let seen = rig.run(Hook::FromPodATagged(tag), &from_a(sent.clone()));
+                seen.dropped(DropReason::UnknownEtherType);
+            }
+            assert_eq!(rig.run(Hook::FromPodA, &from_a(sent.clone())).slow(), slow);
+        }
+        let arp = Arp::request(MAC_A, "10.244.1.2", "10.244.1.1").build();
+        let seen = rig.run_frame(Hook::FromPodATagged(Tag::Priority), &arp);
+        seen.dropped(DropReason::UnknownEtherType);
+        let answer = Packet::udp(sent.destination(), family.at(Who::Host, SNAT_MIN + 1));
+        let expected = answer.clone().between(sent.destination(), sent.source()).ttl(63);
+        rig.run(Hook::FromUplinkTagged(Tag::Priority), &answer).to_pod_a(&expected);
+        rig.run(Hook::FromUplinkTagged(Tag::Vlan), &answer).passed();
         Ok(())
     })
 }

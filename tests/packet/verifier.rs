@@ -17,7 +17,7 @@ fn budget(name: &str) -> u32 {
         // Two pipelines: what other nodes send, in tunnels and plainly, and what comes from the world.
         program::FROM_UPLINK => 155_000,
         // With the ways out of the cluster, and what a connection keeps when they change.
-        program::FROM_POD => 103_000,
+        program::FROM_POD => 105_000,
         // Of these, 20,000 are what can be answered, to either end and in either family.
         _ => 90_000,
     }

@@ -88,10 +88,21 @@ impl TestRunner {
     /// Of the same program for packets that the kernel takes for ones in a tunnel (`skb->encapsulation`), as those are
     /// which a program has taken out of one.
     pub fn in_tunnel(datapath: &Datapath, program: &str) -> Result<Self> {
-        let error = |source| DatapathError::kernel("put in a tunnel", program, source);
-        let table = sys::program_table(datapath.program(program)?).map_err(error)?;
-        let before = sys::load_classifier(&tunnel(table.as_fd())).map_err(error)?;
-        Ok(Self { table: Some(table), ..Self::from_fd(program, before.as_fd())? })
+        Self::behind(program, datapath.program(program)?, &tunnel())
+    }
+
+    /// Of the same program for frames from which the device took a VLAN tag, the way of a tagged frame out of a veth.
+    pub fn tagged(datapath: &Datapath, program: &str, tag: u16) -> Result<Self> {
+        Self::behind(program, datapath.program(program)?, &tagging(tag))
+    }
+
+    /// Of any program behind instructions that prepare the packet for it and leave the context in register 6.
+    pub fn behind(name: &str, program: BorrowedFd<'_>, instructions: &[u64]) -> Result<Self> {
+        let error = |source| DatapathError::kernel("prepare packets for", name, source);
+        let table = sys::program_table(program).map_err(error)?;
+        let before = [instructions, &go_on(table.as_fd())].concat();
+        let before = sys::load_classifier(&before).map_err(error)?;
+        Ok(Self { table: Some(table), ..Self::from_fd(name, before.as_fd())? })
     }
 
     /// Of any program for packets with an Ethernet header.
@@ -147,34 +158,58 @@ impl TestRunner {
     }
 }
 
-/// Makes room for the headers of a tunnel, takes it away again, and goes on with the program in `table`.
-fn tunnel(table: BorrowedFd<'_>) -> Vec<u64> {
+/// An instruction (`struct bpf_insn`).
+fn instruction(code: u8, registers: u8, offset: u8, value: i32) -> u64 {
+    u64::from(code)
+        | u64::from(registers) << 8
+        | u64::from(offset) << 16
+        | u64::from(value.cast_unsigned()) << 32
+}
+
+fn set(register: u8, value: i32) -> u64 {
+    instruction(0xb7, register, 0, value)
+}
+
+fn copy(to: u8, from: u8) -> u64 {
+    instruction(0xbf, from << 4 | to, 0, 0)
+}
+
+/// A register is set to 64 bits; `kind` 1 makes them of a map's descriptor.
+fn long(register: u8, kind: u8, value: u64) -> [u64; 2] {
+    let first = u64::from(kind << 4 | register) << 8 | 0x18;
+    [first | value << 32, value >> 32 << 32]
+}
+
+fn call(helper: i32) -> u64 {
+    instruction(0x85, 0, 0, helper)
+}
+
+/// Goes on with the program in `table`.
+fn go_on(table: BorrowedFd<'_>) -> Vec<u64> {
+    let mut program = vec![copy(1, 6)];
+    program.extend(long(2, 1, u64::from(table.as_raw_fd().cast_unsigned())));
+    program.extend([set(3, 0), call(12), set(0, -1), instruction(0x95, 0, 0, 0)]);
+    program
+}
+
+/// Makes room for the headers of a tunnel, and takes it away again.
+fn tunnel() -> Vec<u64> {
     const ROOM: i32 = 50;
     /// UDP with Ethernet inside, and segments stay as long as they are (`BPF_F_ADJ_ROOM_*`).
     const REST: u64 = 14 << 56 | 1 << 6 | 1 << 4 | 1;
     const IPV4: u64 = 1 << 1 | REST;
     const IPV6: u64 = 1 << 2 | REST;
-    let instruction = |code: u8, registers: u8, offset: u8, value: i32| {
-        u64::from(code)
-            | u64::from(registers) << 8
-            | u64::from(offset) << 16
-            | u64::from(value.cast_unsigned()) << 32
-    };
-    let set = |register: u8, value: i32| instruction(0xb7, register, 0, value);
-    let copy = |to: u8, from: u8| instruction(0xbf, from << 4 | to, 0, 0);
-    let long = |register: u8, kind: u8, value: u64| {
-        let first = u64::from(kind << 4 | register) << 8 | 0x18;
-        [first | value << 32, value >> 32 << 32]
-    };
-    let call = |helper: i32| instruction(0x85, 0, 0, helper);
     let mut program = vec![copy(6, 1), instruction(0x61, 0x17, 16, 0)];
     program.extend(long(4, 0, IPV4));
     // Over IPv6 if that is the packet's own protocol.
     program.push(instruction(0x55, 7, 2, i32::from(0x86dd_u16.to_be())));
     program.extend(long(4, 0, IPV6));
     program.extend([set(2, ROOM), set(3, 1), call(50)]);
-    program.extend([copy(1, 6), set(2, -ROOM), set(3, 1), set(4, 1), call(50), copy(1, 6)]);
-    program.extend(long(2, 1, u64::from(table.as_raw_fd().cast_unsigned())));
-    program.extend([set(3, 0), call(12), set(0, -1), instruction(0x95, 0, 0, 0)]);
+    program.extend([copy(1, 6), set(2, -ROOM), set(3, 1), set(4, 1), call(50)]);
     program
+}
+
+/// Tags the frame beside its bytes.
+fn tagging(tag: u16) -> Vec<u64> {
+    vec![copy(6, 1), set(2, i32::from(0x8100_u16.to_be())), set(3, tag.into()), call(18)]
 }

@@ -23,6 +23,12 @@ pub(crate) struct FromPod;
 impl Hook for FromPod {
     const BACK: Back = Back::Pod;
 
+    /// A Pod's tag would leave the node with the packet, its priority with it.
+    #[inline(always)]
+    fn ethertype(skb: Skb) -> Result<u16, DropReason> {
+        skb.untagged_ethertype()
+    }
+
     #[inline(always)]
     fn foreign(skb: Skb, ethertype: u16) -> Outcome {
         spoof::not_ip(skb, ethertype)

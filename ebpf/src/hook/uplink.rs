@@ -21,7 +21,7 @@ use crate::packet::Skb;
 use crate::pipeline::{Hook, Next, Pipeline};
 use crate::scratch::Scratch;
 use crate::verdict::{Exit, Outcome, Verdict};
-use crate::{flow, helper, route, service, way};
+use crate::{flow, route, service, way};
 
 /// What the world sends: clients of Services, and answers to flows that left under the node's address.
 pub(crate) struct FromUplink;
@@ -254,8 +254,7 @@ impl Hook for ToUplink {
                 return Ok(Next::Leave);
             }
             if !masqueraded {
-                // What begins under the tuple of a flow that is over is not to find its entry.
-                helper::remove(F::flows(), &headers.key);
+                flow::forget::<F>(&headers.key, scratch);
                 return Ok(Next::Leave);
             }
             service::pick_up(headers, &mut scratch.flow);
