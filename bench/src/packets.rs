@@ -9,6 +9,7 @@
 mod candidate;
 mod connection;
 mod empty;
+mod flows;
 pub(crate) mod growth;
 mod path;
 mod rig;
@@ -51,7 +52,7 @@ pub(crate) struct Options {
     /// A kernel object instead of the one of this build; several are measured in turn.
     #[arg(long = "object", value_name = "NAME=FILE")]
     objects: Vec<Candidate>,
-    /// Only established packets, or only connections.
+    /// Only established packets of one flow, only connections, or only established packets of many flows.
     #[arg(long)]
     only: Option<Part>,
 }
@@ -61,6 +62,7 @@ pub(crate) struct Options {
 enum Part {
     Established,
     Connections,
+    Flows,
 }
 
 /// Kinds of helpers worth a column.
@@ -87,11 +89,15 @@ fn measure_inside(options: &Options) -> Result<()> {
         candidates.push(Candidate::built());
     }
     let mut empty = empty::load()?;
-    if options.only != Some(Part::Connections) {
+    let is_wanted = |part| options.only.is_none_or(|only| only == part);
+    if is_wanted(Part::Established) {
         println!("{}", established(options, &candidates, &mut empty)?);
     }
-    if options.only != Some(Part::Established) {
+    if is_wanted(Part::Connections) {
         println!("{}", connection::measure(options, &candidates, &mut empty)?);
+    }
+    if is_wanted(Part::Flows) {
+        println!("{}", flows::measure(options)?);
     }
     Ok(())
 }

@@ -15,7 +15,16 @@ const NAME: &str = "empty";
 const CODE: [Instruction; 2] = [[0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
 pub(super) fn load() -> Result<TestRunner> {
+    behind(&[])
+}
+
+/// The same behind instructions that prepare the packet.
+pub(super) fn behind(instructions: &[u64]) -> Result<TestRunner> {
     let mut loaded = program::load(NAME, &CODE)?;
-    let fd = program::get(&mut loaded, NAME)?.fd().context("the empty program")?;
-    Ok(TestRunner::from_fd(NAME, fd.as_fd())?)
+    let fd = program::get(&mut loaded, NAME)?.fd().context("the empty program")?.as_fd();
+    Ok(if instructions.is_empty() {
+        TestRunner::from_fd(NAME, fd)?
+    } else {
+        TestRunner::behind(NAME, fd, instructions)?
+    })
 }

@@ -118,14 +118,14 @@ fn repeatable(rig: &Rig, step: &Step, other: Option<&Step>) -> Result<()> {
     }
 }
 
-fn v4(address: IpAddr) -> [u8; 4] {
+pub(super) fn v4(address: IpAddr) -> [u8; 4] {
     match address {
         IpAddr::V4(v4) => v4.octets(),
         IpAddr::V6(_) => unreachable!("the packet is IPv4"),
     }
 }
 
-fn v6(address: IpAddr) -> [u8; 16] {
+pub(super) fn v6(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V6(v6) => v6.octets(),
         IpAddr::V4(_) => unreachable!("the packet is IPv6"),

@@ -43,6 +43,11 @@ impl Step {
         Self { packet: self.packet.flags(flags), ..self }
     }
 
+    /// The step with something in the packet.
+    pub(super) fn with_payload(self, payload: &[u8]) -> Self {
+        Self { packet: self.packet.payload(payload), ..self }
+    }
+
     /// The packet as it is in the middle of a connection.
     pub(super) fn frame(&self) -> Vec<u8> {
         self.packet.build()
@@ -103,6 +108,11 @@ impl Rig {
         let names = program::TC.into_iter().chain([program::CLOCK]);
         let runners = names.map(runner).collect::<Result<_>>()?;
         Ok(Self { datapath, runners })
+    }
+
+    /// A program behind instructions that prepare the packet.
+    pub(super) fn behind(&self, program: &str, instructions: &[u64]) -> Result<TestRunner> {
+        Ok(TestRunner::behind(program, self.datapath.program(program)?, instructions)?)
     }
 
     pub(super) fn runner(&mut self, program: &str) -> Result<&mut TestRunner> {
