@@ -83,7 +83,7 @@ mod tests {
         let plans: Vec<_> = others
             .chain([greedy])
             .enumerate()
-            .map(|(index, plan)| (ObjectName::new("shop", &index.to_string()), plan))
+            .map(|(index, plan)| (ObjectName::new("shop", index.to_string()), plan))
             .collect();
         let pods: IpNet = "10.244.0.0/22".parse().unwrap();
         let asked = Cell::new(0);
