@@ -62,8 +62,8 @@ enum Output {
 enum Query {
     /// Whether the node works, how it is set up and how it sends to other nodes, one line each.
     ///
-    /// `routing` is what the agent was told (`--routing`), `paths` what came of it. `policies_not_enforced` counts the network
-    /// policies of the cluster: none restricts any traffic.
+    /// `routing_mode` is what the agent was told (`--routing`), `routing` the paths that came of it. `policies_not_enforced` counts
+    /// the network policies of the cluster: none restricts any traffic.
     Status,
     /// Addresses and ports of Services, who may use them, and the backends behind each.
     Services(view::ServiceFilter),

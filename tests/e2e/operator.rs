@@ -14,7 +14,7 @@ const QUERIES: [(&str, &[&str], &[&str]); 8] = [
     (
         "status",
         &["uplinks", "uplink_mtus"],
-        &["node", "ready", "routing", "policies_not_enforced", "pod_mtu"],
+        &["node", "ready", "routing_mode", "policies_not_enforced", "pod_mtu"],
     ),
     ("services", &["sources", "backends"], &["address", "scope", "service"]),
     ("backends", &["services"], &["address", "id", "slots"]),
@@ -84,8 +84,8 @@ fn told(node: &Node) -> Result<()> {
     for (key, value) in [
         ("policies_not_enforced", Value::from(1)),
         ("problems", 3.into()),
-        ("routing", "auto".into()),
-        ("paths", "native".into()),
+        ("routing_mode", "auto".into()),
+        ("routing", "native".into()),
         ("encapsulation", "none".into()),
         ("uplinks", vec!["eth0"].into()),
         ("uplink_mtus", vec![1500].into()),
