@@ -33,10 +33,18 @@ pub type Mac = [u8; 6];
 /// The address of one family, in network byte order: `[u8; 4]` or `[u8; 16]`.
 ///
 /// Byte arrays have alignment 1, which keeps the generic structs free of padding for both families.
-pub trait Address: Copy + Eq + Default + core::fmt::Debug + 'static {}
+pub trait Address: Copy + Eq + Default + core::fmt::Debug + 'static {
+    /// What an entry of the flow table lacks to whole cache lines; see [`crate::flow::Flow::spare`].
+    type Spare: Copy + Eq + Default + core::fmt::Debug;
+}
 
-impl Address for [u8; 4] {}
-impl Address for [u8; 16] {}
+impl Address for [u8; 4] {
+    type Spare = [u64; 1];
+}
+
+impl Address for [u8; 16] {
+    type Spare = [u64; 3];
+}
 
 /// The IPv4-mapped IPv6 form, the common key of maps that hold both families.
 pub const fn v4_mapped(v4: [u8; 4]) -> [u8; 16] {

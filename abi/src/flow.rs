@@ -139,9 +139,13 @@ pub struct Ingress {
 }
 
 /// One direction of a connection.
+///
+/// In the order of use: what every packet reads and writes comes first, what only translated ones need last. An element of the
+/// kernel's table is 48 bytes of its own, key and value, one after the other, and with [`Flow::spare`] a multiple of 64 bytes: it
+/// begins with a cache line, and a packet that is not translated touches three. With IPv4 the value does, too.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flow<A> {
+pub struct Flow<A: Address> {
     /// Packets that hit the entry, the first one included. Racy between CPUs by design: a statistic.
     pub packets: u64,
     /// Bytes from the IP header on.
@@ -150,14 +154,10 @@ pub struct Flow<A> {
     pub deps: [Dep; 4],
     /// Low 32 bits of `jiffies64` at the last packet.
     pub last_seen: u32,
-    /// Backend id, 0 for none.
-    pub backend: u32,
-    /// Service id, 0 for none.
-    pub service: u32,
-    /// Where the packet goes.
-    pub forward: Forward,
     /// Where it may come from.
     pub ingress: Ingress,
+    /// Where the packet goes.
+    pub forward: Forward,
     /// [`action`]
     pub action: u8,
     /// [`state`]
@@ -166,12 +166,18 @@ pub struct Flow<A> {
     pub flags: u8,
     /// [`scope`] of the other direction's key.
     pub twin_scope: u8,
-    /// The new tuple; without [`flag::REWRITE`] it equals the key's.
-    pub rewrite: Rewrite<A>,
     /// The largest packet (from the IP header on, a segment at a time) that fits the way; 0 = any.
     pub mtu: u16,
     /// Outer UDP source port of [`action::OVERLAY`]: the same for all packets of the flow, so that they keep their order.
     pub tunnel_port: Be16,
+    /// Backend id, 0 for none.
+    pub backend: u32,
+    /// Service id, 0 for none.
+    pub service: u32,
+    /// The new tuple; without [`flag::REWRITE`] it equals the key's.
+    pub rewrite: Rewrite<A>,
+    /// Always 0.
+    pub spare: A::Spare,
 }
 
 /// Positions in [`Flow::deps`].
@@ -206,6 +212,13 @@ plain!(
     Rewrite<[u8; 16]> = 44,
     Forward = 20,
     Ingress = 12,
-    Flow<[u8; 4]> = 120,
-    Flow<[u8; 16]> = 144,
+    Flow<[u8; 4]> = 128,
+    Flow<[u8; 16]> = 168,
 );
+
+/// An element of the kernel's LRU hash (`struct htab_elem`).
+const fn element<A: Address>() -> usize {
+    48 + size_of::<FlowKey<A>>() + size_of::<Flow<A>>()
+}
+
+const _: () = assert!(element::<[u8; 4]>() == 192 && element::<[u8; 16]>() == 256);

@@ -2,4 +2,4 @@
 
 /// Changes whenever a pinned map's key, value or meaning changes. A pinned map of another schema is moved aside and
 /// rebuilt, never reinterpreted.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;

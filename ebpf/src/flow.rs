@@ -1,8 +1,10 @@
 //! The flow table: finding an entry, trusting it, and writing both directions of a new one.
 
-use quilla_abi::DropReason;
+use core::ptr;
+
 use quilla_abi::epoch::{self, Dep};
 use quilla_abi::flow::{Flow, FlowKey, dep, flag};
+use quilla_abi::{Address, DropReason};
 use quilla_ebpf_core::connection::{self, advance, opens, twin_key};
 use quilla_ebpf_core::protocol::{ip, tcp};
 use quilla_ebpf_core::{Headers, tunnel};
@@ -38,14 +40,14 @@ pub(crate) fn holds(dep: &Dep) -> bool {
 
 /// Whether everything the flow was computed from is unchanged.
 #[inline(always)]
-pub(crate) fn is_current<A>(flow: &Flow<A>) -> bool {
+pub(crate) fn is_current<A: Address>(flow: &Flow<A>) -> bool {
     let [a, b, c, d] = &flow.deps;
     holds(a) && holds(b) && holds(c) && holds(d)
 }
 
 /// Whether this direction of the flow was silent for so long that only the slow path can tell what the packet is.
 #[inline(always)]
-pub(crate) fn is_idle<A>(proto: u8, flow: &Flow<A>) -> bool {
+pub(crate) fn is_idle<A: Address>(proto: u8, flow: &Flow<A>) -> bool {
     connection::timed_out(proto, flow.state, since(flow.last_seen), helper::hz())
 }
 
@@ -110,7 +112,7 @@ fn end<F: Maps>(flow: &mut Flow<F::Addr>) {
 
 /// Fills in what follows from the two parties; translation and state are set already.
 #[inline(always)]
-fn connect<A>(entry: &mut Flow<A>, from: &Side, to: &Side) {
+fn connect<A: Address>(entry: &mut Flow<A>, from: &Side, to: &Side) {
     entry.ingress = from.ingress;
     entry.forward = to.forward;
     entry.action = to.action;
@@ -161,7 +163,8 @@ pub(crate) fn complete<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratc
 #[inline(never)]
 fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>) {
     let Scratch { flow, twin, from, to, twin_key, hash, .. } = scratch;
-    *twin = Flow::default();
+    // All that another attempt may have left and nothing here sets.
+    twin.flags = 0;
     connect(twin, to, from);
     twin.tunnel_port = tunnel::port(*hash);
     // Not where the hook has its packets from, but where this one was found.
@@ -181,7 +184,7 @@ fn complete_twin<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::A
 
 /// The state after the packet, which the flow itself gets when it is complete.
 #[inline(always)]
-fn next_state<A>(headers: &Headers<A>, flow: &Flow<A>) -> u8 {
+fn next_state<A: Address>(headers: &Headers<A>, flow: &Flow<A>) -> u8 {
     advance(flow.state, flow.flags, headers.tcp).map_or(flow.state, |(state, _)| state)
 }
 
@@ -210,7 +213,7 @@ pub(crate) fn claim<F: Maps>(
         && let Some(holder) = lookup::<F>(&scratch.twin_key)
         && connection::answers::<F>(&holder.rewrite, &headers.key)
     {
-        *holder = scratch.twin;
+        overwrite(holder, &scratch.twin);
         return Ok(Claim::Done);
     }
     match helper::insert(F::flows(), &scratch.twin_key, &scratch.twin, NEW_ONLY) {
@@ -286,7 +289,7 @@ fn is_known<F: Maps>(headers: &Headers<F::Addr>, scratch: &mut Scratch<F::Addr>)
 
 /// What an entry that is written anew keeps of its past.
 #[inline(always)]
-fn remember<A>(old: &Flow<A>, new: &mut Flow<A>) {
+fn remember<A: Address>(old: &Flow<A>, new: &mut Flow<A>) {
     new.packets = old.packets;
     new.bytes = old.bytes;
     new.last_seen = old.last_seen;
@@ -336,8 +339,18 @@ pub(crate) fn forget<F: Maps>(key: &FlowKey<F::Addr>, scratch: &Scratch<F::Addr>
 /// Whether a connection opens under the tuple of one that is over. Its entries are written in place, which is cheaper than
 /// to have them replaced: only late packets of the old connection could see a mixture, and nobody waits for those.
 #[inline(always)]
-fn reuses<A>(headers: &Headers<A>, scratch: &Scratch<A>) -> bool {
+fn reuses<A: Address>(headers: &Headers<A>, scratch: &Scratch<A>) -> bool {
     scratch.replaces != 0 && opens(headers.tcp)
+}
+
+/// Writes an entry in place, word by word: the compiler would read all of it first, onto a stack that has no room for it.
+#[inline(always)]
+fn overwrite<A: Address>(entry: &mut Flow<A>, new: &Flow<A>) {
+    let (to, from) = (ptr::from_mut(entry).cast::<u64>(), ptr::from_ref(new).cast::<u64>());
+    for word in 0..size_of::<Flow<A>>() / size_of::<u64>() {
+        // SAFETY: both are whole entries, made of integers without padding and aligned like a word.
+        unsafe { ptr::write_volatile(to.add(word), ptr::read_volatile(from.add(word))) };
+    }
 }
 
 /// Writes the packet's own entry. Says whether there was room.
@@ -346,7 +359,7 @@ fn write<F: Maps>(headers: &Headers<F::Addr>, scratch: &Scratch<F::Addr>) -> boo
     if reuses(headers, scratch)
         && let Some(entry) = lookup::<F>(&headers.key)
     {
-        *entry = scratch.flow;
+        overwrite(entry, &scratch.flow);
         return true;
     }
     helper::insert(F::flows(), &headers.key, &scratch.flow, ANY).is_ok()

@@ -48,7 +48,7 @@ fn is_stray<A>(headers: &Headers<A>) -> bool {
 /// Whether the first packet of a flow gets no further than this node. It leaves no flow behind: nothing was sent that
 /// could be answered.
 #[inline(always)]
-fn expires<A>(headers: &Headers<A>, scratch: &mut Scratch<A>) -> bool {
+fn expires<A: Address>(headers: &Headers<A>, scratch: &mut Scratch<A>) -> bool {
     let routed = scratch.from.is_routed() && scratch.to.is_routed();
     if headers.hop_limit > 1 || scratch.kept != 0 || !routed {
         return false;

@@ -5,8 +5,8 @@
 //! that belong to no flow of ours go by their address; they never make a flow. The names that a flow knows are right as
 //! long as its backend is the same, also when its way must be computed anew: errors do not wait for the next packet.
 
-use quilla_abi::DropReason;
 use quilla_abi::flow::{Flow, FlowKey, action, dep, flag};
+use quilla_abi::{Address, DropReason};
 use quilla_ebpf_core::embedded::{self, Embedded};
 use quilla_ebpf_core::headers::Message;
 use quilla_ebpf_core::protocol::ip;
@@ -95,7 +95,7 @@ fn follow<F: Pipeline>(
 /// Whether the receiver can take an error only from the address that it knows: inside addresses mean nothing in the
 /// world, and another node takes from the overlay only what seems to come from our Pods (E20).
 #[inline(always)]
-fn hides_reporters<A>(entry: &Flow<A>) -> bool {
+fn hides_reporters<A: Address>(entry: &Flow<A>) -> bool {
     let lent = entry.flags & (flag::SNAT | flag::REPLY) == flag::SNAT;
     entry.action == action::UPLINK || (entry.action == action::OVERLAY && lent)
 }

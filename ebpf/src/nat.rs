@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use quilla_abi::config::Config;
 use quilla_abi::flow::{Flow, Rewrite, action, flag};
-use quilla_abi::{Be16, DropReason};
+use quilla_abi::{Address, Be16, DropReason};
 use quilla_ebpf_core::headers::{Message, Part};
 use quilla_ebpf_core::nat::{PROBES, Ports, STRAY_PROBES};
 use quilla_ebpf_core::protocol::{ETHERNET, ip};
@@ -171,7 +171,7 @@ pub(crate) fn choose_source<F: Pipeline>(
 /// Whether answers find their way back only to an address of this node: from the world, and from other nodes to clients
 /// in the world.
 #[inline(always)]
-fn lends_name<A>(scratch: &Scratch<A>) -> bool {
+fn lends_name<A: Address>(scratch: &Scratch<A>) -> bool {
     scratch.to.action == action::UPLINK
         || (scratch.from.action == action::UPLINK && scratch.to.action == action::OVERLAY)
 }

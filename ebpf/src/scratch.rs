@@ -84,7 +84,7 @@ pub(crate) struct Choice<A> {
 /// What the slow path builds before it is written to the maps.
 #[repr(C)]
 #[derive(Default)]
-pub(crate) struct Scratch<A> {
+pub(crate) struct Scratch<A: Address> {
     /// The entry of the packet's own direction.
     pub(crate) flow: Flow<A>,
     /// The entry of the answers.
@@ -130,7 +130,7 @@ pub(crate) const COPY: u32 = 128;
 
 /// The row of the map.
 #[repr(C)]
-pub(crate) struct Memory<A> {
+pub(crate) struct Memory<A: Address> {
     /// What the parser found.
     pub(crate) headers: Headers<A>,
     /// The far end of the tunnel, at the hook that has one.

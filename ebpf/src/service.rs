@@ -5,7 +5,7 @@ use quilla_abi::flow::{Flow, FlowKey, dep, flag as flow_flag, state};
 use quilla_abi::service::scope::EXTERNAL;
 use quilla_abi::service::{MAGLEV_SEED, Service, ServiceKey, flag};
 use quilla_abi::socket::SocketKey;
-use quilla_abi::{Be16, DropReason};
+use quilla_abi::{Address, Be16, DropReason};
 use quilla_ebpf_core::Headers;
 use quilla_ebpf_core::connection::{self, is_over, opens};
 use quilla_ebpf_core::protocol::ip;
@@ -177,7 +177,7 @@ pub(crate) fn led<F: Maps>(
 
 /// A connection picked up in its middle is an established one.
 #[inline(always)]
-pub(crate) fn pick_up<A>(headers: &Headers<A>, entry: &mut Flow<A>) {
+pub(crate) fn pick_up<A: Address>(headers: &Headers<A>, entry: &mut Flow<A>) {
     if headers.key.proto == ip::TCP && !opens(headers.tcp) {
         entry.state = state::ESTABLISHED;
     }

@@ -71,7 +71,7 @@ fn chosen_by_load<A: AddressFamily>(tables: &Tables) -> BTreeSet<u32> {
 }
 
 /// Only the entry of the asking direction is marked.
-fn count_flow<A>(counts: &mut Counts, key: &FlowKey<A>, flow: &Flow<A>, clock: Clock) {
+fn count_flow<A: AddressFamily>(counts: &mut Counts, key: &FlowKey<A>, flow: &Flow<A>, clock: Clock) {
     let silence = clock.now.wrapping_sub(flow.last_seen);
     // The packet that was seen just now may be later than the clock.
     let silence = if silence > u32::MAX / 2 { 0 } else { silence };

@@ -40,7 +40,7 @@ pub(crate) fn both_ends_choose_the_device_s_family() -> Result<()> {
             let wire = lay(&rig)?;
             for (own, other, expected) in CASES {
                 set_ends(&rig, own, other)?;
-                let seen = cross(&wire, family, &[own, other].map(|ends| ends.to_be_bytes()).concat())?;
+                let seen = cross(&wire, family, &[own, other].map(u16::to_be_bytes).concat())?;
                 assert_eq!(seen, expected.ip(Who::OtherNode), "{family:?} from {own:02b} to {other:02b}");
             }
         }
