@@ -39,9 +39,13 @@ const CONTROL_PACKETS: u64 = 200_000;
 /// Enough for every mutant to be noticed: most are within some thousands, the rarest within a million.
 const PACKETS: u64 = 3_000_000;
 
+fn all() -> impl Iterator<Item = &'static Mutant> {
+    data_path::MUTANTS.iter().chain(planner::MUTANTS)
+}
+
 /// The texts that the mutants change are in the sources.
 pub(crate) fn each_is_found() -> Result<()> {
-    for mutant in data_path::MUTANTS.iter().chain(planner::MUTANTS) {
+    for mutant in all() {
         let original = fs::read_to_string(Sources::root().join(mutant.file));
         mutant.of(&original.with_context(|| format!("read {}", mutant.file))?)?;
     }
@@ -101,8 +105,9 @@ impl Sources {
         }
         let mut survivors = Vec::new();
         let wanted = env::var("SPEC_MUTANT").unwrap_or_default();
-        for (number, mutant) in mutants.iter().enumerate().filter(|(_, mutant)| mutant.name.contains(&wanted))
-        {
+        let is_wanted = |mutant: &Mutant| mutant.name.contains(&wanted);
+        ensure!(all().any(is_wanted), "no mutant has SPEC_MUTANT={wanted} in its name");
+        for (number, mutant) in mutants.iter().enumerate().filter(|(_, mutant)| is_wanted(mutant)) {
             let original = self.mutate(mutant)?;
             let name = format!("mutant-{number}");
             let story = disagrees(self, &name, PACKETS).with_context(|| mutant.name)?;
