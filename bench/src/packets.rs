@@ -4,7 +4,8 @@
 //! chosen so that this is again an established packet of the same path with the same work: [`world`] and
 //! [`rig::alternate`] say how. That it is so is checked by the counted helper calls, which must be a whole number for each
 //! packet, and by the counters of forwarded packets, which must have moved by every single one. What cannot be repeated,
-//! outer headers and connections from their first packet to their last, is in [`connection`].
+//! outer headers and connections from their first packet to their last, is in [`connection`]; many flows instead of one are in
+//! [`flows`].
 
 mod candidate;
 mod connection;
