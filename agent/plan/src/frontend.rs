@@ -107,7 +107,10 @@ fn served_ports<'a>(service: &'a Service, problems: &mut Vec<Problem>) -> Vec<&'
             continue;
         };
         let object = ObjectRef::new("Service", &service.name);
-        problems.push(Problem::new(object, reason, format!("port {} {}", port.port, port.protocol)));
+        // An event calls the others skipped.
+        let what = if reason == Reason::Unsupported { " is not served" } else { "" };
+        let detail = format!("port {} {}{what}", port.port, port.protocol);
+        problems.push(Problem::new(object, reason, detail));
     }
     served
 }

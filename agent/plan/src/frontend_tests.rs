@@ -181,6 +181,9 @@ fn bad_parts_are_skipped_and_named_and_the_rest_works() {
     let unusable = [Reason::UnusableAddress; 6]; // four endpoints, one of the wrong family, one clusterIP
     let others = [Reason::Duplicate, Reason::Conflict, Reason::Unsupported];
     assert_eq!(found, [&unusable[..], &others].concat());
+    let details: Vec<_> = problems.iter().map(|problem| problem.detail.as_str()).collect();
+    assert!(details.contains(&"port 81 SCTP is not served"), "{details:?}");
+    assert!(details.contains(&"port 80 TCP"), "{details:?}: an Event calls it skipped");
 }
 
 #[test]

@@ -55,18 +55,18 @@ fn listens_on(port: &HostPort) -> Option<IpAddr> {
 fn fault(endpoint: &LocalEndpoint, port: &HostPort, facts: &ServiceFacts) -> Option<Problem> {
     let problem = |reason, detail: String| {
         let object = ObjectRef::new("Pod", &endpoint.pod);
-        Some(Problem::new(object, reason, format!("hostPort {} {}: {detail}", port.host_port, port.protocol)))
+        Some(Problem::new(object, reason, format!("hostPort {} {}{detail}", port.host_port, port.protocol)))
     };
     let foreign = |address: &IpAddr| {
         let localhost = *address == IpAddr::V4(Ipv4Addr::LOCALHOST);
         !localhost && !facts.addresses.contains(address)
     };
     if port.host_port == 0 || port.container_port == 0 {
-        problem(Reason::Malformed, format!("leads to port {}", port.container_port))
+        problem(Reason::Malformed, format!(": leads to port {}", port.container_port))
     } else if port.protocol == Protocol::Sctp {
-        problem(Reason::Unsupported, "protocol".to_owned())
+        problem(Reason::Unsupported, " is not served".to_owned())
     } else if let Some(address) = listens_on(port).filter(foreign) {
-        problem(Reason::UnusableAddress, format!("hostIP {address} is no address of the node"))
+        problem(Reason::UnusableAddress, format!(": hostIP {address} is no address of the node"))
     } else {
         None
     }

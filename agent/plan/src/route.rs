@@ -147,7 +147,8 @@ fn claim(
             routes.insert(cidr, target);
         }
         Some(other) => {
-            problems.push(Problem::new(object(), Reason::Conflict, format!("{cidr} overlaps {other}")));
+            let detail = format!("{cidr} overlaps {other} and is left out");
+            problems.push(Problem::new(object(), Reason::Conflict, detail));
         }
     }
 }

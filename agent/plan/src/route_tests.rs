@@ -122,6 +122,7 @@ fn overlapping_claims_are_refused_whichever_is_wider() {
         let (desired, problems) = planned(vec![own.clone(), node("a", &["192.0.2.9"], &[claimed])], &[]);
         let reasons: Vec<_> = problems.iter().map(|problem| problem.reason).collect();
         assert_eq!(reasons, if clash { vec![Reason::Conflict] } else { vec![] }, "{claimed}");
+        assert!(problems.iter().all(|problem| problem.detail.ends_with(" and is left out")), "{problems:?}");
         assert_eq!(target(&desired, "10.244.0.0/24"), Some(Target::LocalPods), "{claimed}");
     }
 }
@@ -133,6 +134,8 @@ fn e20_a_tunnel_address_belongs_to_one_node() {
     assert_eq!(desired.tunnels.keys().collect::<Vec<_>>(), ["b"]);
     let reasons: Vec<_> = problems.iter().map(|problem| problem.reason).collect();
     assert_eq!(reasons, [Reason::Conflict, Reason::Conflict, Reason::UnusableAddress, Reason::Missing]);
+    let taken = "InternalIP 192.0.2.2 belongs to b and is left out";
+    assert!(problems.iter().any(|problem| problem.detail == taken), "{problems:?}");
     assert_eq!(
         target(&desired, "10.244.2.0/24"),
         Some(Target::RemotePods("thief".into())),

@@ -57,7 +57,7 @@ fn tunnel_to<'a>(
         }
         let owner = *owners.entry(address).or_insert(&node.name);
         if owner != node.name {
-            let detail = format!("InternalIP {address} belongs to {owner}");
+            let detail = format!("InternalIP {address} belongs to {owner} and is left out");
             problems.push(Problem::new(object(), Reason::Conflict, detail));
             continue;
         }

@@ -73,5 +73,8 @@ fn bad_host_ports_are_named_and_the_others_work() {
     let mut reasons: Vec<_> = planned.problems.iter().map(|problem| problem.reason).collect();
     reasons.sort_unstable();
     assert_eq!(reasons, [Reason::Malformed, Reason::Malformed, Reason::Unsupported]);
+    let details: Vec<_> = planned.problems.iter().map(|problem| problem.detail.as_str()).collect();
+    assert!(details.contains(&"hostPort 8082 SCTP is not served"), "{details:?}");
+    assert!(details.contains(&"hostPort 8080 TCP: leads to port 0"), "{details:?}");
     assert!(planned.listed(OUTSIDE).iter().all(|listed| listed.ends_with("8083 udp")));
 }
