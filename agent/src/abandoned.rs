@@ -153,9 +153,9 @@ mod tests {
                 wished_addresses: None,
             };
             snapshot.pods.insert(name.clone(), Arc::new(pod));
-            Published { snapshot: Arc::new(snapshot), problems: Arc::default() }
+            Published { snapshot: Arc::new(snapshot), ..Published::default() }
         };
-        let empty = Published { snapshot: Arc::default(), problems: Arc::default() };
+        let empty = Published::default();
         assert_eq!(patience(&one, None), PATIENCE, "nobody knows");
         assert_eq!(patience(&one, Some(&knows("1"))), PATIENCE, "it is there");
         assert_eq!(patience(&one, Some(&knows("2"))), Duration::ZERO, "another of that name is there");

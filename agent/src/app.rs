@@ -458,7 +458,7 @@ async fn forward(
         reconciler.tell(Command::SnapshotChanged);
     } else if let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || last_known::load(&file)).await {
         tracing::warn!("no apiserver answers: starting from the last-known snapshot");
-        let published = Published { snapshot: Arc::new(snapshot), problems: Arc::default() };
+        let published = Published { snapshot: Arc::new(snapshot), ..Published::default() };
         reconciler.tell(Command::Fallback(Box::new(published)));
     }
     while let Some(Ok(())) = drain.run_until_cancelled(snapshots.changed()).await {

@@ -2,7 +2,8 @@
 //!
 //! Follows the reconciler's view and never influences it; other parts of the agent send what they have to say. The name
 //! of an Event is made from the problem and the object's uid, so that an agent that starts again does not repeat itself,
-//! nor the other nodes' agents what every one of them finds. What concerns one node names it.
+//! nor the other nodes' agents what every one of them finds. What concerns one node names it. Policies, of which none is enforced,
+//! are a number in the log: a cluster has many, and each node would ask for and post an Event of each.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, ObjectMeta, PostParams};
@@ -53,8 +54,8 @@ impl Notice {
     }
 }
 
-/// What was skipped, or how things are: the details of these reasons are whole sentences about what is done instead, or
-/// who has what two claim, and not everything that is told is left out.
+/// What was skipped, or how things are: not everything that is told is left out, so the details of the other reasons say
+/// themselves what is done, or who has what two claim.
 fn message(problem: &Problem) -> String {
     match problem.reason {
         Reason::Malformed | Reason::UnusableAddress | Reason::Duplicate => {
@@ -74,11 +75,16 @@ pub async fn report(
 ) {
     let reporting = async {
         let mut reported = BTreeSet::new();
+        let mut policies = 0;
         loop {
             tokio::select! {
                 Some(notice) = notices.recv() => post(&client, &node, &notice.on(&node)).await,
                 Ok(()) = view.changed() => {
                     let current = view.borrow_and_update().clone();
+                    if let Some(count) = current.unenforced_policies().filter(|count| *count != policies) {
+                        tracing::warn!(policies = count, "network policies are not enforced");
+                        policies = count;
+                    }
                     for problem in unreported(&current.problems, &mut reported) {
                         tracing::warn!(object.r#ref = %problem.object, reason = problem.reason.label(), detail = problem.detail, "problem");
                         post(&client, &node, &Notice::of(&problem, &node)).await;
@@ -167,7 +173,6 @@ fn resource(kind: &str) -> Option<ApiResource> {
         ApiResource::erase::<Node>(&()),
         ApiResource::erase::<Namespace>(&()),
         ApiResource::erase::<ServiceCIDR>(&()),
-        ApiResource::erase::<NetworkPolicy>(&()),
     ];
     known.into_iter().find(|resource| resource.kind == kind)
 }
@@ -204,6 +209,8 @@ fn camel_case(label: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::Json;
     use axum::routing::get;
     use k8s_openapi::api::core::v1::ObjectReference;
@@ -211,8 +218,11 @@ mod tests {
     use kube::{Client, Config};
     use quilla_model::{ObjectName, ObjectRef, Problem, Reason};
     use serde_json::json;
+    use tokio::sync::{mpsc, watch};
+    use tokio_util::sync::CancellationToken;
 
-    use super::{MAX_REPORTED, Notice, event, reference, resource, unreported};
+    use super::{MAX_REPORTED, Notice, event, reference, report, resource, unreported};
+    use crate::reconcile::View;
     use crate::watch::Kind;
 
     #[test]
@@ -261,7 +271,7 @@ mod tests {
         assert_eq!(first, second);
     }
 
-    /// What is left out is called so; a Service at an address of a Pod is served, and a policy is not in force.
+    /// What is left out is called so, here or in its detail; a Service at an address of a Pod is served.
     #[test]
     fn only_what_is_skipped_is_called_so() {
         let object = ObjectRef::new("Service", &ObjectName::new("shop", "web"));
@@ -289,6 +299,38 @@ mod tests {
         Client::try_from(Config::new(format!("http://{address}").parse().unwrap())).unwrap()
     }
 
+    /// As many requests as nodes and policies would be too many.
+    #[tokio::test]
+    async fn policies_make_no_events() {
+        let (posted, mut paths) = mpsc::channel(10);
+        let answer = async move |request: axum::extract::Request| {
+            if request.method() == "POST" {
+                posted.send(request.uri().path().to_owned()).await.unwrap();
+            }
+            axum::http::StatusCode::NOT_FOUND
+        };
+        let client = Client::new(axum::Router::new().fallback(answer), "default");
+        let problem = |kind, namespace: &str| {
+            let object = ObjectRef::new(kind, &ObjectName::new(namespace, "x"));
+            Problem::new(object, Reason::Unsupported, "x")
+        };
+        let policies = [(ObjectName::new("policies", "x"), vec![problem("NetworkPolicy", "policies")])];
+        let view = View {
+            problems: vec![problem("Service", "shop")],
+            policies: Some(Arc::new(policies.into())),
+            ..View::default()
+        };
+        assert_eq!((view.all_problems().count(), view.unenforced_policies()), (2, Some(1)));
+        let (sender, receiver) = watch::channel(Arc::default());
+        let (notices, drain) = (mpsc::channel(1).1, CancellationToken::new());
+        let reporting = tokio::spawn(report(client, "a".into(), receiver, notices, drain));
+        sender.send_replace(Arc::new(view));
+        drop(sender);
+        reporting.await.unwrap();
+        assert_eq!(paths.recv().await.as_deref(), Some("/api/v1/namespaces/shop/events"));
+        assert_eq!(paths.recv().await, None);
+    }
+
     /// `kubectl describe` selects by uid, `kubectl events --for` by version, kind and name.
     #[tokio::test]
     async fn an_event_can_be_found_from_its_object() {
@@ -312,8 +354,8 @@ mod tests {
     }
 
     #[test]
-    fn every_watched_kind_has_a_place_in_the_api() {
-        for kind in Kind::ALL {
+    fn every_kind_that_events_are_of_has_a_place_in_the_api() {
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::NetworkPolicy) {
             assert!(resource(kind.name()).is_some(), "{kind:?}");
         }
         assert!(resource("Agent").is_none(), "the self-test is no object");

@@ -123,7 +123,7 @@ mod tests {
     async fn the_newest_snapshot_is_stored_before_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let file = path(directory.path());
-        let publish = |name| Some(Published { snapshot: snapshot(name), problems: Arc::default() });
+        let publish = |name| Some(Published { snapshot: snapshot(name), ..Published::default() });
         let (sender, receiver) = watch::channel(None);
         let drain = CancellationToken::new();
         let keeping = tokio::spawn(keep(file.clone(), receiver, drain.clone()));

@@ -36,10 +36,11 @@ fn run() -> Result<()> {
     runtime.block_on(app::run(options)).context("run the agent")
 }
 
-/// The client library reports every failed connection as an error; the watches say the same once, with their kind.
+/// The client library reports every failed connection as an error, and each refused watch as a warning; the watches say the same
+/// once, with their kind.
 fn start_log() {
     let chosen = EnvFilter::try_from_env("QUILLA_LOG");
-    let filter = chosen.unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
+    let filter = chosen.unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=error"));
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }

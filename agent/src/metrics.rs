@@ -4,6 +4,7 @@
 
 mod proxy;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -219,10 +220,11 @@ impl Metrics {
     }
 
     /// What is wrong at the moment.
-    pub fn problems(&self, problems: &[Problem]) {
-        for &reason in Reason::ALL {
-            let count = problems.iter().filter(|problem| problem.reason == reason).count();
-            set(&self.problems, [("reason", reason.label())], i64::try_from(count).unwrap_or(i64::MAX));
+    pub fn problems<'a>(&self, problems: impl Iterator<Item = &'a Problem>) {
+        let mut counts: BTreeMap<Reason, i64> = Reason::ALL.iter().map(|reason| (*reason, 0)).collect();
+        problems.for_each(|problem| *counts.entry(problem.reason).or_default() += 1);
+        for (reason, count) in counts {
+            set(&self.problems, [("reason", reason.label())], count);
         }
     }
 
@@ -299,7 +301,7 @@ mod tests {
         metrics.without_local_endpoints(0, 2);
         metrics.probed(true, false);
         metrics.reconciled(Duration::from_millis(2));
-        metrics.problems(&[Problem::new(ObjectRef::cluster("Node", "a"), Reason::Malformed, "x")]);
+        metrics.problems([Problem::new(ObjectRef::cluster("Node", "a"), Reason::Malformed, "x")].iter());
         let mut text = String::new();
         encode(&mut text, &metrics.registry).unwrap();
         for line in [
@@ -339,7 +341,7 @@ mod tests {
         metrics.reconcile_failed("kernel");
         metrics.drift_repaired("slots", 1);
         metrics.watch_restarted(Kind::Node);
-        metrics.problems(&[]);
+        metrics.problems([].iter());
         metrics.without_local_endpoints(0, 0);
         metrics.probed(true, true);
         metrics.probed(false, true);

@@ -34,7 +34,6 @@ use crate::node::{Node, NodeSettings};
 use crate::snapshot::Published;
 use crate::sockets::{self, Ended};
 use crate::table;
-use crate::watch::unenforced;
 
 use agenda::{Agenda, Task};
 pub use command::{Answer, Command, Handle, ReconcileError, channel};
@@ -245,7 +244,7 @@ impl Reconciler {
 
     /// Everything the kernel should hold, from the newest snapshot: devices, rows, routes, programs.
     fn program(&mut self) -> Result<(), ReconcileError> {
-        let Published { snapshot, problems } = self.newest().ok_or(ReconcileError::NoSnapshot)?;
+        let Published { snapshot, problems, policies } = self.newest().ok_or(ReconcileError::NoSnapshot)?;
         self.resynchronise()?;
         self.node.prepare(&snapshot)?;
         self.look_for_devices()?;
@@ -268,9 +267,8 @@ impl Reconciler {
         self.node.refuse(&snapshot, &desired);
         found.extend(self.node.problems());
         found.extend(self.bare_pods());
-        self.metrics.problems(&found);
         self.metrics.endpoints(self.endpoints.len());
-        self.view.send_replace(Arc::new(View {
+        let view = View {
             programmed: true,
             failing: None,
             pod_cidrs: snapshot.nodes.get(&facts.name).map_or_else(Vec::new, |node| node.pod_cidrs.clone()),
@@ -279,12 +277,13 @@ impl Reconciler {
             desired,
             tables,
             problems: found,
-            // What was stored for a start without an apiserver has none.
-            unenforced_policies: if self.fallback.is_some() { None } else { unenforced(&problems) },
+            policies,
             devices: self.node.ifindexes(),
             endpoints: self.endpoints.values().cloned().collect(),
             absent: self.absent.iter().filter_map(|key| self.endpoints.get(key)).cloned().collect(),
-        }));
+        };
+        self.metrics.problems(view.all_problems());
+        self.view.send_replace(Arc::new(view));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The single owner of what the watches know: takes their updates, publishes snapshots.
 //!
-//! Invariant: nothing is published before every kind was listed once, so that a start never looks like a cluster in
+//! Invariant: nothing is published before every kind that is needed was listed once, so that a start never looks like a cluster in
 //! which everything was deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::watch::{Kind, Known, Update, Value};
+use crate::watch::{Kind, Known, Update, Value, unlisted};
+
+/// Network policies, and what is to be said of each.
+pub type Policies = BTreeMap<ObjectName, Vec<Problem>>;
 
 /// Between two snapshots at least: the first change is published at once, those that follow it together.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -24,9 +27,11 @@ pub struct Published {
     pub snapshot: Arc<Snapshot>,
     /// What could not be read.
     pub problems: Arc<Vec<Problem>>,
+    /// What is not enforced, apart because there may be many; `None` while nobody knows which there are.
+    pub policies: Option<Arc<Policies>>,
 }
 
-/// Takes updates until `drain`; publishes when all kinds are known, and after every change.
+/// Takes updates until `drain`; publishes when all kinds that are needed are known, and after every change.
 pub async fn own(
     mut updates: mpsc::Receiver<Update>,
     published: watch::Sender<Option<Published>>,
@@ -73,11 +78,21 @@ struct State {
     /// Slices are stored under their Service, and a slice may change its Service.
     service_of: BTreeMap<ObjectName, ObjectName>,
     problems: BTreeMap<(Kind, ObjectName), Vec<Problem>>,
+    policies: Arc<Policies>,
     listed: BTreeSet<Kind>,
+    /// Something came that was not published yet.
+    changed: bool,
 }
 
 impl State {
     fn take(&mut self, update: Update) {
+        // Who writes to a policy changes nothing here, and each round of the reconciler costs.
+        if let Update::Changed(Kind::NetworkPolicy, Known { name, problems, .. }) = &update
+            && self.policies.get(name) == Some(problems)
+        {
+            return;
+        }
+        self.changed = true;
         match update {
             Update::Listed(kind, objects) => {
                 self.clear(kind);
@@ -91,19 +106,31 @@ impl State {
                 self.put(kind, object);
             }
             Update::Deleted(kind, name) => self.remove(kind, &name),
+            Update::Refused(kind) => {
+                self.clear(kind);
+                self.listed.remove(&kind);
+                self.problems.insert((kind, ObjectName::new("", "")), vec![unlisted()]);
+            }
         }
     }
 
-    fn publish(&self) -> Option<Published> {
-        let complete = self.listed.len() == Kind::ALL.len();
-        complete.then(|| Published {
+    fn publish(&mut self) -> Option<Published> {
+        let complete = Kind::ALL.iter().all(|kind| !kind.is_needed() || self.listed.contains(kind));
+        if !complete || !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let policies = self.listed.contains(&Kind::NetworkPolicy).then(|| Arc::clone(&self.policies));
+        Some(Published {
             snapshot: Arc::new(self.snapshot.clone()),
             problems: Arc::new(self.problems.values().flatten().cloned().collect()),
+            policies,
         })
     }
 
     fn put(&mut self, kind: Kind, Known { name, value, problems }: Known) {
-        if !problems.is_empty() {
+        if kind == Kind::NetworkPolicy {
+            Arc::make_mut(&mut self.policies).insert(name.clone(), problems);
+        } else if !problems.is_empty() {
             self.problems.insert((kind, name.clone()), problems);
         }
         let snapshot = &mut self.snapshot;
@@ -136,8 +163,7 @@ impl State {
             Kind::Pod => drop(self.snapshot.pods.remove(name)),
             Kind::Namespace => drop(self.snapshot.namespaces.remove(&*name.name)),
             Kind::ServiceCidr => drop(self.snapshot.service_cidrs.remove(&*name.name)),
-            // Nothing but a problem.
-            Kind::NetworkPolicy => {}
+            Kind::NetworkPolicy => drop(Arc::make_mut(&mut self.policies).remove(name)),
         }
     }
 
@@ -163,7 +189,7 @@ impl State {
             Kind::Pod => self.snapshot.pods.clear(),
             Kind::Namespace => self.snapshot.namespaces.clear(),
             Kind::ServiceCidr => self.snapshot.service_cidrs.clear(),
-            Kind::NetworkPolicy => {}
+            Kind::NetworkPolicy => self.policies = Arc::default(),
         }
     }
 }
@@ -178,7 +204,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::{State, own};
-    use crate::watch::{Kind, Known, Update, Value};
+    use crate::watch::{Kind, Known, Update, Value, unlisted};
 
     fn namespace(name: &str) -> Known {
         let value = Arc::new(Namespace { name: name.into(), labels: [].into() });
@@ -201,7 +227,7 @@ mod tests {
 
     fn complete() -> State {
         let mut state = State::default();
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_needed()) {
             assert!(state.publish().is_none(), "{kind:?} is missing");
             state.take(Update::Listed(kind, vec![]));
         }
@@ -240,6 +266,45 @@ mod tests {
         state.take(Update::Changed(Kind::Namespace, bad));
         state.take(Update::Deleted(Kind::Namespace, ObjectName::new("", "n")));
         assert_eq!(state.publish().unwrap().problems.len(), 0);
+    }
+
+    fn policy(name: &str) -> Known {
+        let name = ObjectName::new("shop", name);
+        let problem = Problem::new(ObjectRef::new("NetworkPolicy", &name), Reason::Unsupported, "x");
+        Known { name, value: None, problems: vec![problem] }
+    }
+
+    /// A node serves, whatever becomes of a list that decides nothing; the number is that of now, or none.
+    #[test]
+    fn policies_are_counted_while_they_may_be_seen_and_never_waited_for() {
+        let mut state = complete();
+        let mut seen = |update: Option<Update>| {
+            if let Some(update) = update {
+                state.take(update);
+            }
+            let published = state.publish().expect("a change");
+            (published.policies.map(|policies| policies.len()), published.problems.to_vec())
+        };
+        assert_eq!(seen(None), (None, vec![]), "no answer yet");
+        let refused = || Some(Update::Refused(Kind::NetworkPolicy));
+        assert_eq!(seen(refused()), (None, vec![unlisted()]));
+        let both = vec![policy("a"), policy("b")];
+        assert_eq!(seen(Some(Update::Listed(Kind::NetworkPolicy, both))), (Some(2), vec![]));
+        let gone = Update::Deleted(Kind::NetworkPolicy, policy("a").name);
+        assert_eq!(seen(Some(gone)), (Some(1), vec![]));
+        assert_eq!(seen(refused()), (None, vec![unlisted()]), "the right was taken away");
+    }
+
+    /// Others write to policies all the time: labels, the fields' managers.
+    #[test]
+    fn a_policy_that_means_the_same_is_no_news() {
+        let mut state = complete();
+        state.take(Update::Listed(Kind::NetworkPolicy, vec![policy("a")]));
+        assert!(state.publish().is_some());
+        state.take(Update::Changed(Kind::NetworkPolicy, policy("a")));
+        assert!(state.publish().is_none());
+        state.take(Update::Changed(Kind::NetworkPolicy, policy("b")));
+        assert_eq!(state.publish().and_then(|published| published.policies).map(|all| all.len()), Some(2));
     }
 
     /// Something flaps 100 times a second (bad input): at most 50 snapshots a second come of it, and the last one says

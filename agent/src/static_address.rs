@@ -222,7 +222,7 @@ mod tests {
         };
         let mut snapshot = Snapshot::default();
         snapshot.pods.insert(name, Arc::new(watched));
-        let published = Published { snapshot: Arc::new(snapshot), problems: Arc::default() };
+        let published = Published { snapshot: Arc::new(snapshot), ..Published::default() };
         let (notices, noticed) = mpsc::channel(1);
         let addresses = StaticAddresses {
             allowed: true,

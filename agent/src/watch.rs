@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-pub use network_policy::unenforced;
+pub use network_policy::unlisted;
 
 /// A kind that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +47,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind: the snapshot is complete when each was listed once.
+    /// Every kind.
     pub const ALL: [Self; 7] = [
         Self::Service,
         Self::EndpointSlice,
@@ -57,6 +57,11 @@ impl Kind {
         Self::ServiceCidr,
         Self::NetworkPolicy,
     ];
+
+    /// Whether anything is decided by it: the snapshot is complete when each such kind was listed once.
+    pub const fn is_needed(self) -> bool {
+        !matches!(self, Self::NetworkPolicy)
+    }
 
     /// The kind as the API spells it.
     pub const fn name(self) -> &'static str {
@@ -109,6 +114,8 @@ pub enum Update {
     Changed(Kind, Known),
     /// An object went.
     Deleted(Kind, ObjectName),
+    /// The agent may not see the objects of a kind that is not needed: nobody knows which there are.
+    Refused(Kind),
 }
 
 /// Slices in one answer of a list; others come 500 at a time.

@@ -88,7 +88,7 @@ pub(super) fn answer(request: &Request, admin: &Admin) -> Result<Answer, QueryEr
         Query::Drops => Answer::new(COUNTERS, counters(admin, filter)?),
         Query::Endpoints => Answer::new(endpoints::COLUMNS, endpoints::rows(admin, &view)?),
         Query::Nodes => Answer::new(node::NODES, node::nodes(&view)),
-        Query::Problems => Answer::new(PROBLEMS, view.problems.iter().map(problem).collect()),
+        Query::Problems => Answer::new(PROBLEMS, view.all_problems().map(problem).collect()),
     })
 }
 

@@ -8,6 +8,7 @@ use quilla_model::{Problem, Snapshot};
 use quilla_plan::{Desired, Tables};
 
 use crate::cni::AttachedEndpoint;
+use crate::snapshot::Policies;
 
 /// The state after the last round that succeeded, and why later ones failed. Never changed, only replaced.
 #[derive(Clone, Debug, Default)]
@@ -26,14 +27,27 @@ pub struct View {
     pub desired: Desired,
     /// With which rows.
     pub tables: Arc<Tables>,
-    /// What had to be skipped.
+    /// What is wrong, but for policies.
     pub problems: Vec<Problem>,
-    /// Network policies, of which none is enforced; `None` while nobody knows how many there are.
-    pub unenforced_policies: Option<usize>,
+    /// Network policies, of which none is enforced; `None` while nobody knows which there are.
+    pub policies: Option<Arc<Policies>>,
     /// Numbers of the overlay device and of the uplinks.
     pub devices: Vec<u32>,
     /// The attached Pods.
     pub endpoints: Vec<AttachedEndpoint>,
     /// Those of them that have no device.
     pub absent: Vec<AttachedEndpoint>,
+}
+
+impl View {
+    /// What is wrong with objects and with the node.
+    pub fn all_problems(&self) -> impl Iterator<Item = &Problem> {
+        let policies = self.policies.iter().flat_map(|policies| policies.values().flatten());
+        self.problems.iter().chain(policies)
+    }
+
+    /// How many policies there are, and so how many are not enforced.
+    pub fn unenforced_policies(&self) -> Option<usize> {
+        self.policies.as_ref().map(|policies| policies.len())
+    }
 }

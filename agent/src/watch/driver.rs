@@ -4,9 +4,9 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::pool::Shared;
 use super::{Kind, Known, Update, Value};
 use crate::metrics::Metrics;
+
+/// Before a kind is asked for again that the agent may not see: rights change seldom, and every node asks.
+const REFUSED_PAUSE: Duration = Duration::from_mins(5);
 
 /// How objects of a kind are read.
 pub(super) trait Watch: Send + 'static {
@@ -106,15 +109,33 @@ impl Sink {
 
 /// Watches until the agent drains. Errors are counted, logged and tried again with growing pauses.
 pub(super) async fn run<W: Watch>(api: Api<W::Object>, config: watcher::Config, sink: Sink) {
-    let mut events = watcher(api, config).default_backoff().boxed();
     let mut listing = Listing::default();
-    loop {
-        let Some(Some(event)) = sink.drain.run_until_cancelled(events.next()).await else { return };
+    let watching = async {
+        // One that was refused would resume where it ended, once it may, and never list what there is.
+        while follow::<W>(watcher(api.clone(), config.clone()).default_backoff().boxed(), &mut listing, &sink)
+            .await
+        {
+            tokio::time::sleep(REFUSED_PAUSE).await;
+        }
+    };
+    sink.drain.run_until_cancelled(watching).await.unwrap_or_default();
+}
+
+/// Follows one watch until it is refused; `false` if nobody takes updates any more.
+async fn follow<W: Watch>(
+    mut events: impl Stream<Item = watcher::Result<Event<W::Object>>> + Unpin,
+    listing: &mut Listing,
+    sink: &Sink,
+) -> bool {
+    while let Some(event) = events.next().await {
+        let refused = event.as_ref().is_err_and(|error| is_refusal(W::KIND, error));
         let update = match event {
             Ok(event) => {
                 sink.count::<W>(&event);
                 listing.received::<W>(event)
             }
+            // That was said.
+            Err(_) if refused && listing.refused => None,
             Err(error) => {
                 sink.metrics.watch_restarted(W::KIND);
                 tracing::warn!(kind = W::KIND.name(), error = %error, "watch interrupted");
@@ -124,9 +145,13 @@ pub(super) async fn run<W: Watch>(api: Api<W::Object>, config: watcher::Config, 
         if let Some(update) = update
             && sink.updates.send(update).await.is_err()
         {
-            return;
+            return false;
+        }
+        if refused {
+            return true;
         }
     }
+    false
 }
 
 /// How far the listing of a kind has come.
@@ -136,6 +161,8 @@ struct Listing {
     shared: Shared,
     /// A list has reached the snapshot.
     listed: bool,
+    /// The agent may not see the objects, or might not when it asked last.
+    refused: bool,
 }
 
 impl Listing {
@@ -153,7 +180,7 @@ impl Listing {
                 self.relist.push(known);
             }
             Event::InitDone => {
-                self.listed = true;
+                (self.listed, self.refused) = (true, false);
                 return Some(Update::Listed(W::KIND, std::mem::take(&mut self.relist)));
             }
             Event::Apply(object) => return Some(Update::Changed(W::KIND, self.known::<W>(&object))),
@@ -162,27 +189,35 @@ impl Listing {
         None
     }
 
-    /// An apiserver may lack the one kind that is younger than the others: it is an empty list, so that nothing waits
-    /// for it. Nor does anything wait for policies, which decide nothing here, and the right to see them is younger than the
-    /// others. Of any other kind, or of one that was there before, such an answer is the error of something in between.
+    /// An apiserver may lack the kinds that are younger than the others: that is an empty list, unless there was one
+    /// before. The right to see a kind that nothing waits for is younger, too, and may be taken away at any time. Of any other
+    /// kind such an answer is the error of something in between.
     fn failed(&mut self, kind: Kind, error: &watcher::Error) -> Option<Update> {
-        let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return None };
-        let known = match (kind, status.code) {
-            (Kind::ServiceCidr | Kind::NetworkPolicy, 404) => Vec::new(),
-            (Kind::NetworkPolicy, 403) => {
-                vec![Known { name: ObjectName::new("", ""), value: None, problems: vec![unlisted()] }]
-            }
-            _ => return None,
-        };
-        (!std::mem::replace(&mut self.listed, true)).then_some(Update::Listed(kind, known))
+        if is_refusal(kind, error) {
+            return (!std::mem::replace(&mut self.refused, true)).then_some(Update::Refused(kind));
+        }
+        let may_lack = matches!(kind, Kind::ServiceCidr | Kind::NetworkPolicy);
+        if !(may_lack && matches!(error, watcher::Error::InitialListFailed(_)) && code(error) == Some(404)) {
+            return None;
+        }
+        (!std::mem::replace(&mut self.listed, true)).then(|| Update::Listed(kind, Vec::new()))
     }
 }
 
-/// What an operator should know where the agent has not the right to see policies.
-pub(super) fn unlisted() -> Problem {
-    let detail =
-        "NetworkPolicies may not be listed, see deploy/rbac.yaml: those that there are restrict no traffic";
-    Problem::new(ObjectRef::cluster("Agent", "rights"), Reason::Missing, detail)
+/// Whether the agent has not got the right to see what it can do without.
+fn is_refusal(kind: Kind, error: &watcher::Error) -> bool {
+    !kind.is_needed() && code(error) == Some(403)
+}
+
+/// With which code of HTTP the apiserver answered a list or a watch.
+fn code(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
 }
 
 fn known<W: Watch>(object: &W::Object) -> Known {
@@ -199,19 +234,34 @@ pub(super) fn name_of<K: Resource>(object: &K) -> ObjectName {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use kube::runtime::watcher::{Error, Event};
+    use std::sync::{Arc, Mutex};
 
-    use super::{Known, Listing, Watch, known, unlisted};
-    use crate::watch::{Kind, Update, service_cidr, unenforced};
+    use axum::Json;
+    use axum::extract::Request;
+    use axum::http::StatusCode;
+    use axum::response::{IntoResponse, Response};
+    use kube::runtime::watcher::{Config, Error, Event};
+    use kube::{Api, Client};
+    use serde_json::{Value, json};
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
+    use super::{Known, Listing, REFUSED_PAUSE, Sink, Watch, known, run};
+    use crate::metrics::Metrics;
+    use crate::watch::{Kind, Update, network_policy, service_cidr};
 
     /// Reads an object as the API would give it.
     pub(crate) fn read<W: Watch>(object: serde_json::Value) -> Known {
         known::<W>(&serde_json::from_value(object).expect("an object of the kind"))
     }
 
+    fn status(code: u16) -> Value {
+        json!({"kind": "Status", "status": "Failure", "message": "no", "reason": "no", "code": code})
+    }
+
     fn refused(code: u16) -> Error {
-        let status = serde_json::json!({"status": "Failure", "message": "no", "reason": "no", "code": code});
-        let status = serde_json::from_value(status).expect("a status");
+        let status = serde_json::from_value(status(code)).expect("a status");
         Error::InitialListFailed(kube::Error::Api(Box::new(status)))
     }
 
@@ -229,17 +279,62 @@ pub(super) mod tests {
         assert_eq!(listing.failed(Kind::ServiceCidr, &refused(404)), None, "on a relist");
     }
 
-    /// An agent with the rights of an earlier version serves as before, and tells what it cannot see.
+    /// An agent with the rights of an earlier version tells it, once; what is needed is asked for again and again.
     #[test]
-    fn policies_that_may_not_be_seen_are_a_problem_and_stop_nothing() {
+    fn only_policies_may_be_refused() {
         let mut listing = Listing::default();
-        let answer = listing.failed(Kind::NetworkPolicy, &refused(403));
-        let Some(Update::Listed(Kind::NetworkPolicy, known)) = answer else { panic!("{answer:?}") };
-        let problems: Vec<_> = known.into_iter().flat_map(|known| known.problems).collect();
-        assert_eq!((unenforced(&problems), problems), (None, vec![unlisted()]));
+        let said = Some(Update::Refused(Kind::NetworkPolicy));
+        assert_eq!(listing.failed(Kind::NetworkPolicy, &refused(403)), said);
         assert_eq!(listing.failed(Kind::NetworkPolicy, &refused(403)), None, "said once");
         for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::NetworkPolicy) {
             assert_eq!(Listing::default().failed(kind, &refused(403)), None, "{kind:?} is needed");
         }
+    }
+
+    /// An apiserver that gives these answers, one after the other, and none after them; with what it was asked.
+    fn apiserver(answers: Vec<(u16, Value)>) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (answers, log) = (Arc::new(Mutex::new(answers.into_iter())), Arc::clone(&asked));
+        let answer = async move |request: Request| -> Response {
+            let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            log.lock().unwrap().push(if watches { "watch" } else { "list" }.into());
+            let next = answers.lock().unwrap().next();
+            match next {
+                Some((code, body)) => (StatusCode::from_u16(code).unwrap(), Json(body)).into_response(),
+                None => std::future::pending().await,
+            }
+        };
+        (Client::new(axum::Router::new().fallback(answer), "default"), asked)
+    }
+
+    /// The right comes and goes while the agent runs: what is known follows it, and nobody is asked without pause.
+    #[tokio::test(start_paused = true)]
+    async fn policies_are_listed_anew_after_each_refusal() {
+        let refusal = || (403, status(403));
+        let policy = json!({"metadata": {"namespace": "shop", "name": "deny"}, "spec": {"podSelector": {}}});
+        let list = || {
+            let list = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicyList",
+                "metadata": {"resourceVersion": "7"}, "items": [policy]});
+            (200, list)
+        };
+        let (client, asked) = apiserver(vec![refusal(), refusal(), list(), refusal(), list()]);
+        let (sender, mut updates) = mpsc::channel(10);
+        let sink = Sink::new(sender, Arc::new(Metrics::new()), CancellationToken::new());
+        let started = Instant::now();
+        let watch = tokio::spawn(run::<network_policy::Watched>(Api::all(client), Config::default(), sink));
+        for names in [None, Some("deny"), None, Some("deny")] {
+            let update = updates.recv().await.expect("an update");
+            let expected = match (&update, names) {
+                (Update::Refused(Kind::NetworkPolicy), None) => true,
+                (Update::Listed(Kind::NetworkPolicy, known), Some(name)) => {
+                    known.iter().map(|known| &*known.name.name).eq([name])
+                }
+                _ => false,
+            };
+            assert!(expected, "{update:?}");
+        }
+        assert!(started.elapsed() >= 3 * REFUSED_PAUSE, "a pause after each refusal");
+        watch.abort();
+        assert_eq!(asked.lock().unwrap()[..5], ["list", "list", "list", "watch", "list"]);
     }
 }

@@ -1,9 +1,10 @@
-//! Network policies, of which nothing is enforced: each is a problem, so that nobody relies on one.
+//! Network policies, of which nothing is enforced: each is a problem, so that nobody relies on one. They decide nothing, so nothing
+//! waits for them.
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use quilla_model::{Problem, Reason};
+use quilla_model::{ObjectRef, Problem, Reason};
 
-use super::driver::{Notes, Watch, unlisted};
+use super::driver::{Notes, Watch};
 use super::{Kind, Value};
 
 pub(super) struct Watched;
@@ -18,22 +19,22 @@ impl Watch for Watched {
     }
 }
 
-/// How many policies there are, and so how many are not enforced; `None` if the agent may not list them.
-pub fn unenforced(problems: &[Problem]) -> Option<usize> {
-    let policies = problems.iter().filter(|problem| problem.object.kind == Kind::NetworkPolicy.name());
-    (!problems.contains(&unlisted())).then(|| policies.count())
+/// What an operator should know where the agent has not the right to see policies.
+pub fn unlisted() -> Problem {
+    let detail =
+        "NetworkPolicies may not be listed, see deploy/rbac.yaml: those that there are restrict no traffic";
+    Problem::new(ObjectRef::cluster("Agent", "rights"), Reason::Missing, detail)
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::{Watched, unenforced};
+    use super::Watched;
     use crate::watch::driver::tests::read;
-    use crate::watch::driver::unlisted;
 
     #[test]
-    fn a_policy_is_a_problem_and_is_counted() {
+    fn a_policy_is_a_problem_and_nothing_else() {
         let policy = json!({"metadata": {"namespace": "shop", "name": "deny"}, "spec": {"podSelector": {}}});
         let known = read::<Watched>(policy);
         assert_eq!(known.value, None);
@@ -41,7 +42,5 @@ mod tests {
             known.problems[0].to_string(),
             "NetworkPolicy shop/deny: unsupported: stored and not enforced: it restricts no traffic"
         );
-        assert_eq!((unenforced(&known.problems), unenforced(&[])), (Some(1), Some(0)));
-        assert_eq!(unenforced(&[known.problems, vec![unlisted()]].concat()), None, "nobody knows");
     }
 }

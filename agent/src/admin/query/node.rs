@@ -57,8 +57,8 @@ pub(super) fn status(admin: &Admin, view: &View) -> Result<Value> {
         admin.node,
         ready,
         reason,
-        view.problems.len(),
-        view.unenforced_policies,
+        view.all_problems().count(),
+        view.unenforced_policies(),
         format!("{}.{}", kernel.release.0, kernel.release.1),
         kernel.pods.to_string(),
         kernel.uplinks().to_string(),
@@ -164,14 +164,15 @@ impl<'a> Ways<'a> {
         }
     }
 
-    /// Who makes tunnels and why, or why there are none.
+    /// Who makes tunnels and why, or why there are none. What must be fragmented needs one on a plain way, too, and so does
+    /// everything for a node to which the host has no way.
     pub(super) fn encapsulation(&self, known: &Encapsulation) -> (&'static str, String) {
         let plain =
             |(node, tunnel): (&String, &Tunnel)| self.used(node, tunnel).into_iter().all(Path::is_native);
         if self.tunnels.is_empty() {
             ("none", "not needed: there is no other node".to_owned())
         } else if self.tunnels.iter().all(plain) {
-            ("none", "not needed: packets get to all nodes plainly".to_owned())
+            (known.label(), format!("only for what cannot go plainly: {}", known.reason))
         } else {
             (known.label(), known.reason.clone())
         }

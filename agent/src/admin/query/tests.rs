@@ -269,17 +269,19 @@ fn nodes_say_their_paths_and_why() {
         (ways.paths().unwrap_or_default(), ways.encapsulation(&known))
     };
     let device = ("device", "chosen".to_owned());
-    let none = |why: &str| ("none", format!("not needed: {why}"));
     assert_eq!(said(&view), ("1 native, 1 native/overlay".into(), device.clone()));
     view.desired.tunnels.remove("b");
-    assert_eq!(said(&view), ("native".into(), none("packets get to all nodes plainly")));
+    assert_eq!(
+        said(&view),
+        ("native".into(), ("device", "only for what cannot go plainly: chosen".to_owned()))
+    );
     view.desired.tunnels = [("there".into(), tunnel(near, far))].into();
     assert_eq!(said(&view).0, "native", "it has Pods of IPv4 only");
     let v6 = "fd00:244:0:2::/64".parse().unwrap();
     view.desired.routes.insert(v6, quilla_plan::Target::RemotePods("there".into()));
     assert_eq!(said(&view), ("native/overlay".into(), device));
     view.desired.tunnels.clear();
-    assert_eq!(said(&view), (String::new(), none("there is no other node")));
+    assert_eq!(said(&view), (String::new(), ("none", "not needed: there is no other node".to_owned())));
 }
 
 /// One convention for what programs read: a column is a list in each row or in none, and a text is never empty.
