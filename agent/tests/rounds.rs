@@ -101,6 +101,7 @@ fn endpoint(number: u8, address: u8) -> AttachedEndpoint {
         ipv6: None,
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
+        limited_at: None,
         mtu: None,
         programs: None,
         origin: Origin::Own,

@@ -77,6 +77,9 @@ pub struct AttachedEndpoint {
     /// How fast it may be.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// The agent's MTU for which the limits of bandwidth were made. Older journals do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_at: Option<u32>,
     /// MTU that the network's configuration says. Without one the interface has the agent's, and follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
@@ -109,6 +112,7 @@ impl AttachedEndpoint {
             ipv6: None,
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
+            limited_at: None,
             mtu: None,
             programs: None,
             origin: Origin::Own,

@@ -137,7 +137,8 @@ impl<A: Attacher> Session<A> {
                 self.shared.consume_record(&attachment).await?;
                 let own_wish = self.own_wish(&attachment, pod.as_ref(), &wanted).await;
                 let wanted = *wanted;
-                self.reserve(NewAttachment { attachment, network, netns, pod, wanted, own_wish }).await
+                let mtu = self.shared.mtu();
+                self.reserve(NewAttachment { attachment, network, netns, pod, wanted, mtu, own_wish }).await
             }
             Request::Attach { attachment, host_ifindex, netns_cookie } => {
                 self.lock(&attachment).await?;
@@ -199,7 +200,7 @@ impl<A: Attacher> Session<A> {
     }
 
     async fn reserve(&mut self, new: NewAttachment) -> Result<Response, CniError> {
-        let (attachment, mtu) = (new.attachment.clone(), self.shared.mtu());
+        let (attachment, mtu) = (new.attachment.clone(), new.mtu);
         let asking =
             new.own_wish.as_ref().is_ok_and(|own| !own.is_empty()).then(|| new.pod.clone()).flatten();
         let reserve = move |store: &mut Store| {

@@ -163,6 +163,8 @@ pub(super) struct NewAttachment {
     pub(super) netns: PathBuf,
     pub(super) pod: Option<PodRef>,
     pub(super) wanted: Wanted,
+    /// What new interfaces get, if nothing else is wanted.
+    pub(super) mtu: u32,
     /// Addresses that the Pod asks for itself.
     pub(super) own_wish: Result<Vec<IpAddr>, AttachError>,
 }
@@ -275,7 +277,7 @@ impl Store {
     }
 
     fn new_endpoint(&mut self, new: NewAttachment) -> Result<AttachedEndpoint, StoreError> {
-        let NewAttachment { attachment, network, netns, pod, wanted, own_wish } = new;
+        let NewAttachment { attachment, network, netns, pod, wanted, mtu: agent_mtu, own_wish } = new;
         let Wanted { ips, mac, port_mappings, bandwidth, mtu, programs, given } = wanted;
         self.require_free_ports(&port_mappings)?;
         let uid = pod.as_ref().and_then(|pod| pod.uid.as_deref());
@@ -321,6 +323,7 @@ impl Store {
             ipv6: addresses.ipv6,
             host_ports: port_mappings,
             bandwidth,
+            limited_at: (!bandwidth.is_unlimited()).then_some(agent_mtu),
             mtu,
             programs,
             origin,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use quilla_cni_protocol::{Attachment, PodRef, Wanted};
+use quilla_cni_protocol::{Attachment, Bandwidth, PodRef, Wanted};
 
 use super::{Entry, NewAttachment, Replay, Store, StoreError};
 use crate::cni::ipam::{Ipam, IpamError, Seconds};
@@ -33,6 +33,7 @@ pub(in crate::cni) fn new(id: impl Display) -> NewAttachment {
         netns: "/ns".into(),
         pod: None,
         wanted: Wanted::default(),
+        mtu: 1450,
         own_wish: Ok(Vec::new()),
     }
 }
@@ -495,4 +496,20 @@ fn cni_30_the_clock_is_that_of_the_boot() {
     let uptime = fs::read_to_string("/proc/uptime").expect("reads");
     let uptime: u64 = uptime.split('.').next().and_then(|text| text.parse().ok()).expect("seconds");
     assert!((uptime..uptime + 60).contains(&super::now()), "{} is not {uptime}", super::now());
+}
+
+/// E5: for which packets a Pod's limits were made is known as long as the Pod is.
+#[test]
+fn limits_of_bandwidth_are_journaled_with_their_mtu() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut store = open(dir.path());
+    let bandwidth = Bandwidth { ingress_rate: 1_000_000, ..Bandwidth::default() };
+    let wanted = Wanted { bandwidth, ..Wanted::default() };
+    store.reserve(NewAttachment { wanted, ..new(1) }).expect("reserves");
+    store.commit(store.candidate(&attachment(1), 7, 9).expect("is reserved")).expect("commits");
+    attach(&mut store, 2);
+    drop(store);
+    let store = open(dir.path());
+    let limited = |id| store.entry(&attachment(id)).expect("is journaled").endpoint().limited_at;
+    assert_eq!((limited(1), limited(2)), (Some(1450), None));
 }
