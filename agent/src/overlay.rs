@@ -3,23 +3,28 @@
 //!
 //! Both ways make the same bytes on the wire, so a change breaks no connection, and nodes need not agree.
 
+mod known;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use quilla_datapath::probe::{self, Way};
 use quilla_plan::{Tunnel, facts, route};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::reconcile::{Command, Handle, View};
 
+use known::{Answer, Known, Peer, Shown};
+
 /// How long a probe may take: longer than a first packet that is lost.
 const TIMEOUT: Duration = Duration::from_secs(4);
-/// Between two rounds of probes while nothing is known.
-const INTERVAL: Duration = Duration::from_secs(10);
 /// Why the device does it while that is so.
 const UNKNOWN: &str = "no other node has shown yet that it gets what the programs encapsulate";
 
@@ -63,124 +68,64 @@ impl Encapsulation {
     }
 }
 
-/// A node that can be asked, and by what: what it shows holds for no other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Peer {
-    /// Where its stack can be reached through the overlay.
-    gateway: IpAddr,
-    /// The other end of the tunnel.
-    ipv4: Option<Ipv4Addr>,
-    ipv6: Option<Ipv6Addr>,
-    /// The overlay device and the uplinks of this node.
-    devices: Vec<u32>,
-}
-
-/// What a node has shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Shown {
-    /// It got what the programs encapsulated.
-    Works,
-    /// It got only what the device encapsulated.
-    Broken(String),
-    /// It got nothing, or did not say, and why.
-    Nothing(String),
-}
-
-/// What all nodes have shown.
-#[derive(Debug, Default)]
-struct Known(BTreeMap<String, (Peer, Shown)>);
-
-impl Known {
-    /// Forgets who is gone or changed, and says whether any of them had shown anything.
-    fn keep(&mut self, peers: &BTreeMap<String, Peer>) -> bool {
-        let mut forgotten = false;
-        self.0.retain(|node, (peer, shown)| {
-            let same = peers.get(node) == Some(peer);
-            forgotten |= !same && !matches!(shown, Shown::Nothing(_));
-            same
-        });
-        forgotten
-    }
-
-    /// Whether a node is still to be asked.
-    fn lacks(&self, node: &str) -> bool {
-        self.0.get(node).is_none_or(|(_, shown)| matches!(shown, Shown::Nothing(_)))
-    }
-
-    fn lacks_any(&self) -> bool {
-        self.0.values().any(|(_, shown)| matches!(shown, Shown::Nothing(_)))
-    }
-
-    /// A node that was asked in vain, and what came of it.
-    fn in_vain(&self, port: u16) -> Option<String> {
-        self.0.iter().find_map(|(node, (peer, shown))| match shown {
-            Shown::Nothing(why) => Some(format!("{node} at {}: {why}", SocketAddr::new(peer.gateway, port))),
-            Shown::Works | Shown::Broken(_) => None,
-        })
-    }
-
-    /// What follows; nothing, while nobody has shown anything.
-    fn judge(&self) -> Option<(bool, String)> {
-        let broken = self.0.iter().find_map(|(node, (_, shown))| match shown {
-            Shown::Broken(why) => Some((node, why)),
-            _ => None,
-        });
-        if let Some((node, why)) = broken {
-            return Some((false, format!("{node} gets only what the device encapsulates: {why}")));
-        }
-        let works = self.0.iter().find(|(_, (_, shown))| *shown == Shown::Works);
-        works.map(|(node, _)| (true, format!("{node} gets what the programs encapsulate")))
-    }
-}
-
 /// Probes each node once, and again while it shows nothing, is somewhere else or behind another uplink. One node that gets
 /// only what the device encapsulates is enough to leave everything to the device.
 pub async fn find_out(
     port: u16,
-    mut view: watch::Receiver<Arc<View>>,
+    view: watch::Receiver<Arc<View>>,
     state: watch::Sender<Encapsulation>,
     reconciler: Handle,
     drain: CancellationToken,
 ) {
+    let probe = |to| try_both(move |way| ask(to, way));
+    drain.run_until_cancelled(ask_all(port, view, &state, &reconciler, probe)).await;
+}
+
+/// Asks those who are due, many at once, and judges whenever one has answered: silent ones delay nobody's answer. Ends with
+/// the reconciler.
+async fn ask_all<A: Future<Output = Shown>>(
+    port: u16,
+    mut view: watch::Receiver<Arc<View>>,
+    state: &watch::Sender<Encapsulation>,
+    reconciler: &Handle,
+    probe: impl Fn(SocketAddr) -> A,
+) {
     let mut known = Known::default();
+    let mut present = peers(&view.borrow_and_update());
+    let mut asked = FuturesUnordered::new();
     loop {
-        let peers = peers(&view.borrow_and_update());
-        if known.keep(&peers) {
-            publish(known.judge().unwrap_or_else(|| as_before(&state, None)), &state, &reconciler);
+        for (node, peer) in known.take_due(&present, Instant::now()) {
+            let answer = probe(SocketAddr::new(peer.gateway, port));
+            asked.push(async move { (node, peer, answer.await) });
         }
-        for (node, peer) in &peers {
-            if !known.lacks(node) {
-                continue;
+        tokio::select! {
+            changed = view.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                present = peers(&view.borrow_and_update());
+                if known.keep(&present) {
+                    publish(known.judge().unwrap_or_else(|| as_before(state, None)), state, reconciler);
+                }
             }
-            let to = SocketAddr::new(peer.gateway, port);
-            let asked = try_both(|way| ask(to, way));
-            let Some(shown) = drain.run_until_cancelled(asked).await else { return };
-            tracing::debug!(node, %to, ?shown, "overlay probed");
-            known.0.insert(node.clone(), (peer.clone(), shown));
-            let verdict = known.judge().unwrap_or_else(|| as_before(&state, known.in_vain(port).as_deref()));
-            publish(verdict, &state, &reconciler);
-        }
-        if wait(&peers, &known, &mut view, &drain).await.is_none() {
-            return;
+            Some((node, peer, shown)) = asked.next() => {
+                tracing::debug!(node, gateway = %peer.gateway, ?shown, "overlay probed");
+                known.answered(&present, node, Answer { peer, shown, at: Instant::now() });
+                let judged = known.judge();
+                let verdict = judged.unwrap_or_else(|| as_before(state, known.in_vain(port).as_deref()));
+                publish(verdict, state, reconciler);
+            }
+            () = until(known.next_due()) => {}
         }
     }
 }
 
-/// Until there is somebody new, or time to ask the silent ones again.
-async fn wait(
-    seen: &BTreeMap<String, Peer>,
-    known: &Known,
-    view: &mut watch::Receiver<Arc<View>>,
-    drain: &CancellationToken,
-) -> Option<()> {
-    let changed = view.wait_for(|view| peers(view) != *seen);
-    if known.lacks_any() {
-        return match drain.run_until_cancelled(tokio::time::timeout(INTERVAL, changed)).await? {
-            Ok(Err(_)) => None,
-            Ok(Ok(_)) | Err(_) => Some(()),
-        };
+/// Until then, or for ever.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
     }
-    drain.run_until_cancelled(changed).await?.ok().map(drop)
 }
 
 /// The other nodes whose stack can be reached through the overlay; what goes there plainly would show nothing.
@@ -244,16 +189,22 @@ fn publish((direct, reason): (bool, String), state: &watch::Sender<Encapsulation
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::collections::BTreeMap;
+    use std::future::{pending, ready};
     use std::io;
     use std::net::IpAddr;
     use std::sync::Arc;
+    use std::time::Duration;
 
+    use futures::future::{Either, FutureExt as _};
     use quilla_datapath::probe::Way;
     use quilla_model::{Node, Snapshot};
     use quilla_plan::{NodeFacts, Routing, plan};
+    use tokio::sync::watch;
 
-    use super::{Encapsulation, Known, Mode, Peer, Shown, as_before, peers, try_both};
-    use crate::reconcile::View;
+    use super::known::AT_ONCE;
+    use super::{Encapsulation, Mode, Shown, as_before, ask_all, peers, try_both};
+    use crate::reconcile::{self, View};
 
     /// A node to which packets go plainly says nothing of tunnels, and one family in tunnels is enough to ask.
     #[test]
@@ -297,64 +248,105 @@ mod tests {
         assert_eq!(probed(Routing::Overlay).len(), 3);
     }
 
-    fn peer(end: u8, devices: &[u32]) -> Peer {
-        let gateway = IpAddr::from([10, 244, end, 1]);
-        Peer { gateway, ipv4: Some([192, 0, 2, end].into()), ipv6: None, devices: devices.into() }
-    }
-
-    fn known(list: &[(&str, Shown)]) -> Known {
-        let entry = |(node, shown): &(&str, Shown)| ((*node).to_owned(), (peer(1, &[2, 3]), shown.clone()));
-        Known(list.iter().map(entry).collect())
-    }
-
-    fn silent() -> Shown {
-        Shown::Nothing("refused".into())
-    }
-
-    #[test]
-    fn one_broken_way_leaves_everything_to_the_device() {
-        assert_eq!(known(&[]).judge(), None);
-        assert_eq!(known(&[("a", silent())]).judge(), None, "nothing is known");
-        let (direct, reason) = known(&[("a", silent()), ("b", Shown::Works)]).judge().unwrap();
-        assert!(direct && reason.starts_with("b gets"), "{reason}");
-        let broken = Shown::Broken("timed out".into());
-        let (direct, reason) = known(&[("a", Shown::Works), ("b", broken)]).judge().unwrap();
-        assert!(!direct && reason.starts_with("b gets only") && reason.ends_with("timed out"), "{reason}");
-    }
-
-    /// A node that is gone says nothing any more; one at another address, or behind another uplink of ours, is to be asked.
-    #[test]
-    fn what_was_shown_holds_for_where_it_was_shown() {
-        let broken = Shown::Broken("timed out".into());
-        let shown = [("a", broken), ("b", Shown::Works), ("c", silent())];
-        let here = |list: &[(&str, Peer)]| {
-            list.iter().map(|(node, peer)| ((*node).to_owned(), peer.clone())).collect()
+    /// As seen from a node beside so many others, `node-001` and so on; their gateways have the number, too.
+    fn beside(others: u8) -> Arc<View> {
+        let node = |number: u8| Node {
+            name: format!("node-{number:03}"),
+            addresses: vec![[192, 0, 2, number].into()],
+            pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+            zone: None,
+            leaving: false,
         };
-        let same = || peer(1, &[2, 3]);
-        let all = here(&[("a", same()), ("b", same()), ("c", same())]);
-        let mut nodes = known(&shown);
-        assert!(!nodes.keep(&all) && !nodes.lacks("a") && !nodes.lacks("b") && nodes.lacks("c"));
-        assert!(nodes.keep(&here(&[("b", same()), ("c", same())])));
-        assert!(nodes.judge().unwrap().0, "the broken one is gone");
-        assert!(!nodes.keep(&here(&[("b", same())])), "it had shown nothing");
-        for other in [peer(2, &[2, 3]), peer(1, &[2, 4]), peer(1, &[2])] {
-            let mut nodes = known(&shown[..2]);
-            assert!(nodes.keep(&here(&[("a", same()), ("b", other)])) && nodes.lacks("b"));
-        }
-        assert!(nodes.keep(&here(&[])) && nodes.judge().is_none());
+        let nodes = (0..=others).map(node).map(|node| (node.name.clone(), Arc::new(node))).collect();
+        let snapshot = Arc::new(Snapshot { nodes, ..Snapshot::default() });
+        let facts = NodeFacts { addresses: vec![[192, 0, 2, 0].into()], ..NodeFacts::new("node-000") };
+        let (desired, _) = plan(&snapshot, &facts);
+        Arc::new(View { programmed: true, snapshot, desired, ..View::default() })
+    }
+
+    fn number(to: IpAddr) -> u8 {
+        let IpAddr::V4(to) = to else { panic!("{to}") };
+        to.octets()[2]
+    }
+
+    /// Has nodes answer by their numbers until each condition has held, one after the other; after each there is the next view.
+    /// Time is the runtime's own and passes when nothing else does.
+    fn asks<A: Future<Output = Shown>>(
+        views: &[Arc<View>],
+        probe: impl Fn(u8) -> A,
+        conditions: &[fn(&Encapsulation) -> bool],
+    ) {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let (view, seen) = watch::channel(Arc::clone(&views[0]));
+        let (state, mut found) = watch::channel(Encapsulation::new(Mode::Auto, false, false));
+        let (reconciler, _queue) = reconcile::channel();
+        let asking = ask_all(10256, seen, &state, &reconciler, |to| probe(number(to.ip())));
+        let checking = async {
+            for (index, condition) in conditions.iter().enumerate() {
+                found.wait_for(condition).await.unwrap();
+                view.send_replace(Arc::clone(views.get(index + 1).unwrap_or(&views[0])));
+            }
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                () = asking => panic!("ended"),
+                done = tokio::time::timeout(Duration::from_hours(1), checking) => done.expect("in time"),
+            }
+        });
+    }
+
+    /// Of as many as are asked at once all but one say nothing at all: its answer counts, and so does that of a node that is
+    /// new. No more are asked while none of them has answered.
+    #[test]
+    fn silent_nodes_delay_nobody() {
+        let last = u8::try_from(AT_ONCE).unwrap();
+        let probe = |node: u8| match node {
+            node if node < last => Either::Left(pending()),
+            node if node == last + 2 => Either::Right(ready(Shown::Broken("timed out".into()))),
+            _ => Either::Right(ready(Shown::Works)),
+        };
+        asks(
+            &[beside(last + 1), beside(last + 2)],
+            probe,
+            &[|found| found.facts.direct, |found| !found.facts.direct],
+        );
+        let asked = RefCell::new(0);
+        let (state, _found) = watch::channel(Encapsulation::new(Mode::Auto, false, false));
+        let (_view, seen) = watch::channel(beside(last + 9));
+        let all_silent = |_| {
+            *asked.borrow_mut() += 1;
+            pending()
+        };
+        assert!(ask_all(10256, seen, &state, &reconcile::channel().0, all_silent).now_or_never().is_none());
+        assert_eq!(*asked.borrow(), AT_ONCE);
+    }
+
+    /// More nodes than are asked at once refuse: each is asked once more, and no more often.
+    #[test]
+    fn silent_nodes_are_asked_again() {
+        let last = u8::try_from(AT_ONCE).unwrap() + 9;
+        let asked = RefCell::new(BTreeMap::<u8, u32>::new());
+        let probe = |node| {
+            let mut asked = asked.borrow_mut();
+            let times = asked.entry(node).or_default();
+            *times += 1;
+            ready(if *times > 1 && node == last { Shown::Works } else { Shown::Nothing("refused".into()) })
+        };
+        let found: fn(&Encapsulation) -> bool = |found| found.facts.direct;
+        asks(&[beside(last)], probe, &[found]);
+        let asked = asked.borrow();
+        assert!(asked.len() == usize::from(last) && asked.values().all(|times| *times == 2), "{asked:?}");
     }
 
     /// An operator sees who does not answer, and with what, whatever goes on meanwhile.
     #[test]
     fn the_reason_says_who_was_asked_in_vain() {
-        let nodes = known(&[("a", Shown::Nothing("connection refused".into())), ("b", silent())]);
-        let who = nodes.in_vain(10256).unwrap();
-        assert_eq!(who, "a at 10.244.1.1:10256: connection refused");
-        assert_eq!(known(&[("a", Shown::Works)]).in_vain(10256), None);
+        let who = "a at 10.244.1.1:10256: connection refused";
         for before in [false, true] {
             let state = tokio::sync::watch::channel(Encapsulation::new(Mode::Auto, false, before)).0;
-            let (direct, reason) = as_before(&state, Some(&who));
-            assert!(direct == before && reason.ends_with(&who), "{reason}");
+            let (direct, reason) = as_before(&state, Some(who));
+            assert!(direct == before && reason.ends_with(who), "{reason}");
             assert!(!as_before(&state, None).1.contains("refused"));
         }
     }
