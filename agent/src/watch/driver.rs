@@ -323,7 +323,8 @@ pub(super) mod tests {
         let started = Instant::now();
         let watch = tokio::spawn(run::<network_policy::Watched>(Api::all(client), Config::default(), sink));
         for names in [None, Some("deny"), None, Some("deny")] {
-            let update = updates.recv().await.expect("an update");
+            let update = tokio::time::timeout(10 * REFUSED_PAUSE, updates.recv()).await;
+            let update = update.expect("in time").expect("an update");
             let expected = match (&update, names) {
                 (Update::Refused(Kind::NetworkPolicy), None) => true,
                 (Update::Listed(Kind::NetworkPolicy, known), Some(name)) => {
