@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use quilla_tests::eventually;
@@ -27,6 +27,8 @@ pub(crate) use plant::a_planted_misdelivery_is_seen;
 const PORT: u16 = 7777;
 /// Between two rounds.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long programs remember the way to a node, on each CPU: asked once a second.
+const REMEMBERED: Duration = Duration::from_millis(1200);
 /// Payloads: most are small, every fifth fits the narrowest overlay of the tests.
 const SMALL: usize = 96;
 /// Datagrams that are read from a socket at once.
@@ -56,6 +58,8 @@ struct State {
     parties: BTreeMap<String, Party>,
     number: u64,
     seen: BTreeMap<(String, String), Seen>,
+    /// Who sent which datagrams to whom that nobody has got yet.
+    missing: BTreeMap<u64, (String, String)>,
     wrong: Vec<String>,
     /// From when on nothing of a disowned Pod may arrive.
     disowned_at: BTreeMap<String, u64>,
@@ -158,24 +162,40 @@ impl Traffic {
         (sent, sent - received)
     }
 
-    /// Datagrams between two Pods that got lost so far, or are on the way.
-    pub(crate) fn lost_between(&self, pods: [&str; 2]) -> u64 {
-        let mut state = self.state();
-        state.receive();
-        let lost = |from: &str, to: &str| {
-            let seen = state.seen.get(&(from.to_owned(), to.to_owned())).copied().unwrap_or_default();
-            seen.sent - seen.received
-        };
-        lost(pods[0], pods[1]) + lost(pods[1], pods[0])
+    /// The number of the last datagram so far.
+    pub(crate) fn mark(&self) -> u64 {
+        self.state().number
     }
 
-    /// An error if two Pods have lost more than `before`, and nothing of that is still on the way.
-    pub(crate) fn no_loss_since(&self, before: u64, pods: [&str; 2]) -> Result<()> {
-        eventually::succeeds("nothing is lost", || {
-            let lost = self.lost_between(pods);
-            ensure!(lost <= before, "{} datagrams between {pods:?} got lost", lost - before);
-            Ok(())
+    /// An error unless everything that two Pods have sent each other since the mark gets there.
+    pub(crate) fn no_loss_since(&self, mark: u64, pods: [&str; 2]) -> Result<()> {
+        let until = self.mark();
+        eventually::succeeds("nothing is lost", || self.all_there(mark, until, pods))
+    }
+
+    /// Waits until everything gets there for as long as programs may remember a way that is no more.
+    pub(crate) fn settles(&self, pods: [&str; 2]) -> Result<()> {
+        eventually::succeeds("all ways are right", || {
+            let (begin, mark) = (Instant::now(), self.mark());
+            while begin.elapsed() < REMEMBERED {
+                self.flows()?;
+            }
+            let until = self.mark();
+            self.flows()?;
+            self.all_there(mark, until, pods)
         })
+    }
+
+    /// An error if a datagram after the first number and up to the second, between two Pods, has not got there yet.
+    fn all_there(&self, mark: u64, until: u64, pods: [&str; 2]) -> Result<()> {
+        let mut state = self.state();
+        state.receive();
+        let between =
+            |(from, to): &(String, String)| [from, to].iter().all(|pod| pods.contains(&pod.as_str()));
+        let missing = state.missing.range(mark + 1..=until).filter(|(_, pair)| between(pair));
+        let numbers: Vec<_> = missing.map(|(number, (from, _))| format!("{number} from {from}")).collect();
+        ensure!(numbers.is_empty(), "of the datagrams {} to {until} are missing: {numbers:?}", mark + 1);
+        Ok(())
     }
 
     /// Ends it: an error if anything reached a Pod for which it was not.
@@ -232,7 +252,7 @@ fn bind(address: IpAddr) -> Result<UdpSocket> {
 impl State {
     fn round(&mut self) {
         self.receive();
-        let Self { parties, number, seen, .. } = self;
+        let Self { parties, number, seen, missing, .. } = self;
         for (from, sender) in parties.iter() {
             // Whoever has the same addresses is not reached, but oneself.
             let others = parties.iter().filter(|(_, other)| other.addresses != sender.addresses);
@@ -244,7 +264,9 @@ impl State {
                     let sent = socket.send_to(&payload, SocketAddr::new(address, PORT));
                     // One that is not even sent is not lost; an error may be about an earlier one.
                     if sent.is_ok() {
-                        seen.entry((from.clone(), to.clone())).or_default().sent += 1;
+                        let pair = (from.clone(), to.clone());
+                        missing.insert(*number, pair.clone());
+                        seen.entry(pair).or_default().sent += 1;
                     }
                 }
             }
@@ -253,7 +275,7 @@ impl State {
 
     /// Reads what has arrived.
     fn receive(&mut self) {
-        let Self { parties, seen, wrong, disowned_at, .. } = self;
+        let Self { parties, seen, missing, wrong, disowned_at, .. } = self;
         let mut buffer = [0; 2048];
         for (name, party) in parties.iter() {
             wrong.extend(party.strays.take().into_iter().map(|stray| format!("{name} got {stray}")));
@@ -278,6 +300,7 @@ impl State {
                         wrong.push(format!("{name} got number {number} from {from} to {to}"));
                         continue;
                     }
+                    missing.remove(&number);
                     let seen = seen.entry((from.to_owned(), to.to_owned())).or_default();
                     seen.received += 1;
                     seen.families[family] += 1;
