@@ -131,6 +131,12 @@ fn empty_key() -> bpf_tunnel_key {
 /// Tells the overlay device where the packet goes, and `to_overlay` that we did.
 #[inline(always)]
 pub(crate) fn by_device(skb: Skb, slot: u32) -> Result<(), DropReason> {
+    <()>::decode(entry::by_device(skb.raw(), slot))
+}
+
+/// Does it. A function that the verifier looks at once: the key is too large for the callers' stacks.
+#[inline(always)]
+pub(crate) fn tell_device(skb: Skb, slot: u32) -> Result<(), DropReason> {
     let config = route::config()?;
     let node = helper::row(&NODES, slot).ok_or(DropReason::UnknownNode)?;
     let mut key = empty_key();
@@ -139,11 +145,14 @@ pub(crate) fn by_device(skb: Skb, slot: u32) -> Result<(), DropReason> {
     let mut flags = if config.flags & config::flag::TUNNEL_CHECKSUM == 0 { BPF_F_ZERO_CSUM_TX } else { 0 };
     let over_v4 = way::underlay(config, node)
         .map_or(node.flags & node::flag::IPV4 != 0, |underlay| underlay == Underlay::V4);
+    // With no end of our own (all zero) the kernel chooses one, which may not be that by which other nodes know us.
     if over_v4 {
-        // The kernel wants this one in the machine's order.
+        // The kernel wants these in the machine's order.
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(node.ipv4);
+        key.__bindgen_anon_3.local_ipv4 = u32::from_be_bytes(config.tunnel_ipv4);
     } else {
         key.__bindgen_anon_1.remote_ipv6 = V6::words(&node.ipv6);
+        key.__bindgen_anon_3.local_ipv6 = V6::words(&config.tunnel_ipv6);
         flags |= BPF_F_TUNINFO_IPV6;
     }
     helper::set_tunnel_key(skb.raw(), &mut key, u64::from(flags))?;

@@ -202,6 +202,13 @@ pub(crate) extern "C" fn encapsulate(skb: *mut __sk_buff, slot: u32, port: u32, 
     encap::encapsulate(Skb::new(skb), slot, port, length).encode()
 }
 
+/// See [`crate::encap::by_device`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn by_device(skb: *mut __sk_buff, slot: u32) -> i32 {
+    encap::tell_device(Skb::new(skb), slot).encode()
+}
+
 /// See [`crate::plain::depart`].
 #[unsafe(no_mangle)]
 #[inline(never)]

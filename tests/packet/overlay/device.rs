@@ -1,7 +1,7 @@
 //! The overlay device: what it is told to write around a packet, seen on the wire, because a test run shows no tunnel key.
 
 use std::io::Read;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -32,7 +32,8 @@ const CASES: [(u16, u16, Family); 9] = [
     (V6, V6, Family::V6),
 ];
 
-/// A tunnel by the device runs over a family in which both ends have an address, as one of the programs' own does.
+/// A tunnel by the device runs over a family in which both ends have an address, as one of the programs' own does, and from the
+/// address by which other nodes know this one (E20), whatever the host's routes would choose.
 pub(crate) fn both_ends_choose_the_device_s_family() -> Result<()> {
     namespace("device-families")?.run(|| {
         for family in Family::BOTH {
@@ -41,7 +42,10 @@ pub(crate) fn both_ends_choose_the_device_s_family() -> Result<()> {
             for (own, other, expected) in CASES {
                 set_ends(&rig, own, other)?;
                 let seen = cross(&wire, family, &[own, other].map(u16::to_be_bytes).concat())?;
-                assert_eq!(seen, expected.ip(Who::OtherNode), "{family:?} from {own:02b} to {other:02b}");
+                let has_end = own & if expected == Family::V4 { V4 } else { V6 } != 0;
+                let source = if has_end { expected.ip(Who::Host) } else { routed_from(expected) };
+                let outer = (source, expected.ip(Who::OtherNode));
+                assert_eq!(seen, outer, "{family:?} from {own:02b} to {other:02b}");
             }
         }
         Ok(())
@@ -61,6 +65,9 @@ fn lay(rig: &Rig) -> Result<Socket> {
         let [gateway, remote, node] = [Who::Gateway, Who::Remote, Who::OtherNode].map(address);
         ip(&["address", "add", &gateway, "dev", &overlay, "nodad"])?;
         ip(&["route", "add", &remote, "dev", &overlay, "src", &gateway])?;
+        let other = routed_from(family).to_string();
+        ip(&["address", "replace", &other, "dev", &uplink])?;
+        ip(&["route", "replace", &node, "dev", &uplink, "src", &other])?;
         for (address, mac, device) in [(remote, OTHER_VTEP, &overlay), (node, NEXT_HOP, &uplink)] {
             ip(&["neigh", "replace", &address, "lladdr", &text(mac), "dev", device, "nud", "permanent"])?;
         }
@@ -70,6 +77,14 @@ fn lay(rig: &Rig) -> Result<Socket> {
         .context("open a packet socket")?;
     wire.set_read_timeout(Some(Duration::from_secs(5)))?;
     Ok(wire)
+}
+
+/// Another address of this node, from which the host's route to the other node is.
+fn routed_from(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 168, 77, 9).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 9).into(),
+    }
 }
 
 /// `ETH_P_ALL`.
@@ -94,23 +109,31 @@ fn set_ends(rig: &Rig, own: u16, other: u16) -> Result<()> {
     rig.bump(epoch::NODES + SLOT)
 }
 
-/// The host sends a datagram to a Pod of the other node. Where the tunnel ends that carries it. Each frame is seen at both ends
+/// The host sends a datagram to a Pod of the other node. Where the tunnel that carries it begins and ends. Each frame is seen at both ends
 /// of the uplink: no two datagrams are alike.
-fn cross(mut wire: &Socket, family: Family, datagram: &[u8]) -> Result<IpAddr> {
+fn cross(mut wire: &Socket, family: Family, datagram: &[u8]) -> Result<(IpAddr, IpAddr)> {
     let socket = UdpSocket::bind(family.at(Who::Gateway, 0)).context("bind the gateway's address")?;
     socket.send_to(datagram, family.at(Who::Remote, 9000)).context("send")?;
     let mut frame = [0; 2048];
     loop {
         let length = wire.read(&mut frame).context("wait for the tunnel's packet")?;
         let frame = &frame[..length];
-        let end = match frame.get(12..14) {
-            Some([0x08, 0x00]) => <[u8; 4]>::try_from(&frame[30..34]).map(IpAddr::from),
-            Some([0x86, 0xdd]) => <[u8; 16]>::try_from(&frame[38..54]).map(IpAddr::from),
+        let ends = match frame.get(12..14) {
+            Some([0x08, 0x00]) => (address::<4>(frame, 26)?, address::<4>(frame, 30)?),
+            Some([0x86, 0xdd]) => (address::<16>(frame, 22)?, address::<16>(frame, 38)?),
             _ => continue,
         };
         // Nothing else has the other node's Ethernet address.
         if frame.starts_with(&NEXT_HOP) && frame.ends_with(datagram) {
-            return end.context("an address");
+            return Ok(ends);
         }
     }
+}
+
+fn address<const N: usize>(frame: &[u8], at: usize) -> Result<IpAddr>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let octets = frame.get(at..).and_then(<[u8]>::first_chunk).context("an address")?;
+    Ok(IpAddr::from(*octets))
 }
