@@ -159,11 +159,8 @@ impl Options {
 }
 
 fn routing() -> impl TypedValueParser<Value = Routing> {
-    PossibleValuesParser::new(["overlay", "native", "auto"]).map(|name| match name.as_str() {
-        "native" => Routing::Native,
-        "auto" => Routing::Auto,
-        _ => Routing::Overlay,
-    })
+    PossibleValuesParser::new(Routing::ALL.map(Routing::label))
+        .map(|name| Routing::ALL.into_iter().find(|routing| routing.label() == name).unwrap_or_default())
 }
 
 fn mechanism() -> impl TypedValueParser<Value = Mechanism> {

@@ -19,6 +19,20 @@ pub enum Routing {
     Auto,
 }
 
+impl Routing {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Overlay, Self::Native, Self::Auto];
+
+    /// As the operator writes it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Native => "native",
+            Self::Auto => "auto",
+        }
+    }
+}
+
 /// How packets of a family get to a node's Pods, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {

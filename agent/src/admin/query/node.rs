@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use quilla_datapath::{Device, Netlink, Overlay, Result};
-use quilla_plan::{Path, Routing, Target, Tunnel};
+use quilla_plan::{Path, Target, Tunnel};
 use serde_json::{Value, json};
 
 use super::{Admin, endpoints, mac};
@@ -67,7 +67,7 @@ pub(super) fn status(admin: &Admin, view: &View) -> Result<Value> {
         mtus,
         view.programmed.then(|| *admin.mtu.borrow()),
         view.desired.tunnels.len(),
-        chosen(admin.routing),
+        admin.routing.label(),
         ways.paths(),
         encapsulation,
         why,
@@ -84,14 +84,6 @@ fn uplinks(view: &View) -> Result<Vec<Device>> {
     let devices = view.devices.iter().map(|ifindex| netlink.device_by_index(*ifindex));
     let devices: Vec<_> = devices.filter_map(Result::transpose).collect::<Result<_>>()?;
     Ok(devices.into_iter().filter(|device| device.name != Overlay::NAME).collect())
-}
-
-fn chosen(routing: Routing) -> &'static str {
-    match routing {
-        Routing::Overlay => "overlay",
-        Routing::Native => "native",
-        Routing::Auto => "auto",
-    }
 }
 
 pub(super) fn nodes(view: &View) -> Vec<Value> {
